@@ -1,0 +1,69 @@
+"""How tensors of one shape lie in memory, seen as (batches, rows, columns): what lets a kernel read views in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+VECTOR = 8  # elements: 16 bytes of a half type
+
+
+class Layout(NamedTuple):
+    """Strides are one number a tensor, in units of ``unit`` elements; None where that axis is not there."""
+
+    tensors: tuple[torch.Tensor, ...]
+    batches: int
+    rows: int
+    cols: int
+    batch_strides: tuple[int, ...] | None
+    row_strides: tuple[int, ...] | None
+    steps: tuple[int, ...]  # along a row: 1, or 0 where the row shares one value
+    unit: int
+
+
+def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Layout:
+    """The common layout of inputs, broadcastable to the outputs, and of outputs of one shape and one set of strides.
+
+    An input that no such layout reaches is copied into the outputs' order first.
+    """
+    like = outputs[0]
+    tensors = (*inputs, *outputs)
+    if like.is_contiguous() and all(t.shape == like.shape and t.is_contiguous() for t in tensors):
+        return Layout(tensors, 1, 1, like.numel(), None, None, (1,) * len(tensors), 1)
+    axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
+    if not _reachable(axes):
+        tensors = (*(t if _alone(t, like) else torch.empty_like(like, dtype=t.dtype).copy_(t) for t in inputs), *outputs)
+        axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
+    if not _reachable(axes):  # each one is, but not together
+        tensors = (*(torch.empty_like(like, dtype=t.dtype).copy_(t) for t in inputs), *outputs)
+        axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
+    *outer, (cols, steps) = axes
+    sizes, strides = [n for n, _ in outer], [by for _, by in outer]
+    vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
+    unit = VECTOR if vectors else 1
+    row_by, batch_by = ([tuple(s // unit for s in by) for by in reversed(strides)] + [None, None])[:2]
+    rows, batches = (sizes[::-1] + [1, 1])[:2]
+    return Layout(tensors, batches, rows, cols, batch_by, row_by, steps, unit)
+
+
+def _merge(shape: Sequence[int], strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
+    axes = sorted(((by[-1], n, by) for n, *by in zip(shape, *strides, strict=True) if n != 1), reverse=True, key=lambda a: a[0])
+    merged: list[tuple[int, tuple[int, ...]]] = []
+    for _, n, by in axes:
+        if merged and all(outer == n * inner for outer, inner in zip(merged[-1][1], by, strict=True)):
+            merged[-1] = (merged[-1][0] * n, tuple(by))
+        else:
+            merged.append((n, tuple(by)))
+    return merged or [(1, (1,) * len(strides))]
+
+
+def _reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
+    """Three axes at most, the innermost one read in steps of 1 or 0; a launch's second grid axis ends at 65,535."""
+    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < 2**16)
+
+
+def _alone(t: torch.Tensor, like: torch.Tensor) -> bool:
+    return _reachable(_merge(like.shape, [t.expand(like.shape).stride(), like.stride()]))

@@ -1,0 +1,26 @@
+"""The sigmoid's passes; each reads and writes every element once."""
+
+from __future__ import annotations
+
+import torch
+
+from sigtorch.kernels import _math
+from sigtorch.kernels._launch import launch
+
+
+def sigmoid_forward(x: torch.Tensor) -> torch.Tensor:
+    s = torch.empty_like(x)
+    launch(_math.sigmoid, (x,), (s,))
+    return s
+
+
+def sigmoid_backward(grad: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    grad_x = torch.empty_like(s)
+    launch(_math.dsigmoid_from_output, (grad, s), (grad_x,))
+    return grad_x
+
+
+def sigmoid_backward_from_input(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    grad_x = torch.empty_like(x)
+    launch(_math.dsigmoid_from_input, (grad, x), (grad_x,))
+    return grad_x

@@ -1,0 +1,154 @@
+"""The one place that decides what runs a tensor: the fused kernels, a CPU pass, or the formula in PyTorch's operators."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch._C import DispatchKey, DispatchKeySet, _dispatch_keys
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
+
+from sigtorch import _checks
+
+KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+_forced: ContextVar[str | None] = ContextVar("sigtorch_backend", default=None)
+
+
+def _ordinary(device: str) -> tuple[int, int]:
+    """Dispatch keys of a dense tensor of the device, made inside and outside of inference mode."""
+    inference = DispatchKeySet(getattr(DispatchKey, device)) | DispatchKeySet(getattr(DispatchKey, "Autocast" + device))
+    autograd = DispatchKeySet(DispatchKey.ADInplaceOrView) | DispatchKeySet(getattr(DispatchKey, "Autograd" + device))
+    return inference.raw_repr(), (inference | autograd).raw_repr()
+
+
+# Any other key means a bit, a layout or a wrapper that a kernel over plain memory would not see.
+_ORDINARY = frozenset(_ordinary("CPU") + _ordinary("CUDA"))
+
+
+def plain(*tensors: torch.Tensor) -> bool:
+    """Whether these are dense CPU or CUDA tensors that nothing but autograd watches."""
+    if torch.compiler.is_compiling():  # first: Dynamo traces what follows, and refuses a ContextVar under fullgraph
+        return False
+    for t in tensors:
+        if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
+            return False
+        if _dispatch_keys(t).raw_repr() not in _ORDINARY:
+            return False
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or (torch._C._len_torch_function_stack() and _function_modes_watch())
+    )
+
+
+def _function_modes_watch() -> bool:
+    """A default device is a function mode too, and leaves what exists alone."""
+    return any(type(mode) is not DeviceContext for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
+    """What runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula"."""
+    if not plain(*tensors):
+        return "formula"
+    choice = _choice()
+    if choice == "aten":
+        return "formula"
+    if choice == "triton":
+        _require_kernels(tensors)
+        return "triton"
+    device = tensors[0].device
+    if any(t.device != device for t in tensors):
+        return "formula"
+    if device.type == "cpu":
+        return "cpu" if cpu_pass else "formula"
+    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(device.index):
+        return "triton"
+    return "formula"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose what runs sigtorch's operations inside the ``with`` block, or the decorated function.
+
+    Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread.
+    The environment variable ``SIGTORCH_BACKEND`` sets the choice everywhere else.
+
+    Args:
+        name: ``"auto"``, the fused kernels for CUDA tensors they take, and PyTorch's operators for all else;
+            ``"triton"``, the kernels or an error (CPU tensors are taken where Triton reaches them, as its interpreter
+            does); ``"aten"``, PyTorch's operators for everything. What is compiled, traced, transformed or a subclass
+            is PyTorch's in every case.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    token = _forced.set(_checks.backend(name, "use_backend()"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def backend_of(*tensors: torch.Tensor) -> str:
+    """Tell what would run an operation on these tensors here and now.
+
+    Returns:
+        ``"triton"`` for the fused kernels, ``"aten"`` for PyTorch's operators.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: where ``"triton"`` is forced and cannot be.
+    """
+    return "triton" if select(*tensors) == "triton" else "aten"
+
+
+def _choice() -> str:
+    forced = _forced.get()
+    if forced is not None:
+        return forced
+    named = os.environ.get("SIGTORCH_BACKEND")
+    return _checks.backend(named, "the variable SIGTORCH_BACKEND") if named else "auto"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _kernels_compile_for(index: int) -> bool:
+    """Triton's own floor is compute capability 8.0; ROCm builds call their devices CUDA too."""
+    return torch.version.hip is None and _triton_missing() is None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def _require_kernels(tensors: tuple[torch.Tensor, ...]) -> None:
+    missing = _triton_missing()
+    if missing is not None:
+        raise _checks.triton_missing(missing)
+    for t in tensors:
+        if t.dtype not in KERNEL_DTYPES:
+            raise _checks.triton_dtype(t.dtype, KERNEL_DTYPES)
+        if not _reaches(t.device):
+            raise _checks.triton_device(t.device)
+
+
+def _reaches(device: torch.device) -> bool:
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        return True
+    try:
+        return bool(triton.runtime.driver.active.get_active_torch_device().type == device.type)
+    except RuntimeError:  # no driver at all
+        return False

@@ -1,0 +1,26 @@
+"""What each operation means, in PyTorch's own operators, differentiable in every way that PyTorch knows.
+
+They run wherever a fused pass does not: on other devices and subclasses, compiled, traced, transformed, differentiated twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(x)
+
+
+def sigmoid_from_input(x: torch.Tensor) -> torch.Tensor:
+    """exp(-softplus(-x)): its gradient is that times sigmoid(-x), where nothing cancels.
+
+    float32 has no log1p(exp(-x)) other than -x itself from 17 on, so a threshold of 50 changes no value.
+    """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_nested:
+        return torch.sigmoid(x)
+    wide = x.float() if x.dtype in HALF_DTYPES else x
+    return torch.exp(-F.softplus(-wide, threshold=50)).to(x.dtype)
