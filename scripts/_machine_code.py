@@ -6,7 +6,7 @@ are uninitialised memory. ``count`` then disassembles a launch with the tools in
 
     with use_backend("triton"), compiled(90) as launches:
         sigtorch.sigmoid(torch.empty(2**20, dtype=torch.bfloat16))
-    print(count(launches[0]).instructions * launches[0].warps * 32 * launches[0].programs / 2**20)
+    print(count(launches[0]).instructions * launches[0].threads / 2**20)  # an element
 
 Example, a table of every architecture: ``python scripts/benchmark.py --ops sigmoid --machine-code``
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -41,18 +42,17 @@ Block = tuple[list[str], list[str]]
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as compiled for a launch, and how many programs and warps it would have run."""
+    """One kernel as compiled for a launch, and how many threads it would have run on."""
 
     kernel: Any
-    programs: int
-    warps: int
+    threads: int
 
 
 @dataclass(frozen=True)
 class Counts:
     """What a thread executes on the way of full blocks, and what the kernel holds.
 
-    ``accesses`` counts that way's reads and writes of global memory by kind and bits: ``{"load 128": 2, "store 128": 2}``.
+    ``accesses`` are that way's reads and writes of global memory by kind and bits: ``{"load 128": 2, "store 128": 2}``.
     A loop counts as one turn.
     """
 
@@ -81,6 +81,9 @@ class _Driver:
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.arch, 32)
 
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
 
 @contextlib.contextmanager
 def compiled(arch: int) -> Iterator[list[Launch]]:
@@ -94,7 +97,7 @@ def compiled(arch: int) -> Iterator[list[Launch]]:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         if callable(grid):
             grid = grid(dict(zip(self.arg_names, args, strict=False)) | options)
-        launches.append(Launch(kernel, prod(grid), kernel.metadata.num_warps))
+        launches.append(Launch(kernel, prod(grid) * kernel.metadata.num_warps * 32))
         return kernel
 
     state = dict(vars(driver))
@@ -132,7 +135,7 @@ def _tool(name: str, kernel: Any, *options: str) -> str:
 
 
 def _access(op: str) -> str | None:
-    kind = {"LDG": "load", "STG": "store"}.get(op.split()[-1].split(".")[0])
+    kind = {"LDG": "load", "STG": "store"}.get(re.search(r"\w+(?=\.|$)", op).group())
     width = _WIDTH.search(op)
     return kind and f"{kind} {width.group(1) if width else 32}"
 
@@ -176,7 +179,7 @@ def _full_blocks(blocks: dict[str, Block]) -> list[str]:
             ways[label] = None  # met again on the way to itself: a loop, and no way out
             ops, following = blocks[label]
             rest = [way for way in map(best, following) if way is not None]
-            if rest or ops[-1:] and ops[-1].endswith("EXIT"):
+            if rest or "EXIT" in "".join(ops[-1:]):
                 ways[label] = ops + max(rest, key=_unmasked_width, default=[])
         return ways[label]
 

@@ -63,9 +63,13 @@ def device(text: str) -> torch.device:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a missing driver warns first and then raises
-            return torch.ones(1, device=name).cpu().to(name).device
+            found = torch.ones(1, device=name).cpu().to(name).device
+        there = torch.device(name).index in (None, found.index)  # torch takes "cpu:1" for "cpu"
     except (RuntimeError, AssertionError, ValueError):  # torch raises any of them, on several lines
-        raise argparse.ArgumentTypeError(f"there is no device {text!r} here") from None
+        there = False
+    if not there:
+        raise argparse.ArgumentTypeError(f"there is no device {text!r} here")
+    return found
 
 
 def folder(text: str) -> Path:
@@ -87,20 +91,19 @@ def add_options(parser: argparse.ArgumentParser, *, out: str) -> None:
     add("--seed", type=seed, default=0, help="start of every random number (%(default)s)")
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="of weights and activations (%(default)s)")
-    backend = os.environ.get("SIGTORCH_BACKEND", "auto")
+    backend = os.environ.get("SIGTORCH_BACKEND") or "auto"
     add("--backend", choices=("auto", "triton", "aten"), default=backend, help="what computes (%(default)s)")
     add("--save", choices=("output", "input"), default="output", help="what a sigmoid keeps for backward (%(default)s)")
     add("--out", type=folder, default=out, help="folder for metrics, curves and checkpoint (%(default)s)")
     add("--compare", action="store_true", help="train with torch.sigmoid too, and show both")
 
 
-def choose_backend(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Try the chosen backend, device and dtype on one number: what runs it, or one line why nothing can."""
+def check_backend(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Try the chosen backend, device and dtype on one number, and end in one line if they don't go together."""
     try:
         with sigtorch.use_backend(args.backend):
             x = torch.ones(1, 1, device=args.device, dtype=DTYPES[args.dtype], requires_grad=True)
             sigtorch.sigmoid(x @ x, save=args.save).sum().backward()
-            return sigtorch.backend_of(x)
     except (RuntimeError, TypeError, ValueError) as error:
         parser.error(str(error).splitlines()[0])
 
@@ -120,7 +123,7 @@ def progress(name: str, total: int) -> Iterator[Callable[..., None]]:
         task = bar.add_task(name, total=total, metrics="")
 
         def step(**metrics: float) -> None:
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
             bar.update(task, advance=1, metrics=shown)
 
         yield step

@@ -1,8 +1,7 @@
 """Draw the sigmoid and its slope, and how far off its bfloat16 gradient is with either way to save.
 
-    python scripts/derive.py
-
 The pictures go to docs/images/; the table that docs/derivation.md quotes goes to the screen.
+Example: ``python scripts/derive.py``
 """
 
 import argparse

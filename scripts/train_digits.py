@@ -1,14 +1,14 @@
 """Train a network of sigmoid layers on 1,797 scans of handwritten digits, which scikit-learn brings along.
 
-    python scripts/train_digits.py --compare
-
-The split is fixed and does not depend on --seed: 360 scans, as many of each digit, are held out and only ever measured.
+The split is fixed and does not depend on --seed: 360 scans, about 36 of each digit, are held out, only measured.
+Example: ``python scripts/train_digits.py --compare``
 """
 
 import argparse
 import math
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import _training
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 import sigtorch
 
+HELD_OUT = 360
+TRAINED_ON = 1797 - HELD_OUT
 PANELS = {"loss": ("test_loss", "train_loss"), "accuracy": ("test_accuracy", "train_accuracy")}
 
 
@@ -35,7 +37,7 @@ class Digits(NamedTuple):
 def load(device: torch.device, dtype: torch.dtype) -> Digits:
     """Read the scans and hold 360 of them out, the same ones each time."""
     pixels, labels = load_digits(return_X_y=True)
-    parts = train_test_split(pixels / 16 - 0.5, labels, test_size=360, stratify=labels, random_state=0)
+    parts = train_test_split(pixels / 16 - 0.5, labels, test_size=HELD_OUT, stratify=labels, random_state=0)
     train_x, test_x = (torch.tensor(part, dtype=dtype, device=device) for part in parts[:2])
     train_y, test_y = (torch.tensor(part, device=device) for part in parts[2:])
     return Digits(train_x, train_y, test_x, test_y)
@@ -62,7 +64,9 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return F.cross_entropy(scores, y).item(), (scores.argmax(1) == y).double().mean().item()
 
 
-def train(run: str, activation: Callable[[], nn.Module], args: argparse.Namespace, data: Digits):
+def train(
+    run: str, activation: Callable[[], nn.Module], args: argparse.Namespace, data: Digits
+) -> tuple[nn.Module, list[_training.Row]]:
     """Feedforward, error, backpropagation, a step down the slope; epoch by epoch, a row of metrics after each."""
     _training.seed_everything(args.seed)
     model = network(args.layers, activation).to(args.device, _training.DTYPES[args.dtype])
@@ -97,7 +101,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=_training.positive_float, default=0.3, help="learning rate (%(default)s)")
     _training.add_options(parser, out="runs/digits")
     args = parser.parse_args(argv)
-    args.runs_on = _training.choose_backend(parser, args)
+    weights = sum(above * below for above, below in pairwise((64, *args.layers, 10)))
+    if weights > 10**8:
+        parser.error(f"argument --layers: {weights:,} weights are more than 100,000,000")
+    if args.batch > TRAINED_ON:
+        parser.error(f"argument --batch: {args.batch} scans a step, of {TRAINED_ON} to train on")
+    if args.lr > torch.finfo(_training.DTYPES[args.dtype]).max:
+        parser.error(f"argument --lr: {args.lr:g} is more than a {args.dtype} holds")
+    _training.check_backend(parser, args)
     return args
 
 
@@ -108,6 +119,7 @@ def main() -> None:
         torch.set_num_threads(1)  # so small a product gains nothing from more, and loses much on a busy machine
     data = load(args.device, _training.DTYPES[args.dtype])
     with sigtorch.use_backend(args.backend):
+        args.runs_on = sigtorch.backend_of(data.train_x)
         model, rows = train("sigtorch", lambda: sigtorch.nn.Sigmoid(save=args.save), args, data)
     if args.compare:
         rows += train("torch", nn.Sigmoid, args, data)[1]

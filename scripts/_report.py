@@ -1,0 +1,172 @@
+"""Records of figures, and what is made of them: tables on the screen, CSV, JSON and pictures.
+
+A report measures or models, and says of every figure which. Example, the figures of an earlier run as tables again:
+``python scripts/_report.py runs/benchmark/benchmark.json``
+"""
+
+import csv
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Record:
+    """One figure. ``pass_`` is "pass" in files: Python keeps that word for itself."""
+
+    op: str
+    pass_: str  # "forward", "backward" or "both"
+    dtype: str
+    shape: str  # "4096x1024"
+    implementation: str
+    device: str
+    metric: str
+    value: float
+    unit: str
+    kind: str  # "measured" or "modelled"
+
+    @property
+    def elements(self) -> int:
+        return prod(map(int, self.shape.split("x")))
+
+
+COLUMNS = tuple(field.name.rstrip("_") for field in fields(Record))
+SUBJECT = ("op", "pass", "dtype", "shape", "device", "implementation")  # what a row of a table is about
+
+
+def header() -> dict[str, Any]:
+    """What the figures depend on: versions, hardware, threads and date."""
+    return {
+        "sigtorch": _version("sigtorch"),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """The record as the columns of a file."""
+    return {column: getattr(record, field.name) for column, field in zip(COLUMNS, fields(Record), strict=True)}
+
+
+def write_csv(path: Path, records: Iterable[Record]) -> None:
+    """One line a figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(map(as_row, records))
+
+
+def write_json(path: Path, head: dict[str, Any], records: Iterable[Record]) -> None:
+    """The header, and the figures under it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"header": head, "records": [as_row(record) for record in records]}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """What ``write_json`` wrote."""
+    content = json.loads(path.read_text())
+    return content["header"], [Record(*(row[column] for column in COLUMNS)) for row in content["records"]]
+
+
+def show(head: dict[str, Any], records: Sequence[Record]) -> None:
+    """Print the header and a table for each kind of figures."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # into a file or a pipe: nobody's window is narrow
+    console.print(", ".join(f"{key} {value}" for key, value in head.items() if value is not None), highlight=False)
+    for kind in dict.fromkeys(record.kind for record in records):
+        console.print(table(kind, [record for record in records if record.kind == kind]))
+
+
+def table(title: str, records: Sequence[Record]) -> Table:
+    """A row for each subject and a column for each metric; what all rows have in common goes into the title."""
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for record in records:
+        row = as_row(record)
+        metric = f"{record.metric}\n{record.unit}".strip()
+        lines.setdefault(tuple(row[name] for name in SUBJECT), {})[metric] = _short(record.value)
+    columns = list(zip(*lines, strict=True))
+    varying = [i for i, column in enumerate(columns) if len(set(column)) > 1]
+    common = [columns[i][0] for i in range(len(columns)) if i not in varying]
+    metrics = list(dict.fromkeys(metric for line in lines.values() for metric in line))
+    made = Table(title=" · ".join([title, *common]), title_justify="left")
+    for i in varying:
+        made.add_column(SUBJECT[i], no_wrap=True)
+    for metric in metrics:
+        made.add_column(metric, justify="right")
+    group = None
+    for subject, line in lines.items():
+        if group not in (None, subject[:4]):
+            made.add_section()  # implementations and devices of one thing stand together
+        group = subject[:4]
+        made.add_row(*(subject[i] for i in varying), *(line.get(metric, "") for metric in metrics))
+    return made
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def picture(path: Path, records: Iterable[Record], metric: str, title: str) -> None:
+    """Draw a metric over the number of elements: a row of panels for each dtype, a column for each pass."""
+    records = [record for record in records if record.metric == metric]
+    dtypes, passes, implementations = (
+        list(dict.fromkeys(getattr(record, name) for record in records))
+        for name in ("dtype", "pass_", "implementation")
+    )
+    size = (1.5 + 3.4 * len(passes), 1 + 2.6 * len(dtypes))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    panels = figure.subplots(len(dtypes), len(passes), squeeze=False, sharex=True, sharey="row")
+    for i, dtype in enumerate(dtypes):
+        for j, pass_ in enumerate(passes):
+            for number, name in enumerate(implementations):
+                found = [r for r in records if (r.dtype, r.pass_, r.implementation) == (dtype, pass_, name)]
+                points = sorted((record.elements, record.value) for record in found)
+                style = {"color": "0.6", "linestyle": "--"} if name == "copy" else {"color": f"C{number}"}
+                panels[i, j].plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style)
+            panels[i, j].set(xscale="log", ylim=(0, None), title=f"{pass_}, {dtype}")
+            panels[i, j].set_xscale("log", base=2)
+            panels[i, j].grid(alpha=0.3)
+        panels[i, 0].set_ylabel(f"{metric}, {records[0].unit}")
+    for panel in panels[-1]:
+        panel.set_xlabel("elements")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(implementations))
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    show(*read_json(Path(sys.argv[1])))

@@ -1,0 +1,260 @@
+"""The benchmark as a user runs it, the report that it fills, and the counting in machine code."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import _machine_code
+import _report
+import benchmark as benchmark_script
+import pytest
+from matplotlib.image import imread
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+RECORD = _report.Record("op", "forward", "float32", "4x32", "eager", "cpu", "bandwidth", 1.5, "GB/s", "measured")
+
+
+def run(*arguments, **variables):
+    """Run Python outside of this process: here the interpreter may have taken the kernels' place."""
+    env = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SIGTORCH_BACKEND")}
+    env["PYTHONPATH"] = os.pathsep.join(str(path) for path in (SCRIPTS, SCRIPTS.parent))
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, env=env | variables, capture_output=True, text=True, check=False, timeout=120)
+
+
+# The report.
+
+
+def test_records_survive_json(tmp_path):
+    records = [RECORD, replace(RECORD, pass_="both", value=0.1, kind="modelled")]
+    _report.write_json(tmp_path / "new" / "r.json", {"torch": "2"}, records)
+    assert _report.read_json(tmp_path / "new" / "r.json") == ({"torch": "2"}, records)
+
+
+def test_csv_has_a_line_a_figure(tmp_path):
+    _report.write_csv(tmp_path / "r.csv", [RECORD, RECORD])
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == "op,pass,dtype,shape,implementation,device,metric,value,unit,kind"
+    assert rows[1]["pass"] == "forward"
+    assert rows[1]["value"] == "1.5"
+
+
+def test_table_has_a_row_a_subject_and_a_column_a_metric():
+    records = [RECORD, replace(RECORD, metric="time", value=12345.6), replace(RECORD, implementation="compile")]
+    table = _report.table("measured", records)
+    assert [column.header for column in table.columns] == ["implementation", "bandwidth\nGB/s", "time\nGB/s"]
+    assert [list(column.cells) for column in table.columns] == [["eager", "compile"], ["1.5", "1.5"], ["12,346", ""]]
+    assert table.title == "measured · op · forward · float32 · 4x32 · cpu"
+
+
+def test_header_names_versions_and_hardware():
+    head = _report.header()
+    assert head["torch"] == __import__("torch").__version__
+    assert {"triton", "python", "cpu", "gpu", "threads", "date"} <= set(head)
+
+
+def test_picture_draws_only_the_metric_asked_for(tmp_path):
+    records = [replace(RECORD, shape=shape, implementation=i) for shape in ("8", "4x32") for i in ("eager", "copy")]
+    _report.picture(tmp_path / "a.png", records, "bandwidth", "title")
+    _report.picture(tmp_path / "b.png", [*records, replace(RECORD, metric="time")], "bandwidth", "title")
+    _report.picture(tmp_path / "c.png", [*records, replace(RECORD, shape="16")], "bandwidth", "title")
+    a, b, c = (imread(tmp_path / name) for name in ("a.png", "b.png", "c.png"))
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+# The benchmark.
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark")
+    settings = ["--ops", "sigmoid", "--sizes", 300, 4096, "--dtypes", "float32", "--device", "cpu", "--rounds", 2]
+    return run(SCRIPTS / "benchmark.py", *settings, "--machine-code", "--out", out), out
+
+
+def test_benchmark_prints_its_tables(benchmark):
+    result, out = benchmark
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "measured · sigmoid",
+        "modelled · sigmoid",
+        "bandwidth",
+        "× eager",
+        "share of copy",
+        "sm_90",
+        str(out),
+    ):
+        assert text in result.stdout
+
+
+def test_benchmark_records_are_complete(benchmark):
+    head, records = _report.read_json(benchmark[1] / "benchmark.json")
+    assert head["backend"] == "aten"
+    measured = [record for record in records if record.kind == "measured"]
+    names = {record.implementation for record in measured}
+    assert names >= {"eager", "sigtorch", "copy"}  # compile where there is a C++ compiler
+    metrics = {"time", "spread", "bandwidth", "share of copy", "speed", "peak extra memory"}
+    for name in names:
+        found = {(r.pass_, r.shape, r.metric) for r in measured if r.implementation == name}
+        wanted = metrics if name != "copy" else {"time", "spread", "bandwidth"}
+        passes = ("forward", "backward", "both")
+        assert found == {(p, n, m) for p in passes for n in ("300", "4096") for m in wanted}
+    assert all(record.value > 0 for record in measured if record.metric != "spread")
+    with (benchmark[1] / "benchmark.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(records)
+
+
+def test_benchmark_figures_agree_with_each_other(benchmark):
+    _, records = _report.read_json(benchmark[1] / "benchmark.json")
+    figures = {(r.pass_, r.shape, r.implementation, r.metric): r.value for r in records if r.kind == "measured"}
+    for (pass_, shape, name, metric), value in figures.items():
+        time, rate = figures[pass_, shape, name, "time"], figures[pass_, shape, name, "bandwidth"]
+        if metric == "bandwidth":
+            floats = {"forward": 2, "backward": 3, "both": 5}[pass_] if name != "copy" else 2
+            assert value == pytest.approx(floats * 4 * int(shape) / time / 1e6)
+        elif metric == "speed":
+            assert value == pytest.approx(figures[pass_, shape, "eager", "time"] / time)
+        elif metric == "share of copy":
+            assert value == pytest.approx(100 * rate / figures[pass_, shape, "copy", "bandwidth"])
+        elif metric == "peak extra memory":  # forward's output, backward's gradient, rounded up by the allocator
+            held = {"forward": 1, "backward": 1, "both": 2}[pass_] * 4 * int(shape) / 2**20
+            assert held <= value <= 1.3 * held + 256 / 2**20
+
+
+def test_benchmark_counts_machine_code(benchmark):
+    _, records = _report.read_json(benchmark[1] / "benchmark.json")
+    figures = {(r.device, r.pass_, r.metric): r.value for r in records if r.kind == "modelled"}
+    for arch in ("sm_80", "sm_90", "sm_100"):
+        assert figures[arch, "forward", "MUFU per element"] == 2  # an exponential and a reciprocal
+        assert figures[arch, "backward", "MUFU per element"] == 0
+        assert 2 < figures[arch, "forward", "instructions per element"] < 30
+        assert figures[arch, "forward", "narrowest access"] >= 128
+
+
+def test_benchmark_draws_a_picture(benchmark):
+    picture = imread(benchmark[1] / "sigmoid.png")
+    assert picture.shape[1] > picture.shape[0] > 300  # three passes side by side
+    assert picture.std() > 0.05  # and not a blank sheet
+
+
+def test_benchmark_refuses_in_one_line():
+    result = run(SCRIPTS / "benchmark.py", "--sizes", 0)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith("argument --sizes: wants a whole number of at least 1, not '0'")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--ops", "tanh"], "argument --ops: invalid choice: 'tanh'"),
+        (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8'"),
+        (["--passes", "sideways"], "argument --passes: invalid choice: 'sideways'"),
+        (["--backends", "jax"], "argument --backends: invalid choice: 'jax'"),
+        (["--rounds", "-1"], "argument --rounds: wants a whole number of at least 1, not '-1'"),
+        (["--device", "cuda:99"], "argument --device: there is no device 'cuda:99'"),
+        (["--out", "/dev/null/x"], "argument --out: cannot write into a folder '/dev/null/x'"),
+        (["--machine-code"], "--machine-code: TRITON_INTERPRET is set"),
+    ],
+)
+def test_benchmark_refuses_nonsense(arguments, reason, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="2"):
+        benchmark_script.parse(arguments)
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+# Machine code.
+
+SASS = """
+.text.kernel:
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/              @!P0 BRA `(.L_x_0) ;
+        /*0020*/               @P1 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/               @P1 STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0040*/                   EXIT ;
+.L_x_0:
+        /*0050*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0060*/                   MUFU.EX2 R4, R4 ;
+        /*0070*/                   FADD R4, R4, R4 ;
+        /*0080*/                   STG.E.U16 desc[UR4][R2.64], R4 ;
+        /*0090*/                   EXIT ;
+.L_x_1:
+        /*00a0*/                   BRA `(.L_x_1);
+        /*00b0*/                   NOP;
+"""
+
+
+def test_the_way_of_full_blocks_is_the_unmasked_one():
+    way = _machine_code._full_blocks(_machine_code._basic_blocks(SASS))
+    assert way == ["S2R", "@!P0 BRA", "LDG.E.128", "MUFU.EX2", "FADD", "STG.E.U16", "EXIT"]
+    assert [_machine_code._access(op) for op in way if "E." in op] == ["load 128", "store 16"]
+
+
+def test_uniform_branches_and_guarded_exits_go_both_ways():
+    uniform = SASS.replace("@!P0 BRA `", "     BRA.U !UP0, `")
+    assert "MUFU.EX2" in _machine_code._full_blocks(_machine_code._basic_blocks(uniform))
+    fallen_through = _machine_code._full_blocks(_machine_code._basic_blocks(uniform.replace("@P1", "   ")))
+    assert fallen_through == ["S2R", "BRA.U", "LDG.E.128", "STG.E.128", "EXIT"]
+    guarded = SASS.replace("@!P0 BRA `(.L_x_0)", "@!P0 EXIT").replace("@P1 LDG", "    LDG")
+    way = _machine_code._full_blocks(_machine_code._basic_blocks(guarded))
+    assert way == ["S2R", "@!P0 EXIT", "LDG.E.128", "@P1 STG.E.128", "EXIT"]
+
+
+KERNELS = """
+import json, sys
+import torch, triton, triton.language as tl
+from _machine_code import compiled, count
+
+@triton.jit
+def exponential(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if (tl.program_id(0) + 1) * BLOCK <= n:
+        tl.store(y_ptr + at, tl.exp2(tl.load(x_ptr + at)))
+    else:
+        tl.store(y_ptr + at, tl.exp2(tl.load(x_ptr + at, mask=at < n)), mask=at < n)
+
+@triton.jit
+def total(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    tl.atomic_add(y_ptr, tl.sum(tl.load(x_ptr + tl.arange(0, BLOCK))))
+
+x, y, n = torch.empty(10001), torch.full((10001,), 7.0), 10001
+options = {"enable_fp_fusion": True}  # without it Triton 3.9 warns
+found = {}
+for arch in (80, 100):
+    with compiled(arch) as launches:
+        exponential[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](x, y, n, BLOCK=1024, **options)
+        exponential[(10,)](x[1:], y[1:], n - 1, BLOCK=1024, **options)
+        total[(1,)](x, y, 1024, **options)
+    found[arch] = [{**vars(count(launch)), "threads": launch.threads} for launch in launches]
+assert (y == 7).all()  # nothing ran
+print(json.dumps(found))
+"""
+
+
+def test_launches_are_compiled_as_called_and_counted(tmp_path):
+    script = tmp_path / "kernels.py"
+    script.write_text(KERNELS)
+    result = run(script)
+    assert result.returncode == 0, result.stderr
+    for aligned, misaligned, atomic in json.loads(result.stdout).values():
+        assert aligned["name"] == "exponential"
+        assert aligned["threads"] == 10 * 128
+        assert aligned["accesses"] == {"load 128": 2, "store 128": 2}
+        assert aligned["mufu"] == 8  # 1,024 elements on 128 threads
+        assert misaligned["accesses"] == {"load 32": 8, "store 32": 8}
+        assert (aligned["atomics"], atomic["atomics"]) == (0, 1)
+        assert (aligned["stack"], aligned["spills"]) == (0, 0)
+        assert 8 < aligned["registers"] < 128
+
+
+def test_the_interpreter_has_no_machine_code(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"), _machine_code.compiled(90):
+        pass
