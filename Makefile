@@ -1,14 +1,17 @@
-# make train | make test | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
+# make train | make train-text | make test | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 PYTHON ?= python3
 VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train test lint clean
+.PHONY: train train-text test lint clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
+
+train-text: $(READY)
+	$(BIN)/python scripts/train_text.py
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,27 +6,34 @@ An operation is a scalar function from ``_math.py``, a constexpr parameter of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._layout import layout
+from sigtorch.kernels._layout import Layout, layout
+from sigtorch.kernels._math import rounded
+
+Input = torch.Tensor | float | None
 
 WARPS = 4
-# Two 16-byte accesses in flight a thread and tensor: what it takes to fill a B200's memory system.
-BYTES_PER_PROGRAM = 2 * 16 * 32 * WARPS
+# A thread's 16 elements (8 of float64) are two to four 16-byte accesses a tensor in flight: what fills a B200's memory.
+BLOCK = 16 * 32 * WARPS
+NUMBER = tl.constexpr(2)  # steps of the inputs that are no tensors: a number,
+COLUMN = tl.constexpr(3)  # and the place in the row
 OPTIONS: dict[str, Any] = {"num_warps": WARPS}
 if not triton.knobs.runtime.interpret:  # the interpreter has no such option
     OPTIONS["enable_fp_fusion"] = True
 
 
 @triton.jit
-def _place(ptr, i, batch_strides, row_strides, row, col, m, n, STEP: tl.constexpr, UNIT: tl.constexpr):
+def _place(ptr, i, batch_strides, row_strides, batch, row, col, m, n, STEP: tl.constexpr, UNIT: tl.constexpr):
     """Tensor i's elements of a tile: a 64-bit corner, 32-bit lanes from there. A STEP of 0 is one value a row."""
     if batch_strides is not None:
-        ptr += tl.program_id(1).to(tl.int64) * batch_strides[i] * UNIT
+        ptr += batch * batch_strides[i] * UNIT
     if row_strides is not None:
         ptr += row * row_strides[i] * UNIT
         m = m.to(tl.int64) * row_strides[i] * UNIT
@@ -37,17 +44,31 @@ def _place(ptr, i, batch_strides, row_strides, row, col, m, n, STEP: tl.constexp
 
 
 @triton.jit
-def _tile(ins, outs, batch_strides, row_strides, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT):
-    """Load, compute in float32 (float64 stays), round once, store; masks are None for a full tile."""
+def _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT):
+    """A tile of every input in float32 (float64 stays); masks are None for a full tile."""
     values = ()
     for i in tl.static_range(len(ins)):
-        ptr = _place(ins[i], i, batch_strides, row_strides, row, col, m, n, STEPS[i], UNIT)
-        value = tl.load(ptr, mask=mask if STEPS[i] else row_mask)
-        values = values + (value.to(tl.float64 if value.dtype == tl.float64 else tl.float32),)
+        if STEPS[i] == NUMBER:
+            value = tl.cast(ins[i], tl.float32)
+        elif STEPS[i] == COLUMN:
+            value = (col + n).to(tl.float32)
+        else:
+            ptr = _place(ins[i], i, batch_strides, row_strides, batch, row, col, m, n, STEPS[i], UNIT)
+            value = tl.load(ptr, mask=mask if STEPS[i] else row_mask)
+            value = value.to(tl.float64 if value.dtype == tl.float64 else tl.float32)
+        values = values + (value,)
+    return values
+
+
+@triton.jit
+def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT):
+    """Load, compute, round once, store."""
+    values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
     results = FN(*values, PRECISE)
     for i in tl.static_range(len(outs)):
-        ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, row, col, m, n, 1, UNIT)
-        tl.store(ptr, results[i] if len(outs) > 1 else results, mask=mask)
+        ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, batch, row, col, m, n, 1, UNIT)
+        result = results[i] if len(outs) > 1 else results
+        tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -67,6 +88,7 @@ def _map_kernel(
 ):
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
+    batch = tl.program_id(1).to(tl.int64)
     row = tl.cast(0, tl.int64)
     col = tl.program_id(0).to(tl.int64) * BLOCK_N
     if row_strides is not None:
@@ -75,32 +97,61 @@ def _map_kernel(
         col = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N
     # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
     if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-        _tile(ins, outs, batch_strides, row_strides, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT)
+        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT)
     else:
         row_mask = m < rows - row
         mask = row_mask & (n < cols - col)
         if UNIT > 1:
             mask = tl.max_constancy(mask, [1, UNIT])
-        _tile(ins, outs, batch_strides, row_strides, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT)
+        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT)
 
 
-def launch(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
+def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> None:
     """Runs fn on inputs, each broadcastable to the outputs' shape, into the outputs.
 
-    Outputs share one shape and one set of strides, are freshly allocated and overlap nothing.
+    Outputs share one shape and one set of strides, are freshly allocated and overlap nothing. An input may also be a
+    number, or None: the element's place along the outputs' innermost axis.
     """
     like = outputs[0]
     if not like.numel():
         return
-    at = layout(inputs, outputs)
-    block_n = BYTES_PER_PROGRAM // like.element_size()
-    block_m = 1
-    if at.row_strides is not None and at.cols < block_n:
-        block_m, block_n = block_n // triton.next_power_of_2(at.cols), triton.next_power_of_2(at.cols)
+    at = arrange(inputs, outputs)
+    block_m, block_n = tile_of(at, like)
     precise = like.dtype not in (torch.float16, torch.bfloat16)
-    grid = (triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), at.batches)
+    grid = (-(-at.rows // block_m) * -(-at.cols // block_n), at.batches)  # triton.cdiv costs the host 2 us
     with torch.cuda.device_of(like):
         _map_kernel[grid](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], at.batch_strides, at.row_strides, at.rows, at.cols,
             fn, at.steps, precise, at.unit, block_m, block_n, **OPTIONS,
         )  # fmt: skip
+
+
+def tile_of(at: Layout, like: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    size = BLOCK if like.element_size() <= 4 else BLOCK // 2
+    if at.row_strides is None or at.cols >= size:
+        return 1, size
+    columns: int = triton.next_power_of_2(at.cols)
+    return size // columns, columns
+
+
+def arrange(inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> Layout:
+    """The layout of the tensors, with numbers and places in between where they were given."""
+    if all(isinstance(t, torch.Tensor) for t in inputs):
+        return layout(inputs, outputs)
+    if outputs[0].dtype == torch.float64:  # a number is a float32 to Triton
+        inputs = tuple(outputs[0].new_full((), t) if isinstance(t, int | float) else t for t in inputs)
+    tensors = [isinstance(t, torch.Tensor) for t in (*inputs, *outputs)]
+    at = layout(tuple(t for t in inputs if isinstance(t, torch.Tensor)), outputs)
+
+    def spread(values: Iterable[Any], between: Iterable[Any]) -> tuple[Any, ...]:
+        values, between = iter(values), iter(between)
+        return tuple(next(values) if tensor else next(between) for tensor in tensors)
+
+    others = [t for t in inputs if not isinstance(t, torch.Tensor)]
+    return at._replace(
+        tensors=spread(at.tensors, (1 if t is None else t for t in others)),
+        steps=spread(at.steps, (COLUMN.value if t is None else NUMBER.value for t in others)),
+        batch_strides=at.batch_strides and spread(at.batch_strides, repeat(0)),
+        row_strides=at.row_strides and spread(at.row_strides, repeat(0)),
+    )

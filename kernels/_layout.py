@@ -32,13 +32,13 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     tensors = (*inputs, *outputs)
     if like.is_contiguous() and all(t.shape == like.shape and t.is_contiguous() for t in tensors):
         return Layout(tensors, 1, 1, like.numel(), None, None, (1,) * len(tensors), 1)
-    axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
+    axes = _axes(tensors, like)
     if not _reachable(axes):
-        tensors = (*(t if _alone(t, like) else torch.empty_like(like, dtype=t.dtype).copy_(t) for t in inputs), *outputs)
-        axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
-    if not _reachable(axes):  # each one is, but not together
-        tensors = (*(torch.empty_like(like, dtype=t.dtype).copy_(t) for t in inputs), *outputs)
-        axes = _merge(like.shape, [t.expand(like.shape).stride() for t in tensors])
+        tensors = (*(t if _reachable(_axes((t, like), like)) else _ordered(t, like) for t in inputs), *outputs)
+        axes = _axes(tensors, like)
+    if not _reachable(axes):  # each one may be, but not together
+        tensors = (*(_ordered(t.expand(like.shape), like) for t in inputs), *outputs)
+        axes = _axes(tensors, like)
     *outer, (cols, steps) = axes
     sizes, strides = [n for n, _ in outer], [by for _, by in outer]
     vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
@@ -48,16 +48,20 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     return Layout(tensors, batches, rows, cols, batch_by, row_by, steps, unit)
 
 
-def _merge(shape: Sequence[int], strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int, tuple[int, ...]]]:
     """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
-    axes = sorted(((by[-1], n, by) for n, *by in zip(shape, *strides, strict=True) if n != 1), reverse=True, key=lambda a: a[0])
-    merged: list[tuple[int, tuple[int, ...]]] = []
-    for _, n, by in axes:
-        if merged and all(outer == n * inner for outer, inner in zip(merged[-1][1], by, strict=True)):
-            merged[-1] = (merged[-1][0] * n, tuple(by))
+    strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
+    axes: list[tuple[int, tuple[int, ...]]] = []
+    for n, by in sorted(
+        ((n, by) for n, by in zip(like.shape, strides, strict=True) if n != 1), reverse=True, key=lambda axis: axis[1][-1]
+    ):
+        if axes and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
+            axes[-1] = (axes[-1][0] * n, by)
         else:
-            merged.append((n, tuple(by)))
-    return merged or [(1, (1,) * len(strides))]
+            axes.append((n, by))
+    if not axes or axes[-1][1][-1] != 1:  # one element, or outputs of one column each
+        axes.append((1, (1,) * len(tensors)))
+    return axes
 
 
 def _reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
@@ -65,5 +69,9 @@ def _reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
     return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < 2**16)
 
 
-def _alone(t: torch.Tensor, like: torch.Tensor) -> bool:
-    return _reachable(_merge(like.shape, [t.expand(like.shape).stride(), like.stride()]))
+def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A dense copy of t with its axes in like's order."""
+    strides, step = [0] * t.dim(), 1
+    for axis in sorted(range(t.dim()), key=lambda i: like.stride(i - t.dim())):
+        strides[axis], step = step, step * t.shape[axis]
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)

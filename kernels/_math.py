@@ -23,6 +23,15 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
     def _reciprocal(x):
         return 1.0 / x
 
+    @triton.jit
+    def rounded(x, dtype: tl.constexpr):
+        """x.to(dtype), to the nearest: the interpreter itself truncates to bfloat16."""
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.uint32, bitcast=True)
+            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+            x = tl.where(x == x, nearest.to(tl.uint32).to(tl.float32, bitcast=True), x)
+        return x.to(dtype)
+
 else:
 
     @triton.jit
@@ -39,6 +48,11 @@ else:
             return tl.inline_asm_elementwise(
                 "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
             )
+
+    @triton.jit
+    def rounded(x, dtype: tl.constexpr):
+        """x.to(dtype), to the nearest."""
+        return x.to(dtype)
 
 
 @triton.jit
@@ -75,3 +89,65 @@ def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
     e = exp_neg(tl.abs(x), PRECISE)
     r = _reciprocal(1.0 + e)
     return grad * (e * r * r)
+
+
+@triton.jit
+def _sigmoid_and_slope(x, PRECISE: tl.constexpr):
+    """s, 1 - s and s * (1 - s) without a difference; from x = -88 on s is 0 and 1 - s is of no use, as its product is 0."""
+    e = exp_neg(x, PRECISE)
+    s = _reciprocal(1.0 + e)
+    rest = tl.minimum(e, 3.4e38) * s  # inf * 0 would be NaN
+    return s, rest, s * rest
+
+
+@triton.jit
+def sigmoid_gate(x, gate, PRECISE: tl.constexpr):
+    return sigmoid(gate, PRECISE) * x
+
+
+@triton.jit
+def sigmoid_gate_residual(x, gate, residual, PRECISE: tl.constexpr):
+    return tl.fma(sigmoid(gate, PRECISE), x, residual)
+
+
+@triton.jit
+def dsigmoid_gate(grad, x, gate, PRECISE: tl.constexpr):
+    """Gradients of x and gate."""
+    s, _, slope = _sigmoid_and_slope(gate, PRECISE)
+    return grad * s, grad * x * slope
+
+
+@triton.jit
+def swiglu(gate, up, PRECISE: tl.constexpr):
+    return gate * sigmoid(gate, PRECISE) * up
+
+
+@triton.jit
+def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
+    """Gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
+    s, rest, _ = _sigmoid_and_slope(gate, PRECISE)
+    grad_s = grad * s
+    return grad_s * up * tl.fma(gate, rest, 1.0), grad_s * gate
+
+
+@triton.jit
+def _both_sides(x, PRECISE: tl.constexpr):
+    """s and 1 - s, each exact to its last bits for every x."""
+    e = exp_neg(tl.abs(x), PRECISE)
+    near = _reciprocal(1.0 + e)
+    far = e * near
+    return tl.where(x < 0, far, near), tl.where(x < 0, near, far)
+
+
+@triton.jit
+def sigmoid_lerp(x, y, gate, PRECISE: tl.constexpr):
+    s, rest = _both_sides(gate, PRECISE)
+    return tl.fma(s, x, rest * y)
+
+
+@triton.jit
+def dsigmoid_lerp(grad, x, y, gate, PRECISE: tl.constexpr):
+    """Gradients of x, y and gate."""
+    s, rest = _both_sides(gate, PRECISE)
+    grad_x = grad * s
+    return grad_x, grad * rest, grad_x * rest * (x - y)

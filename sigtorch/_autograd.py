@@ -6,6 +6,8 @@ watches (a transform, a double backward) is the formula's.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +17,10 @@ from torch.autograd import Function
 from sigtorch import _backend, formulas
 
 
+@functools.cache
 def _passes(backend: str, family: str) -> Any:
     """The module that holds an operation's passes; kernels are imported when the first tensor needs them."""
-    if backend == "cpu":
-        from sigtorch import _cpu
-
-        return _cpu
-    import importlib
-
-    return importlib.import_module(f"sigtorch.kernels.{family}")
+    return importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
 
 
 def _fused(*tensors: torch.Tensor) -> bool:
@@ -35,13 +32,14 @@ def _formula_grads(
     ctx: Any, formula: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients by differentiating the formula at the saved inputs, themselves differentiable where that is asked for."""
+    needs = ctx.needs_input_grad[: len(inputs)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that one tensor given twice gets two gradients.
-        views = [t.view_as(t) if create_graph else t.detach().requires_grad_(n) for t, n in zip(inputs, ctx.needs_input_grad)]
-        wanted = [v for v, n in zip(views, ctx.needs_input_grad) if n]
-        grads = iter(torch.autograd.grad(formula(*views), wanted, grad, create_graph=create_graph, allow_unused=True))
-    return [next(grads) if n else None for n in ctx.needs_input_grad[: len(inputs)]]
+        views = [t.view_as(t) if create_graph else t.detach().requires_grad_(n) for t, n in zip(inputs, needs)]
+        wanted = [v for v, n in zip(views, needs) if n]
+        grads = iter(torch.autograd.grad(formula(*views), wanted, grad, create_graph=create_graph))
+    return [next(grads) if n else None for n in needs]
 
 
 class SigmoidFunction(Function):
@@ -77,3 +75,70 @@ class SigmoidFromInputFunction(Function):
         if _fused(grad, x):
             return ctx.passes.sigmoid_backward_from_input(grad, x), None
         return *_formula_grads(ctx, formulas.sigmoid_from_input, (x,), grad), None
+
+
+class _FromInputs(Function):
+    """Saves its input tensors and nothing else; a subclass names its passes and the formula they stand for.
+
+    Called with the tensors, then what else the passes take, then the backend.
+    """
+
+    family: str
+    op: str
+    formula: Callable[..., torch.Tensor]
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        cls = ctx._forward_cls
+        *args, backend = args
+        ctx.passes = _passes(backend, cls.family)
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        ctx.rest = args[len(tensors) :]
+        ctx.save_for_backward(*tensors)
+        return getattr(ctx.passes, f"{cls.op}_forward")(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cls, tensors = ctx._forward_cls, ctx.saved_tensors
+        if _fused(grad, *tensors):
+            grads = getattr(ctx.passes, f"{cls.op}_backward")(grad, *tensors, *ctx.rest)
+        else:
+            grads = _formula_grads(ctx, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
+        return *grads, *[None] * (len(ctx.rest) + 1)
+
+
+class SigmoidGateFunction(_FromInputs):
+    family, op, formula = "gates", "sigmoid_gate", staticmethod(formulas.sigmoid_gate)
+
+
+class SigmoidGateResidualFunction(Function):
+    """The residual's gradient is the incoming one: it is not saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
+        ctx.passes = _passes(backend, "gates")
+        ctx.save_for_backward(x, gate)
+        return ctx.passes.sigmoid_gate_forward(x, gate, residual)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gate = ctx.saved_tensors
+        if _fused(grad, x, gate):
+            return *ctx.passes.sigmoid_gate_backward(grad, x, gate), grad, None
+        return *_formula_grads(ctx, formulas.sigmoid_gate, (x, gate), grad), grad, None
+
+
+class SigmoidLerpFunction(_FromInputs):
+    family, op, formula = "gates", "sigmoid_lerp", staticmethod(formulas.sigmoid_lerp)
+
+
+class GLUFunction(_FromInputs):
+    family, op, formula = "gates", "glu", staticmethod(formulas.glu)
+
+
+class SwiGLUFunction(_FromInputs):
+    family, op, formula = "gates", "swiglu", staticmethod(formulas.swiglu)
+
+
+class SwiGLUPackedFunction(_FromInputs):
+    family, op, formula = "gates", "swiglu_packed", staticmethod(formulas.swiglu_packed)

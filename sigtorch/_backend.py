@@ -17,6 +17,9 @@ from sigtorch import _checks
 
 KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
+# Function modes that leave what exists alone, and so do not watch it: a default device is one.
+TRANSPARENT_MODES: set[type] = {DeviceContext}
+
 _forced: ContextVar[str | None] = ContextVar("sigtorch_backend", default=None)
 
 
@@ -50,8 +53,7 @@ def plain(*tensors: torch.Tensor) -> bool:
 
 
 def _function_modes_watch() -> bool:
-    """A default device is a function mode too, and leaves what exists alone."""
-    return any(type(mode) is not DeviceContext for mode in torch.overrides._get_current_function_mode_stack())
+    return any(type(mode) not in TRANSPARENT_MODES for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:

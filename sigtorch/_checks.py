@@ -29,6 +29,41 @@ def tensors(where: str, **arguments: Any) -> None:
             raise TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
 
 
+def broadcastable(where: str, **arguments: torch.Tensor) -> None:
+    """Tensors of shapes that broadcast, on one device (a 0-d CPU tensor goes with any)."""
+    tensors(where, **arguments)
+    plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
+    try:
+        torch.broadcast_shapes(*(t.shape for t in plain.values()))
+    except RuntimeError:
+        seen = ", ".join(f"{k} {tuple(t.shape)}" for k, t in plain.items())
+        raise ValueError(f"{where}: shapes do not broadcast: {seen}") from None
+    if len({t.device for t in plain.values() if t.dim() or t.device.type != "cpu"}) > 1:
+        seen = ", ".join(f"{k} on {t.device}" for k, t in plain.items())
+        raise ValueError(f"{where}: tensors on several devices: {seen}")
+
+
+def halves(where: str, x: torch.Tensor, dim: int) -> None:
+    tensors(where, x=x)
+    if not isinstance(x, torch.Tensor) or x.is_nested:
+        return
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"{where}: dim={dim} is not one of x, whose shape is {tuple(x.shape)}")
+    if x.shape[dim] % 2:
+        raise ValueError(f"{where}: dim={dim} must have an even size, got x of shape {tuple(x.shape)}")
+
+
+def module(value: object, where: str) -> None:
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(f"{where}: model must be a Module, got {type(value).__name__}")
+
+
+def class_changed(names: Collection[str]) -> RuntimeError:
+    return RuntimeError(
+        f"Patch.undo(): left as they are, for something else changed their class or forward since: {_listed(names)}"
+    )
+
+
 def triton_missing(why: str) -> RuntimeError:
     return RuntimeError(f"backend 'triton' was asked for, but triton cannot be imported: {why}")
 

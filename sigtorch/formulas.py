@@ -24,3 +24,26 @@ def sigmoid_from_input(x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(x)
     wide = x.float() if x.dtype in HALF_DTYPES else x
     return torch.exp(-F.softplus(-wide, threshold=50)).to(x.dtype)
+
+
+def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    gated = torch.sigmoid(gate) * x
+    return gated if residual is None else gated + residual
+
+
+def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(gate)
+    return s * x + (1 - s) * y
+
+
+def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    return F.glu(x, dim)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate) * up
+
+
+def swiglu_packed(x: torch.Tensor) -> torch.Tensor:
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up

@@ -6,6 +6,7 @@ import torch
 
 from sigtorch import _autograd, _checks, formulas
 from sigtorch._backend import select
+from sigtorch._cpu import CHUNK
 
 
 def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
@@ -42,3 +43,139 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
         _checks.tensors("sigmoid()", x=x)
         return formulas.sigmoid_from_input(x)
     return _autograd.SigmoidFromInputFunction.apply(x, backend)
+
+
+def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    r"""Computes :math:`\sigma(g) \cdot x`, plus ``residual`` where one is given.
+
+    Args:
+        x: what is gated, any shape and floating dtype.
+        gate: logits of the gate, broadcastable against x. Fused on CUDA for x's shape, one gate a row ``(..., 1)``, one
+            a feature ``(features,)`` and one a channel ``(N, C, 1, 1)``; PyTorch's operators for the rest.
+        residual: added to the result, broadcastable; fused where it has x's shape.
+
+    Returns:
+        A tensor of the broadcast shape and the promoted dtype. Only x and gate are kept for backward.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: shapes that do not broadcast, or tensors on several devices.
+
+    Source:
+        Qiu et al., "Gated Attention for Large Language Models", 2025, arXiv:2505.06708; Hu et al.,
+        "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507.
+    """
+    given = (x, gate) if residual is None else (x, gate, residual)
+    backend = select(*given)
+    if backend == "formula" or not _gates_fused(x, gate) or (residual is not None and residual.shape != x.shape):
+        named = {"x": x, "gate": gate} if residual is None else {"x": x, "gate": gate, "residual": residual}
+        _checks.broadcastable("sigmoid_gate()", **named)
+        return formulas.sigmoid_gate(*given)
+    if residual is None:
+        return _autograd.SigmoidGateFunction.apply(x, gate, backend)
+    return _autograd.SigmoidGateResidualFunction.apply(x, gate, residual, backend)
+
+
+def _gates_fused(x: torch.Tensor, gate: torch.Tensor) -> bool:
+    """The shapes that the kernels broadcast: x's own, (..., 1), (features,) and (N, C, 1, 1)."""
+    if gate.shape == x.shape:
+        return True
+    if gate.numel() <= 1:
+        return False
+    channels = (*x.shape[:2], *(1,) * (x.dim() - 2))
+    return gate.shape in ((*x.shape[:-1], 1), x.shape[-1:], channels)
+
+
+def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    r"""Computes :math:`\sigma(g) \cdot x + (1 - \sigma(g)) \cdot y`, the update of highway layers and GRU cells.
+
+    Args:
+        x: taken where the gate is open, any shape and floating dtype.
+        y: taken where it is closed, broadcastable against x.
+        gate: logits of the gate, broadcastable against both. Fused where all three have one shape.
+
+    Returns:
+        A tensor of the broadcast shape and the promoted dtype. Only the three inputs are kept for backward.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: shapes that do not broadcast, or tensors on several devices.
+
+    Source:
+        Srivastava, Greff and Schmidhuber, "Highway Networks", 2015, arXiv:1505.00387.
+    """
+    backend = select(x, y, gate, cpu_pass=True)
+    if (
+        backend == "formula"
+        or not x.shape == y.shape == gate.shape
+        or (backend == "cpu" and not _cpu_lerps(x, y, gate))
+    ):
+        _checks.broadcastable("sigmoid_lerp()", x=x, y=y, gate=gate)
+        return formulas.sigmoid_lerp(x, y, gate)
+    return _autograd.SigmoidLerpFunction.apply(x, y, gate, backend)
+
+
+def _cpu_lerps(*tensors: torch.Tensor) -> bool:
+    """Where the pass in chunks beats the formula: below one chunk, threading eats the gain."""
+    first = tensors[0]
+    return (
+        first.dtype in (torch.float32, torch.float64)
+        and first.numel() >= CHUNK
+        and all(t.is_contiguous() and t.dtype == first.dtype for t in tensors)
+    )
+
+
+def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    r"""Computes :math:`a \cdot \sigma(b)` of the halves a, b of x along ``dim``, as :func:`torch.nn.functional.glu` does.
+
+    Args:
+        x: any floating dtype; ``dim`` has an even size.
+        dim: the axis to halve.
+
+    Returns:
+        A tensor of x's shape with ``dim`` halved. Only x is kept for backward; its gradient is written into its halves.
+
+    Raises:
+        TypeError: x is not a tensor.
+        ValueError: an odd size, or no such dimension.
+
+    Source:
+        Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
+    """
+    backend = select(x)
+    _checks.halves("glu()", x, dim)
+    if backend == "formula":
+        return formulas.glu(x, dim)
+    return _autograd.GLUFunction.apply(x, dim, backend)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+    r"""Computes :math:`\mathrm{silu}(g) \cdot u = g \, \sigma(g) \cdot u`.
+
+    Args:
+        gate: any shape and floating dtype; without ``up``, both packed along the last axis, the gate first, as in
+            ``F.silu(a) * b`` of ``a, b = x.chunk(2, -1)``.
+        up: broadcastable against gate; fused where it has its shape.
+
+    Returns:
+        A tensor of the broadcast shape, or of the packed one with its last axis halved, and the promoted dtype. Only the
+        inputs are kept for backward; a packed gradient is written into its halves.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: shapes that do not broadcast, an odd last axis of a packed tensor, or tensors on several devices.
+
+    Source:
+        Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202.
+    """
+    if up is None:
+        backend = select(gate)
+        _checks.halves("swiglu()", gate, -1)
+        if backend == "formula":
+            return formulas.swiglu_packed(gate)
+        return _autograd.SwiGLUPackedFunction.apply(gate, backend)
+    backend = select(gate, up)
+    if backend == "formula" or gate.shape != up.shape:
+        _checks.broadcastable("swiglu()", gate=gate, up=up)
+        return formulas.swiglu(gate, up)
+    return _autograd.SwiGLUFunction.apply(gate, up, backend)

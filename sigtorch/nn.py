@@ -27,3 +27,47 @@ class Sigmoid(torch.nn.Sigmoid):
 
     def extra_repr(self) -> str:
         return f"save={self.save!r}"
+
+
+class SigmoidGate(torch.nn.Module):
+    """:func:`sigtorch.sigmoid_gate` as a module: ``forward(x, gate, residual=None)``."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return functional.sigmoid_gate(x, gate, residual)
+
+
+class GLU(torch.nn.GLU):
+    """:func:`sigtorch.glu` as a module; drop-in for :class:`torch.nn.GLU`, which it is one of.
+
+    Args:
+        dim: the axis to halve.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.glu(input, self.dim)
+
+
+class SwiGLU(torch.nn.Module):
+    """:func:`sigtorch.swiglu` as a module: ``forward(gate, up)``, or packed ``forward(x)``."""
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+        return functional.swiglu(gate, up)
+
+
+class GatedMLP(torch.nn.Module):
+    """The feed-forward layer of Llama and its kin, ``down_proj(swiglu(gate_proj(x), up_proj(x)))``.
+
+    Args:
+        dim: features of the input and the output.
+        hidden: features in between.
+        bias: whether the projections have one.
+    """
+
+    def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = torch.nn.Linear(dim, hidden, bias)
+        self.up_proj = torch.nn.Linear(dim, hidden, bias)
+        self.down_proj = torch.nn.Linear(hidden, dim, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(functional.swiglu(self.gate_proj(x), self.up_proj(x)))

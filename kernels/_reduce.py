@@ -1,0 +1,120 @@
+"""An elementwise pass whose last result is also summed, over rows or columns, to the shape of a broadcast input.
+
+The summed axis is cut into chunks; each program adds up one of them in a fixed order, and one more sum adds the chunks: no
+atomics, so that two runs are bit-equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from sigtorch.kernels._launch import OPTIONS, _place, _values, tile_of
+from sigtorch.kernels._layout import layout
+from sigtorch.kernels._math import rounded
+
+PROGRAMS = 1024  # about what fills a large GPU; a constant, so that every device adds in the same order
+
+
+@triton.jit
+def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT):
+    """As the elementwise kernel's, but the last result is returned."""
+    values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
+    results = FN(*values, PRECISE)
+    for i in tl.static_range(len(outs)):
+        ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, batch, row, col, m, n, 1, UNIT)
+        tl.store(ptr, rounded(results[i], ptr.dtype.element_ty), mask=mask)
+    return results[len(outs)]
+
+
+@triton.jit
+def _map_sum_kernel(
+    ins,
+    outs,
+    sums_ptr,
+    batch_strides,
+    row_strides,
+    rows,
+    cols,
+    sums_size,
+    chunk_tiles,
+    FN: tl.constexpr,
+    STEPS: tl.constexpr,
+    PRECISE: tl.constexpr,
+    UNIT: tl.constexpr,
+    KEPT: tl.constexpr,  # the input whose shape the sums have
+    OVER_ROWS: tl.constexpr,
+    BATCHES_TOO: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    m = tl.arange(0, BLOCK_M)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    batch = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(cols, BLOCK_N) if OVER_ROWS else tl.cdiv(rows, BLOCK_M)
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    chunk = (tl.program_id(0) // blocks).to(tl.int64)
+    row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
+    col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if sums_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    for _ in range(chunk_tiles):
+        if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
+            total += _tile(
+                ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT
+            )
+        else:
+            row_mask = m < rows - row
+            mask = row_mask & (n < cols - col)
+            if UNIT > 1:
+                mask = tl.max_constancy(mask, [1, UNIT])
+            value = _tile(
+                ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT
+            )
+            total += tl.where(mask, value, 0.0)
+        if OVER_ROWS:
+            row += BLOCK_M
+        else:
+            col += BLOCK_N
+    line = chunk * tl.num_programs(1) + batch if BATCHES_TOO else chunk
+    ptr = _place(sums_ptr + line * sums_size, KEPT, batch_strides, row_strides, batch, 0 if OVER_ROWS else row,
+                 col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n, OVER_ROWS, UNIT)  # fmt: skip
+    if OVER_ROWS:
+        tl.store(ptr + m * 0, tl.sum(total, 0, keep_dims=True), mask=n < cols - col)
+    else:
+        tl.store(ptr, tl.sum(total, 1, keep_dims=True), mask=m < rows - row)
+
+
+def launch_sum(
+    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], kept: int
+) -> torch.Tensor | None:
+    """Runs fn on inputs into outputs; its last result is summed to the shape of ``inputs[kept]`` and returned.
+
+    That input is broadcast along the rows or along the columns; None, and nothing done, where it is along neither.
+    """
+    like, small = outputs[0], inputs[kept]
+    at = layout(inputs, outputs)
+    held = at.tensors[kept]
+    row_stride = at.row_strides[kept] if at.row_strides is not None else 0
+    over_rows = at.steps[kept] == 1
+    if held.shape != small.shape or not torch.ops.aten.is_non_overlapping_and_dense(held) or (at.rows > 1 and over_rows == (row_stride > 0)):
+        return None
+    block_m, block_n = tile_of(at, like)
+    kept_blocks = -(-at.cols // block_n) if over_rows else -(-at.rows // block_m)
+    tiles = -(-at.rows // block_m) if over_rows else -(-at.cols // block_n)
+    chunk_tiles = min(tiles, -(-tiles * kept_blocks * at.batches // PROGRAMS))
+    chunks = -(-tiles // chunk_tiles)
+    batches_too = at.batch_strides is not None and at.batch_strides[kept] == 0
+    lines = chunks * at.batches if batches_too else chunks
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    sums = torch.empty((lines, small.numel()), dtype=wide, device=like.device)
+    with torch.cuda.device_of(like):
+        _map_sum_kernel[(kept_blocks * chunks, at.batches)](
+            at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, at.batch_strides, at.row_strides, at.rows,
+            at.cols, small.numel(), chunk_tiles, fn, at.steps, like.dtype not in (torch.float16, torch.bfloat16),
+            at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,
+        )  # fmt: skip
+    total = sums.sum(0) if lines > 1 else sums[0]
+    return total.as_strided(held.shape, held.stride()).to(small.dtype)

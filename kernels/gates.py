@@ -1,0 +1,87 @@
+"""The gates' passes. Inputs are read where they lie, chunk halves too; backward recomputes the sigmoid from them."""
+
+from __future__ import annotations
+
+import torch
+
+from sigtorch.kernels import _math
+from sigtorch.kernels._launch import launch
+from sigtorch.kernels._reduce import launch_sum
+
+
+def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    dtype = x.dtype
+    for t in others:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return torch.empty_like(x, dtype=dtype)
+
+
+def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    if residual is None:
+        out = _result(x, gate)
+        launch(_math.sigmoid_gate, (x, gate), (out,))
+    else:
+        out = _result(x, gate, residual)
+        launch(_math.sigmoid_gate_residual, (x, gate, residual), (out,))
+    return out
+
+
+def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and of gate; a broadcast gate's is summed in the same pass."""
+    grad_x = torch.empty_like(x)
+    if gate.shape != x.shape and x.numel():
+        grad_gate = launch_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), kept=2)
+        if grad_gate is not None:
+            return grad_x, grad_gate
+    grad_gate = torch.empty_like(grad_x, dtype=gate.dtype if gate.shape == x.shape else torch.float32)
+    launch(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
+    return grad_x, grad_gate.sum_to_size(gate.shape).to(gate.dtype)
+
+
+def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    out = _result(x, y, gate)
+    launch(_math.sigmoid_lerp, (x, y, gate), (out,))
+    return out
+
+
+def sigmoid_lerp_backward(
+    grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    grad_x = torch.empty_like(x)
+    grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
+    launch(_math.dsigmoid_lerp, (grad, x, y, gate), grads)
+    return grads
+
+
+def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
+    value, gate = x.chunk(2, dim)
+    return sigmoid_gate_forward(value, gate)
+
+
+def glu_backward(grad: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor]:
+    grad_x = torch.empty_like(x)
+    launch(_math.dsigmoid_gate, (grad, *x.chunk(2, dim)), grad_x.chunk(2, dim))
+    return (grad_x,)
+
+
+def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    out = _result(gate, up)
+    launch(_math.swiglu, (gate, up), (out,))
+    return out
+
+
+def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_gate = torch.empty_like(gate)
+    grad_up = torch.empty_like(grad_gate, dtype=up.dtype)
+    launch(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
+    return grad_gate, grad_up
+
+
+def swiglu_packed_forward(x: torch.Tensor) -> torch.Tensor:
+    return swiglu_forward(*x.chunk(2, -1))
+
+
+def swiglu_packed_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+    grad_x = torch.empty_like(x)
+    launch(_math.dswiglu, (grad, *x.chunk(2, -1)), grad_x.chunk(2, -1))
+    return (grad_x,)

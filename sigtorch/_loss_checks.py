@@ -1,0 +1,98 @@
+"""Every error a user of the losses can meet, each one line that quotes what was seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sigtorch import _backend
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduction(value: object, where: str) -> None:
+    if value not in REDUCTIONS:
+        listed = ", ".join(map(repr, REDUCTIONS))
+        raise ValueError(f"{where}: unknown reduction={value!r}, expected one of {listed}")
+
+
+def legacy(where: str, size_average: object, reduce: object) -> None:
+    if size_average is not None or reduce is not None:
+        raise ValueError(
+            f"{where}: size_average={size_average!r} and reduce={reduce!r} are not supported, give a reduction instead"
+        )
+
+
+def label_smoothing(value: float, where: str) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where}: label_smoothing must lie in [0, 1], got {value!r}")
+
+
+def focal(alpha: float, gamma: float, where: str) -> None:
+    if not (0 <= alpha <= 1 or alpha == -1):
+        raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
+    if not 0 <= gamma < float("inf"):
+        raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
+
+
+def normalizer(value: Any, reduction: str, where: str) -> None:
+    if value is None:
+        return
+    if reduction == "mean":
+        raise ValueError(f"{where}: normalizer={value!r} cannot divide reduction='mean', which divides by the count")
+    if isinstance(value, torch.Tensor):
+        if value.dim():
+            raise ValueError(f"{where}: normalizer must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+        # Reading one would stall a device, and cannot be done to what is traced.
+        if value.device.type != "cpu" or not _backend.plain(value) or value > 0:
+            return
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"{where}: normalizer must be a number or a 0-d tensor, got {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"{where}: normalizer must be positive, got {float(value)!r}")
+
+
+def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{where}: {names[0]} must be floating point, got {x.dtype}")
+    if target.dtype == torch.int64:
+        if target.shape != x.shape[:-1] or not x.dim():
+            raise ValueError(
+                f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must have all but its last dimension, "
+                f"got {names[1]} of shape {tuple(target.shape)}"
+            )
+        _classes(where, names[1], x.shape[-1], target, background_index)
+        return
+    if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"{where}: {names[1]} must be floating point, bool, uint8 or int64 class indices, got {target.dtype}")
+    if target.shape != x.shape:
+        raise ValueError(
+            f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
+        )
+
+
+def _classes(where: str, name: str, classes: int, target: torch.Tensor, background_index: int) -> None:
+    """On a device, looking would stall; under a transform there is nothing to look at."""
+    if target.device.type != "cpu" or not target.numel() or not _backend.plain(target):
+        return
+    low, high = (int(v) for v in target.aminmax())
+    if low >= 0 and high <= classes:
+        return
+    wrong = target[((target < 0) | (target > classes)) & (target != background_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"{where}: {name} holds class {int(wrong[0])}, expected 0 to {classes - 1}, or {classes} or background_index="
+            f"{background_index} for no class"
+        )
+
+
+def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if not t.is_floating_point() and t.dtype.is_complex:
+            raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
+        sizes = zip(reversed(t.shape), reversed(x.shape), strict=False)
+        if t.dim() > x.dim() or any(a not in (1, b) for a, b in sizes):
+            raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")

@@ -1,0 +1,86 @@
+"""What each loss means, in PyTorch's own operators, differentiable in every way that PyTorch knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from sigtorch.formulas import HALF_DTYPES
+
+
+class Loss(NamedTuple):
+    """A loss with all of its options that are no tensors."""
+
+    name: str
+    reduction: str
+    dtype: torch.dtype  # of the result
+    background_index: int = -1
+    label_smoothing: float = 0.0
+    alpha: float = -1.0
+    gamma: float = 0.0
+    normalizer: float | None = None
+
+    def indexed(self, target: torch.Tensor) -> bool:
+        return target.dtype == torch.int64
+
+    def wide(self, x: torch.Tensor) -> torch.dtype:
+        """The dtype to compute in."""
+        dtype = torch.promote_types(x.dtype, self.dtype)
+        return torch.float32 if dtype in HALF_DTYPES else dtype
+
+
+def formula(
+    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, other: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss; other is the pos_weight of the cross-entropy, the normalizer of the focal loss."""
+    wide = loss.wide(x)
+    x = x.to(wide)
+    focal = loss.name == "sigmoid_focal_loss"
+    normalizer = loss.normalizer if other is None and focal else other if focal else None
+    pos_weight = None if focal else other
+    values = _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
+    if weight is not None:
+        values = values * weight
+    if loss.reduction == "mean":
+        values = values.mean()
+    elif loss.reduction == "sum":
+        values = values.sum()
+    if normalizer is not None:
+        values = values / normalizer
+    return values.to(loss.dtype)
+
+
+def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
+    """Every element's loss: shares of softplus(-x) and softplus(x), whose sum cancels nowhere."""
+    # float32 has no log1p(exp(-x)) other than -x itself from 17 on, so a threshold of 50 changes no value.
+    positive, negative = F.softplus(-x, threshold=50), F.softplus(x, threshold=50)
+    if pos_weight is not None:
+        positive = positive * pos_weight
+    keep, half = 1 - loss.label_smoothing, loss.label_smoothing / 2
+    values = (t * keep + half) * positive + ((1 - t) * keep + half) * negative
+    if loss.name == "sigmoid_focal_loss":
+        q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+        tiny = torch.finfo(q.dtype).tiny
+        # The derivative of q ** gamma at 0 is infinite for a gamma below 1, and the loss there is 0.
+        values = values * torch.where(q.abs() < tiny, tiny, q) ** loss.gamma
+        if loss.alpha >= 0:
+            values = values * (loss.alpha * t + (1 - loss.alpha) * (1 - t))
+    return values
+
+
+def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: torch.Tensor | None) -> torch.Tensor:
+    """A target of 0 everywhere, then one element a row replaced: no one-hot matrix."""
+    values = _one(loss, x, 0.0, pos_weight)
+    classes = x.shape[-1]
+    if not classes:
+        return values
+    background = index == loss.background_index
+    column = ((index >= 0) & (index < classes) & ~background).unsqueeze(-1)
+    at = torch.where(column, index.unsqueeze(-1), 0)
+    if pos_weight is not None:
+        pos_weight = pos_weight.expand(x.shape).gather(-1, at)
+    hit = torch.where(column, _one(loss, x.gather(-1, at), 1.0, pos_weight), values.gather(-1, at))
+    known = ((index >= 0) & (index <= classes)) | background
+    return torch.where(known.unsqueeze(-1), values.scatter(-1, at, hit), torch.nan)

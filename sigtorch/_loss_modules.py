@@ -1,0 +1,99 @@
+"""The losses as modules: they store arguments and call the functions."""
+
+from __future__ import annotations
+
+import torch
+
+from sigtorch import _checks, _loss_checks, losses
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """:func:`sigtorch.binary_cross_entropy_with_logits` as a module, which is a :class:`torch.nn.BCEWithLogitsLoss`.
+
+    Args:
+        weight: broadcastable to the input's shape; a buffer.
+        size_average: not supported, give a reduction.
+        reduce: not supported, give a reduction.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        pos_weight: broadcastable to the input's shape; a buffer.
+        label_smoothing: ε in [0, 1], which replaces a target t by t (1 - ε) + ε / 2.
+
+    Raises:
+        TypeError: a weight that is no tensor.
+        ValueError: an unknown reduction, a smoothing outside of [0, 1].
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor | None = None,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: str = "mean",
+        pos_weight: torch.Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        where = "BCEWithLogitsLoss()"
+        _loss_checks.legacy(where, size_average, reduce)
+        _loss_checks.reduction(reduction, where)
+        _loss_checks.label_smoothing(label_smoothing, where)
+        tensors = {"weight": weight, "pos_weight": pos_weight}
+        _checks.tensors(where, **{name: t for name, t in tensors.items() if t is not None})
+        super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return losses.binary_cross_entropy_with_logits(
+            input, target, self.weight, self.reduction, self.pos_weight, label_smoothing=self.label_smoothing
+        )
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+
+
+class SigmoidFocalLoss(torch.nn.Module):
+    """:func:`sigtorch.sigmoid_focal_loss` as a module.
+
+    Args:
+        alpha: weight of the positive class in [0, 1], or -1 for none.
+        gamma: how much less an easy element counts, at least 0.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        weight: broadcastable to the inputs' shape; a buffer.
+        background_index: the class index that means no class.
+
+    Raises:
+        TypeError: a weight that is no tensor.
+        ValueError: an unknown reduction, an alpha or gamma out of range.
+    """
+
+    weight: torch.Tensor | None
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        reduction: str = "none",
+        *,
+        weight: torch.Tensor | None = None,
+        background_index: int = -1,
+    ) -> None:
+        super().__init__()
+        where = "SigmoidFocalLoss()"
+        _loss_checks.reduction(reduction, where)
+        _loss_checks.focal(alpha, gamma, where)
+        if weight is not None:
+            _checks.tensors(where, weight=weight)
+        self.alpha, self.gamma, self.reduction, self.background_index = alpha, gamma, reduction, background_index
+        self.register_buffer("weight", weight)
+
+    def forward(
+        self, inputs: torch.Tensor, targets: torch.Tensor, *, normalizer: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss; normalizer, which changes from batch to batch, divides it."""
+        return losses.sigmoid_focal_loss(
+            inputs, targets, self.alpha, self.gamma, self.reduction,
+            weight=self.weight, normalizer=normalizer, background_index=self.background_index,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"

@@ -1,0 +1,169 @@
+"""The public losses: checks, then the fused passes or the formula."""
+
+from __future__ import annotations
+
+import torch
+
+from sigtorch import _backend, _checks, _loss_checks
+from sigtorch._loss_autograd import LossFunction
+from sigtorch._loss_formulas import HALF_DTYPES, Loss, formula
+
+
+def binary_cross_entropy_with_logits(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: torch.Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    size_average: None = None,
+    reduce: None = None,
+) -> torch.Tensor:
+    r"""Computes the binary cross-entropy of logits, as :func:`torch.nn.functional.binary_cross_entropy_with_logits` does.
+
+    .. math:: \ell = w \left( -p\,t \log \sigma(x) - (1 - t) \log \sigma(-x) \right)
+
+    in terms that do not cancel: float32 losses are right to 1e-6 of their value, however small. Half types are computed
+    and summed in float32 and rounded once. A sum has one order, so that two runs agree to the last bit.
+
+    Args:
+        input: logits x of any shape and floating dtype.
+        target: t, floating, bool or uint8 of input's shape; or int64 class indices of the shape of input without its
+            last dimension, in which -1 and the number of classes mean no class.
+        weight: w, broadcastable to input's shape.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        pos_weight: p, broadcastable to input's shape.
+        label_smoothing: ε in [0, 1], which replaces t by t (1 - ε) + ε / 2.
+        size_average: not supported, give a reduction.
+        reduce: not supported, give a reduction.
+
+    Returns:
+        A scalar, or a tensor of input's shape for ``"none"``, of the dtype of a floating target, else of input's; under
+        autocast float32 for half types. Differentiable in input, target, weight and pos_weight.
+
+    Raises:
+        TypeError: what is no tensor, or of no dtype above.
+        ValueError: a shape that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index out of
+            range. On a device other than the CPU, where looking would stall, such an index makes its row's losses NaN.
+
+    Source:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
+    """
+    where = "binary_cross_entropy_with_logits()"
+    _loss_checks.legacy(where, size_average, reduce)
+    _loss_checks.reduction(reduction, where)
+    _loss_checks.label_smoothing(label_smoothing, where)
+    _check_tensors(where, ("input", "target"), input, target, -1, weight=weight, pos_weight=pos_weight)
+    loss = Loss(
+        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=float(label_smoothing)
+    )
+    return _run(loss, input, target, weight, pos_weight)
+
+
+def sigmoid_focal_loss(
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    *,
+    weight: torch.Tensor | None = None,
+    normalizer: float | torch.Tensor | None = None,
+    background_index: int = -1,
+) -> torch.Tensor:
+    r"""Computes the focal loss of logits, as torchvision's ``sigmoid_focal_loss`` does.
+
+    .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma\, \mathrm{bce}(x, t), \quad p_t = t\,\sigma(x) + (1 - t)\,\sigma(-x)
+
+    with :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)`, in terms that do not cancel: float32 losses are right to 1e-5
+    of their value, however small. Half types are computed and summed in float32 and rounded once. A sum has one order, so
+    that two runs agree to the last bit.
+
+    Args:
+        inputs: logits x of any shape and floating dtype.
+        targets: t, floating, bool or uint8 of inputs' shape; or int64 class indices of the shape of inputs without its
+            last dimension, in which ``background_index`` and the number of classes mean no class.
+        alpha: weight of the positive class in [0, 1], or -1 for none.
+        gamma: how much less an easy element counts, at least 0.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        weight: w, broadcastable to inputs' shape.
+        normalizer: a positive number or 0-d tensor that divides the result of ``"none"`` or ``"sum"``, such as a
+            detector's number of positives. A tensor's value is not looked at on a device other than the CPU.
+        background_index: the class index that means no class.
+
+    Returns:
+        A scalar, or a tensor of inputs' shape for ``"none"``, of the dtype of floating targets, else of inputs'; under
+        autocast float32 for half types. Differentiable in all of its tensors.
+
+    Raises:
+        TypeError: what is no tensor, or of no dtype above.
+        ValueError: a shape that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range, a
+            normalizer with ``"mean"``, a class index out of range. On a device other than the CPU, where looking would
+            stall, such an index makes its row's losses NaN.
+
+    Source:
+        Lin et al., "Focal Loss for Dense Object Detection", 2017.
+    """
+    where = "sigmoid_focal_loss()"
+    _loss_checks.reduction(reduction, where)
+    _loss_checks.focal(alpha, gamma, where)
+    _loss_checks.normalizer(normalizer, reduction, where)
+    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, weight=weight)
+    divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
+    number = None if normalizer is None or divisor is not None else float(normalizer)
+    loss = Loss(
+        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index,
+        alpha=float(alpha), gamma=float(gamma), normalizer=number,
+    )  # fmt: skip
+    if divisor is not None and not divisor.is_floating_point():  # a count
+        divisor = divisor.to(loss.wide(inputs))
+    return _run(loss, inputs, targets, weight, divisor)
+
+
+def _check_tensors(
+    where: str,
+    names: tuple[str, str],
+    input: torch.Tensor,
+    target: torch.Tensor,
+    background_index: int,
+    **weights: torch.Tensor | None,
+) -> None:
+    given = {name: t for name, t in weights.items() if t is not None}
+    _checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given)
+    _loss_checks.target(where, names, input, target, background_index)
+    _loss_checks.broadcasts(where, input, **given)
+
+
+def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
+    """PyTorch's result has the target's dtype, where a target has one that can."""
+    dtype = target.dtype if target.is_floating_point() else input.dtype
+    if dtype in HALF_DTYPES and torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    return dtype
+
+
+def _run(
+    loss: Loss, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, other: torch.Tensor | None
+) -> torch.Tensor:
+    backend = _select(loss, input, target, weight, other)
+    if backend == "formula":
+        return formula(loss, input, target, weight, other)
+    return LossFunction.apply(input, target, weight, other, loss, backend)  # type: ignore[no-any-return]
+
+
+def _select(loss: Loss, input: torch.Tensor, *others: torch.Tensor | None) -> str:
+    """A fused pass where it can: one kind of width, one device, and a gradient for the logits alone."""
+    given = [t for t in others if t is not None]
+    if not _backend.plain(input, *given) or not input.numel():
+        return "formula"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return "formula"
+    floats = [t for t in given if t.is_floating_point()]
+    if any((t.dtype == torch.float64) != (input.dtype == torch.float64) for t in floats):
+        return "formula"
+    if any(t.device != input.device for t in given):
+        return "formula"
+    if loss.indexed(others[0]) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
+        return "formula"
+    return _backend.select(input, *floats, cpu_pass=True)

@@ -1,0 +1,56 @@
+"""What the tests of the plug-in share: running a model, comparing runs, and seeing which of our functions ran."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class MLP(nn.Module):
+    """Gated, of no one's names, and never in a table of names."""
+
+    def __init__(self, act=None, bias=True):
+        super().__init__()
+        self.w1 = nn.Linear(6, 10, bias=bias)
+        self.w2 = nn.Linear(10, 6, bias=bias)
+        self.w3 = nn.Linear(6, 10, bias=bias)
+        self.act = nn.SiLU() if act is None else act
+
+    def forward(self, hidden):
+        return self.w2(self.act(self.w1(hidden)) * self.w3(hidden))
+
+
+class Silu(nn.Module):
+    """An activation of somebody's own, as transformers has."""
+
+    def forward(self, input):
+        return F.silu(input)
+
+
+def run(model, x=None):
+    """Output and gradients."""
+    x = torch.linspace(-2, 2, 24).reshape(4, 6) if x is None else x
+    model.zero_grad()
+    out = model(x)
+    out.square().sum().backward()
+    return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def agree(before, after, exactly=False):
+    assert len(before) == len(after)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} if exactly else {}))
+
+
+def spy(monkeypatch, module, *names):
+    """A list to which every call of these functions adds its name."""
+    calls = []
+
+    def seen(name, function, *args, **kwargs):
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    for name in names:
+        monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
+    return calls

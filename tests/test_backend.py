@@ -1,0 +1,139 @@
+"""What runs a tensor, who decides it, and what a mistake is answered with."""
+
+import asyncio
+import builtins
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import sigtorch
+from sigtorch import _backend
+
+
+def refused(kind, call, *quoted):
+    """One clear line that quotes what was seen, of ours."""
+    with pytest.raises(kind) as raised:
+        call()
+    text = str(raised.value)
+    assert "\n" not in text
+    assert all(q in text for q in quoted), text
+    assert raised.traceback[-1].path.parent.name == "sigtorch"
+
+
+def test_bad_arguments():
+    x = torch.randn(3)
+    refused(TypeError, lambda: sigtorch.sigmoid([1.0]), "list", "Tensor")
+    refused(TypeError, lambda: sigtorch.sigmoid(None, save="input"), "NoneType")
+    refused(ValueError, lambda: sigtorch.sigmoid(x, save="both"), "'both'", "'output'", "'input'")
+    refused(ValueError, lambda: sigtorch.nn.Sigmoid(save=1), "save=1")
+
+
+def test_an_unknown_backend_changes_nothing(monkeypatch):
+    def use(name):
+        with sigtorch.use_backend(name):
+            pytest.fail("entered")
+
+    with sigtorch.use_backend("aten"):
+        refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
+        refused(ValueError, lambda: use(None), "None")
+        assert _backend._choice() == "aten"
+    monkeypatch.setenv("SIGTORCH_BACKEND", "tritn")
+    refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
+
+
+def test_the_variable_and_the_context(monkeypatch, device):
+    x = torch.randn(3, device=device)
+    monkeypatch.setenv("SIGTORCH_BACKEND", "triton")
+    assert sigtorch.backend_of(x) == "triton"
+    with sigtorch.use_backend("aten"):
+        assert sigtorch.backend_of(x) == "aten"
+        with sigtorch.use_backend("triton"):
+            assert sigtorch.backend_of(x) == "triton"
+        assert sigtorch.backend_of(x) == "aten"
+    assert sigtorch.backend_of(x) == "triton"
+    monkeypatch.setenv("SIGTORCH_BACKEND", "")
+    assert sigtorch.backend_of(torch.randn(3)) == "aten"
+
+
+def test_triton_forced_where_it_cannot_be(monkeypatch):
+    with sigtorch.use_backend("triton"):
+        refused(TypeError, lambda: sigtorch.sigmoid(torch.arange(3)), "torch.int64")
+        refused(TypeError, lambda: sigtorch.sigmoid(torch.randn(3, dtype=torch.complex64)), "torch.complex64")
+        monkeypatch.setattr(_backend, "_reaches", lambda device: False)
+        refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(3)), "cpu", "TRITON_INTERPRET")
+        monkeypatch.setattr(_backend, "_triton_missing", lambda: "No module named 'triton'")
+        refused(RuntimeError, lambda: sigtorch.sigmoid(torch.randn(3)), "No module named 'triton'")
+
+
+def test_without_an_engine_a_cpu_tensor_is_out_of_reach():
+    code = "import sigtorch, torch\nwith sigtorch.use_backend('triton'): sigtorch.sigmoid(torch.randn(3))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"TRITON_INTERPRET": "0", "PATH": ""}
+    )
+    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: backend 'triton' cannot reach a tensor on cpu")
+
+
+def test_works_where_triton_is_missing():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, sigtorch\n"
+        "x = torch.randn(3, requires_grad=True); sigtorch.sigmoid(x, save='input').sum().backward()\n"
+        "print(sigtorch.backend_of(x), x.grad is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "aten True\n", done.stderr
+
+
+def test_a_choice_is_the_threads_own():
+    seen = []
+    with sigtorch.use_backend("triton"):
+        thread = threading.Thread(target=lambda: seen.append(_backend._choice()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_a_choice_is_the_tasks_own():
+    async def choose(name):
+        with sigtorch.use_backend(name):
+            await asyncio.sleep(0.01)
+            return _backend._choice()
+
+    async def both():
+        return await asyncio.gather(choose("aten"), choose("triton"), choose("auto"))
+
+    assert asyncio.run(both()) == ["aten", "triton", "auto"]
+
+
+def test_auto_on_cuda_takes_what_the_kernels_take(monkeypatch):
+    """The decision for CUDA tensors, told from their dispatch keys, without a device."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+    assert cuda.raw_repr() in _backend._ORDINARY
+    assert torch._C._dispatch_keys(torch.randn(2)).raw_repr() in _backend._ORDINARY
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert not _backend._kernels_compile_for.__wrapped__(0)
+
+
+def test_plain_means_that_nothing_watches():
+    x = torch.randn(3)
+    assert _backend.plain(x, torch.nn.Parameter(x))
+    with torch.device("cpu"):
+        assert _backend.plain(x), "a default device watches nothing"
+    with torch.overrides.BaseTorchFunctionMode():
+        assert not _backend.plain(x)
+    with FlopCounterMode(display=False):
+        assert not _backend.plain(x)
+    with torch.autograd.forward_ad.dual_level():
+        assert not _backend.plain(x)
+    with torch.inference_mode():
+        assert _backend.plain(torch.randn(3))
+    assert not _backend.plain(x.to_sparse())
+    assert not _backend.plain(torch.randn(3, dtype=torch.complex64).conj())
+    assert not _backend.plain(1.0)
+    assert builtins.all(torch.func.vmap(lambda t: t if not _backend.plain(t) else 1 / 0)(x) == x)

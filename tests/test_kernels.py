@@ -1,0 +1,95 @@
+"""Every operation's kernels, on whatever engine runs them: Triton's interpreter, a GPU, or another."""
+
+import pytest
+import torch
+from cases import CASES, DTYPES, HALF, STRIDES, check
+from torch.autograd.graph import save_on_cpu
+
+import sigtorch
+from sigtorch.kernels import _launch
+
+pytestmark = pytest.mark.kernels
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1024), (3, 16, 40), (2, 8, 5, 6), (0, 4)], ids=str)
+def test_matches_the_oracle(case, dtype, shape, device):
+    check(case, case.inputs(shape, dtype, device), backend="triton")
+
+
+@every_case
+@pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", [(4, 6, 16), (5, 2, 18)], ids=str)
+def test_takes_any_strides(case, strides, shape, device):
+    inputs = [strides(t.detach()).requires_grad_() for t in case.inputs(shape, torch.bfloat16, device)]
+    out, _ = check(case, inputs, backend="triton")
+    assert out.stride() == case.oracle(*[t.detach() for t in inputs]).stride()
+
+
+@every_case
+@pytest.mark.parametrize("strides", [*STRIDES, lambda t: t.flatten()[:1].expand(t.shape)], ids=lambda f: f.__name__)
+def test_takes_any_gradient_strides(case, strides, device):
+    torch.manual_seed(2)
+    weights = torch.randn(case.oracle(*case.inputs((4, 6, 16), torch.float32, grad=False)).shape)
+    check(case, case.inputs((4, 6, 16), torch.float32, device), lambda out: strides(weights.to(out)), "triton")
+
+
+@every_case
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_every_half_value(case, dtype, device):
+    """All 65,536 bit patterns, NaN and infinities among them, in the first input."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    near = values[values.abs() <= 86].view(-1, 2).to(device)
+    inputs = case.inputs(tuple(near.shape), dtype, device, scale=1.0)
+    check(case, [near.requires_grad_(), *inputs[1:]], backend="triton")
+
+
+@every_case
+def test_nothing_is_launched_for_nothing(case, device, monkeypatch):
+    monkeypatch.setattr(_launch, "_map_kernel", None)
+    check(case, case.inputs((0, 4), torch.float32, device), backend="triton")
+
+
+@every_case
+def test_saved_tensors_are_moved_and_found(case, device):
+    inputs = case.inputs((4, 6), torch.float32, device)
+    with save_on_cpu():
+        check(case, inputs, backend="triton")
+
+
+@pytest.mark.gpu
+@every_case
+def test_past_two_to_the_31_elements(case):
+    size = 2**31 + 4098
+    inputs = [t.bfloat16().expand(s) for t, s in zip([torch.randn(1, device="cuda")] * 3, case.shapes((2, size // 2)))]
+    with sigtorch.use_backend("triton"), torch.no_grad():
+        out = case.ours(*[t.contiguous() for t in inputs])
+        torch.testing.assert_close(out[-1, -4:], case.ours(*[t[-1:, -4:] for t in inputs])[0], rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@every_case
+def test_on_a_device_that_is_not_the_current_one(case):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    check(case, case.inputs((4, 6), torch.float32, "cuda:1"))
+
+
+@pytest.mark.gpu
+@every_case
+def test_cuda_graph_capture(case):
+    inputs = case.inputs((64, 64), torch.float32, "cuda")
+    weights = torch.ones_like(case.ours(*inputs))
+    torch.autograd.grad(case.ours(*inputs), inputs, weights)  # compiles before the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = case.ours(*inputs)
+        grads = torch.autograd.grad(out, inputs, weights)
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(
+        (out, grads), (case.ours(*inputs), torch.autograd.grad(case.ours(*inputs), inputs, weights))
+    )

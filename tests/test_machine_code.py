@@ -1,0 +1,54 @@
+"""What the compiler makes of each kernel, for three architectures, without a device: instructions, widths, spills."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# instructions an element: an operation, its dtype, forward and backward at most
+BOUNDS = {
+    "sigmoid": {"bfloat16": (8, 8), "float32": (12, 8)},
+    "sigmoid-input": {"bfloat16": (8, 14), "float32": (12, 18)},
+}
+SCRIPT = """
+import json, sys, torch, sigtorch
+from _machine_code import compiled, count
+from cases import CASES
+found, n = {}, 2**16 + 2 * 23
+for case in CASES:
+    if case.name not in sys.argv[2:]:
+        continue
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = case.inputs((2, n // 2), dtype)
+        with sigtorch.use_backend("triton"), compiled(int(sys.argv[1])) as launches:
+            out = case.ours(*inputs)
+            forward = len(launches)
+            torch.autograd.grad(out, inputs, torch.randn_like(out))
+        counts = [vars(c) | {"each": c.instructions * l.threads / n} for l in launches for c in [count(l)]]
+        found[f"{case.name} {dtype}"] = [counts[:forward], counts[forward:]]
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_kernels_are_as_lean_as_we_say(arch):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(["tests", "scripts"])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(arch), *BOUNDS], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    slack = 1 if arch == 80 else 0  # sm_80 lacks one of the conversions
+    for name, by_dtype in BOUNDS.items():
+        for dtype, bounds in by_dtype.items():
+            for counts, bound in zip(found[f"{name} torch.{dtype}"], bounds, strict=True):
+                assert counts, "nothing was launched"
+                assert sum(c["each"] for c in counts) <= bound + slack, (name, dtype, counts)
+                for c in counts:
+                    assert all(a.endswith(" 128") for a in c["accesses"]), (name, dtype, c)
+                    assert not c["stack"]
+                    assert not c["spills"]
+                    assert not c["atomics"]

@@ -1,0 +1,236 @@
+"""Every operation, whatever runs it: values, gradients, transforms, compilers, subclasses."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import sigtorch
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+every_backend = pytest.mark.parametrize("backend", ["auto", "triton"])
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 8), (2, 4, 3, 6), (0, 2), (3, 0, 2)], ids=str)
+def test_matches_the_oracle(case, dtype, shape):
+    check(case, case.inputs(shape, dtype))
+
+
+@every_case
+@pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
+def test_takes_any_strides(case, strides):
+    check(case, [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6, 8), torch.float32)])
+
+
+@every_case
+def test_takes_part_of_the_gradients(case):
+    inputs = case.inputs((4, 6), torch.float32)
+    for i in range(len(inputs)):
+        check(case, [t.detach().requires_grad_(i == j) for j, t in enumerate(inputs)])
+
+
+@every_case
+@every_backend
+def test_leaves_inputs_and_gradients_alone(case, backend, device):
+    inputs = case.inputs((4, 6), torch.float32, device)
+    before = [t.detach().clone() for t in inputs]
+    with sigtorch.use_backend(backend):
+        out = case.ours(*inputs)
+        kept = out.detach().clone()
+        weights = torch.randn_like(out)
+        given = weights.clone()
+        first = torch.autograd.grad(out, inputs, weights, retain_graph=True)
+        copies = [t.clone() for t in first]
+        second = torch.autograd.grad(out, inputs, weights)
+    for a, b in [*zip(inputs, before), (out, kept), (weights, given), *zip(first, copies), *zip(first, second)]:
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert {t.data_ptr() for t in first}.isdisjoint(t.data_ptr() for t in second)
+
+
+@every_case
+@every_backend
+def test_gradcheck(case, backend, device):
+    inputs = case.inputs((2, 4), torch.float64, device, scale=1.0)
+    with sigtorch.use_backend(backend):
+        assert gradcheck(
+            case.ours, inputs, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=True
+        )
+        assert gradgradcheck(case.ours, inputs, check_batched_grad=True, check_fwd_over_rev=True)
+
+
+@every_case
+@every_backend
+def test_transforms(case, backend, device):
+    inputs = [t.detach() for t in case.inputs((2, 4), torch.float64, device, scale=1.0)]
+    tangents = tuple(torch.randn_like(t) for t in inputs)
+
+    def both(transform):
+        with sigtorch.use_backend(backend):
+            mine = transform(case.ours)
+        torch.testing.assert_close(mine, transform(case.oracle))
+
+    both(lambda f: jvp(f, tuple(inputs), tangents))
+    both(lambda f: grad(lambda *a: f(*a).square().sum(), argnums=tuple(range(len(inputs))))(*inputs))
+    both(lambda f: vmap(f)(*[torch.stack([t, 2 * t]) for t in inputs]))
+    both(lambda f: hessian(lambda *a: f(*a).square().sum(), argnums=0)(*inputs))
+    both(lambda f: jacfwd(jacfwd(f))(*inputs))
+
+
+@every_case
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole(case, compiler):
+    if compiler == "inductor" and (case is not CASES[0] or shutil.which("g++") is None):
+        pytest.skip("inductor: one operation is enough, and it needs a C++ compiler")
+    torch._dynamo.reset()
+    compiled = torch.compile(case.ours, fullgraph=True, backend=compiler)
+    for shape in [(2, 4), (6, 8)]:
+        inputs = case.inputs(shape, torch.float32)
+        torch.testing.assert_close(compiled(*inputs), case.ours(*inputs), **tolerance(torch.float32))
+        weights = torch.randn_like(case.ours(*inputs))
+        mine, theirs = (gradients(f, inputs, lambda out: weights)[1] for f in (compiled, case.ours))  # noqa: B023
+        torch.testing.assert_close(mine, theirs, **tolerance(torch.float32, 4))
+
+
+@every_case
+def test_compiles_for_every_size(case):
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (2, 5, 9):
+        inputs = [t.detach() for t in case.inputs((rows, 4), torch.float32)]
+        torch.testing.assert_close(compiled(*inputs), case.ours(*inputs), **tolerance(torch.float32))
+    assert counter.frame_count == 1
+
+
+class Model(torch.nn.Module):
+    """Any operation as a module of one argument."""
+
+    def __init__(self, case, inputs):
+        super().__init__()
+        self.case, self.rest = case, [t.detach() for t in inputs[1:]]
+
+    def forward(self, x):
+        return self.case.ours(x, *self.rest)
+
+
+@every_case
+def test_exports_and_traces(case):
+    inputs = [t.detach() for t in case.inputs((2, 4), torch.float32)]
+    model, expected = Model(case, inputs), case.ours(*inputs)
+    exported = torch.export.export(model, (inputs[0],)).module()
+    traced = torch.jit.trace(model, (inputs[0],))
+    graph = make_fx(model)(inputs[0])
+    for f in (exported, traced, graph):
+        torch.testing.assert_close(f(inputs[0]), expected, **tolerance(torch.float32))
+
+
+@every_case
+@pytest.mark.parametrize("reentrant", [False, True])
+@every_backend
+def test_activation_checkpointing(case, reentrant, backend, device):
+    inputs = case.inputs((4, 6), torch.float32, device)
+    with sigtorch.use_backend(backend):
+        plain = gradients(case.ours, inputs, torch.ones_like)
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        out = checkpoint(case.ours, *leaves, use_reentrant=reentrant)
+        out.backward(torch.ones_like(out))
+    torch.testing.assert_close((out.detach(), tuple(t.grad for t in leaves)), plain, rtol=0, atol=0)
+
+
+@every_case
+@every_backend
+def test_saved_tensor_hooks(case, backend, device):
+    inputs = case.inputs((4, 6), torch.float32, device)
+    packed = []
+
+    def pack(t):
+        packed.append(t.numel() * t.element_size())
+        return t.numpy(force=True).copy()
+
+    with sigtorch.use_backend(backend):
+        plain = gradients(case.ours, inputs, torch.ones_like)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: torch.from_numpy(a).to(device)):
+            hooked = gradients(case.ours, inputs, torch.ones_like)
+    torch.testing.assert_close(hooked, plain, rtol=0, atol=0)
+    if backend == "triton":
+        assert sum(packed) <= sum(t.numel() * t.element_size() for t in inputs), "more saved than the inputs"
+
+
+@every_case
+@every_backend
+def test_backward_on_other_threads(case, backend, device):
+    """A backward runs what its forward chose: threads have no choice of their own."""
+    inputs = case.inputs((4, 6), torch.float32, device)
+    with sigtorch.use_backend(backend):
+        expected = gradients(case.ours, inputs, torch.ones_like)[1]
+        outs = [case.ours(*inputs) for _ in range(4)]
+    found = [None] * len(outs)
+
+    def backward(i):
+        found[i] = torch.autograd.grad(outs[i], inputs, torch.ones_like(outs[i]))
+
+    threads = [threading.Thread(target=backward, args=(i,)) for i in range(len(outs))]
+    for t in threads:
+        t.start()
+        if backend == "triton" and device == "cpu":  # Triton's interpreter runs one thread at a time
+            t.join()
+    for t in threads:
+        t.join()
+    for grads in found:
+        torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+
+
+@every_case
+def test_autocast_is_as_the_oracles(case, device):
+    inputs = case.inputs((4, 6), torch.float32, device)
+    with torch.autocast(device, torch.bfloat16):
+        mine, theirs = case.ours(*inputs), case.oracle(*inputs)
+    assert mine.dtype == theirs.dtype
+    torch.testing.assert_close(mine, theirs, **tolerance(mine.dtype))
+    half = [t.detach().bfloat16() for t in inputs]
+    with torch.autocast(device, torch.bfloat16):
+        assert case.ours(*half).dtype == case.oracle(*half).dtype
+
+
+class Watched(torch.Tensor):
+    """A subclass that keeps its type through every operator."""
+
+
+@every_case
+def test_subclasses_modes_and_meta(case):
+    inputs = [t.detach() for t in case.inputs((4, 6), torch.float32)]
+    out = case.ours(*[t.as_subclass(Watched) for t in inputs])
+    assert type(out) is Watched
+    torch.testing.assert_close(out.as_subclass(torch.Tensor), case.ours(*inputs), **tolerance(torch.float32))
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(case.ours(*inputs), case.oracle(*inputs), **tolerance(torch.float32))
+    assert case.ours(*[t.to("meta") for t in inputs]).shape == case.oracle(*inputs).shape
+
+
+@every_case
+def test_extreme_values(case, device):
+    """Far out, results and gradients are what float64 says, and NaN stays NaN."""
+    far = torch.tensor([0.0, -0.0, 1.0, 20.0, 88.0, 90.0, 104.0, 1e4, 3e38])
+    values = torch.cat([far, -far])
+    inputs = [values.clone().to(device).requires_grad_() for _ in case.shapes((1,))]
+    for backend in ("auto", "triton"):
+        check(case, inputs[:1] + [torch.ones_like(t).requires_grad_() for t in inputs[1:]], torch.ones_like, backend)
+    with sigtorch.use_backend("triton"):
+        assert case.ours(*[torch.full_like(t, torch.nan) for t in inputs]).isnan().all()
+
+
+@every_case
+@pytest.mark.parametrize("shape", [(4, 6, 16), (3, 5, 17 * 2)], ids=str)
+def test_two_runs_are_bit_equal(case, shape, device):
+    inputs = case.inputs(shape, torch.float32, device)
+    first, second = (check(case, inputs, backend="triton") for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

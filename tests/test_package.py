@@ -1,0 +1,101 @@
+"""What is installed, who may import whom, and that nothing else is shadowed."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import sigtorch
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(p.stem for p in (ROOT / "sigtorch").glob("*.py"))
+KERNELS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py"))
+# Downwards only: a module may import those that stand in a line below its own.
+LEVELS = [
+    {"__init__"},
+    {"patch"},
+    {"nn"},
+    {"functional", "losses"},
+    {"_autograd"},
+    {"_cpu"},
+    {"formulas"},
+    {"_backend"},
+    {"_checks"},
+]
+
+
+def imported(path):
+    """The modules of ours that a file imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("sigtorch"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sigtorch"):
+            yield from (node.module if node.module != "sigtorch" else f"sigtorch.{a.name}" for a in node.names)
+
+
+def level(name):
+    return next(i for i, names in enumerate(LEVELS) if name in names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down_only(name):
+    for module in imported(ROOT / "sigtorch" / f"{name}.py"):
+        family = module.split(".")[1]
+        assert family != "kernels", "kernels are imported by name, when the first tensor needs them"
+        assert level(family) > level(name), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_import_only_their_own(name):
+    path = ROOT / "kernels" / f"{name}.py"
+    assert all(m.startswith("sigtorch.kernels._") or m == "sigtorch.kernels" for m in imported(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            top = {n.split(".")[0] for n in names}
+            assert top <= {"torch", "triton", "sigtorch"} | set(sys.stdlib_module_names)
+
+
+def test_every_public_name_is_documented():
+    for name in sigtorch.__all__:
+        thing = getattr(sigtorch, name)
+        doc = inspect.getdoc(thing)
+        assert doc, name
+        if inspect.isfunction(thing) and name != "use_backend":
+            assert all(word in doc for word in ("Returns:", "Raises:")), name
+
+
+def test_version_is_one():
+    assert f'version = "{sigtorch.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_wheel_contents(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as z:
+        names = {n for n in z.namelist() if ".dist-info/" not in n}
+        metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
+    expected = {f"sigtorch/{m}.py" for m in MODULES} | {f"sigtorch/kernels/{m}.py" for m in KERNELS}
+    assert names == expected | {"sigtorch/py.typed"}
+    assert [r for r in metadata.splitlines() if r.startswith("Requires-Dist") and "extra" not in r] == [
+        "Requires-Dist: torch>=2.8"
+    ]
+
+
+def test_transformers_imports_in_the_root():
+    """Its `kernels` is another package: a folder of that name must not pass for it."""
+    pytest.importorskip("transformers")
+    code = "import transformers, importlib.util as u; print(u.find_spec('kernels') is None or u.find_spec('kernels').origin)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert importlib.import_module("sigtorch.kernels.sigmoid").sigmoid_forward

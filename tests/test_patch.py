@@ -1,0 +1,278 @@
+"""Plugging into models: what is swapped, what is left and why, and that undoing leaves no trace."""
+
+import copy
+import functools
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from patching import MLP, agree, run, spy
+from torch import nn
+
+import sigtorch
+from sigtorch import functional
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP()
+        self.glu = nn.GLU(dim=-1)
+        self.up = nn.Linear(6, 12)
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.sigmoid(self.glu(self.up(x)) + self.mlp(x))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return spy(monkeypatch, functional, "sigmoid", "glu", "swiglu")
+
+
+def test_swaps_in_place_and_back(calls):
+    model = Everything().eval()
+    before, state = run(model), {k: v.clone() for k, v in model.state_dict().items()}
+    held = {name: (m, type(m), dict(vars(m))) for name, m in model.named_modules()}
+    parameters = list(model.parameters())
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == ["mlp", "glu", "sigmoid"]
+    assert not patch.left
+    agree(before, run(model))
+    assert calls == ["glu", "swiglu", "sigmoid"]
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert list(model.state_dict()) == list(state)
+    assert not any(m.training for m in model.modules())
+    assert isinstance(model.mlp, MLP)
+    assert isinstance(model.sigmoid, sigtorch.nn.Sigmoid)
+    patch.undo()
+    patch.undo()
+    assert {name: (m, type(m), dict(vars(m))) for name, m in model.named_modules()} == held
+    calls.clear()
+    agree(before, run(model), exactly=True)
+    assert not calls
+
+
+@pytest.mark.parametrize("module", [nn.Sigmoid, lambda: nn.GLU(1), MLP], ids=["sigmoid", "glu", "mlp"])
+def test_a_model_may_be_the_module_itself(module):
+    model = module()
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == [""]
+    assert "(model)" in str(patch)
+
+
+def test_calls_by_keyword_and_wrong_calls(calls):
+    model = MLP()
+    x = torch.randn(2, 6)
+    expected = model(x)
+    with sigtorch.patch(model):
+        torch.testing.assert_close(model(hidden=x), expected)
+        assert calls == ["swiglu"]
+        for args, kwargs in [((), {}), ((x, x), {}), ((), {"x": x}), ((x,), {"hidden": x})]:
+            with pytest.raises(TypeError):
+                model(*args, **kwargs)
+
+
+class Named(nn.Sigmoid):
+    """A subclass that computes nothing of its own."""
+
+    def half(self):
+        return 0.5
+
+
+class Own(nn.Sigmoid):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def test_subclasses(calls):
+    model = nn.Sequential(Named(), Own(), MLP())
+    model[2].forward = functools.partial(MLP.forward, model[2])
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == ["0"]
+    assert patch.left == {
+        "1": "has a forward of its own",
+        "2": patch.left["2"],
+    }
+    assert patch.left["2"].startswith("forward was replaced on the instance")
+    assert isinstance(model[0], Named)
+    assert isinstance(model[0], sigtorch.nn.Sigmoid)
+    assert model[0].half() == 0.5
+    model[0](torch.ones(1))
+    assert calls == ["sigmoid"]
+    patch.undo()
+    assert type(model[0]) is Named
+
+
+def test_hooks_are_kept_or_the_module_is(calls):
+    seen = []
+    model = Everything()
+    model.sigmoid.register_forward_hook(lambda *a: seen.append("sigmoid"))
+    model.mlp.register_forward_pre_hook(lambda *a: seen.append("mlp"))
+    model.mlp.w1.register_forward_hook(lambda *a: seen.append("gate"))
+    model.mlp.register_full_backward_hook(lambda *a: seen.append("backward"))
+    x = torch.randn(4, 6, requires_grad=True)
+    run(model, x)
+    before, seen[:] = list(seen), []
+    sigtorch.patch(model)
+    run(model, x)
+    assert seen == before == ["mlp", "gate", "sigmoid", "backward"]
+    assert "swiglu" in calls
+    hooked = MLP()
+    hooked.act.register_forward_hook(lambda *a: None)
+    patch = sigtorch.patch(hooked)
+    assert patch.left[""].startswith("hooks on act, which fusing would bypass")
+
+
+def test_twice_and_nested():
+    model = Everything()
+    classes = [type(m) for m in model.modules()]
+    with sigtorch.patch(model) as first:
+        swapped = [type(m) for m in model.modules()]
+        with sigtorch.patch(model) as second:
+            assert not second.swapped
+            assert set(second.left) == set(first.swapped)
+            assert set(second.left.values()) == {"sigtorch's already"}
+        assert [type(m) for m in model.modules()] == swapped
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_ours_are_left():
+    model = nn.Sequential(sigtorch.nn.Sigmoid(save="input"), sigtorch.nn.GatedMLP(6, 8))
+    patch = sigtorch.patch(model)
+    assert not patch.swapped
+    assert model[0].save == "input"
+
+
+def test_an_exception_restores():
+    model = Everything()
+    with pytest.raises(RuntimeError, match="boom"), sigtorch.patch(model):
+        raise RuntimeError("boom")
+    assert type(model.sigmoid) is nn.Sigmoid
+    assert type(model.mlp) is MLP
+
+
+class Sealed(nn.Sigmoid):
+    """A class that does not let go of its instances."""
+
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise AttributeError("sealed")
+        super().__setattr__(name, value)
+
+
+def test_all_or_nothing():
+    model = nn.Sequential(nn.Sigmoid(), Sealed())
+    with pytest.raises(AttributeError, match="sealed"):
+        sigtorch.patch(model)
+    assert type(model[0]) is nn.Sigmoid
+    assert "save" not in vars(model[0])
+
+
+def test_undo_says_what_it_cannot_restore():
+    model = nn.Sequential(MLP(), MLP(), nn.Sigmoid())
+    patch = sigtorch.patch(model)
+    model[0].__class__ = type("Wrapped", (type(model[0]),), {})
+    model[1].forward = model[1].forward
+    with pytest.raises(RuntimeError, match=r"changed their class or forward since: '0', '1'$"):
+        patch.undo()
+    assert type(model[2]) is nn.Sigmoid
+
+
+def test_a_shared_module_is_swapped_once():
+    act = nn.Sigmoid()
+    model = nn.Sequential(act, nn.Linear(6, 6), act)
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == ["0"]
+    assert model[0] is model[2]
+    patch.undo()
+    assert type(act) is nn.Sigmoid
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles(protocol, calls):
+    model = nn.Sequential(Named(), MLP())
+    x = torch.randn(3, 6)
+    sigtorch.patch(model)
+    expected = model(x)
+    again = pickle.loads(pickle.dumps(model, protocol))
+    calls.clear()
+    torch.testing.assert_close(again(x), expected, rtol=0, atol=0)
+    assert calls == ["sigmoid", "swiglu"]
+    assert [type(m) for m in again] == [type(m) for m in model]
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.load(file, weights_only=False)(x), expected, rtol=0, atol=0)
+
+
+def test_deep_copies(calls):
+    model = Everything()
+    patch = sigtorch.patch(model)
+    again = copy.deepcopy(model)
+    patch.undo()
+    agree(run(model), run(again))
+    assert calls == ["glu", "swiglu", "sigmoid"]
+    assert again.mlp.w1.weight is not model.mlp.w1.weight
+    assert copy.copy(again.mlp).w1 is again.mlp.w1
+
+
+def test_compiles_and_recompiles():
+    model = Everything()
+    before = run(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    agree(before, run(compiled))
+    with sigtorch.patch(model):
+        agree(before, run(compiled))
+        agree(before, run(torch.compile(model, fullgraph=True, backend="aot_eager")))
+        exported = torch.export.export(model, (torch.randn(4, 6),)).module()
+        x = torch.randn(4, 6)
+        torch.testing.assert_close(exported(x), model(x))
+    agree(before, run(compiled))
+
+
+def test_traces_with_fx():
+    model = Everything()
+    x = torch.randn(4, 6)
+    with sigtorch.patch(model):
+        traced = torch.fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_patching_leaves_the_mode_alone(grad):
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.float16, enabled=False):
+        assert sigtorch.patch(MLP()).swapped
+        assert torch.is_grad_enabled() is grad
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled("cuda")
+    with torch.inference_mode():
+        assert sigtorch.patch(MLP()).swapped
+
+
+def test_autocast_agrees():
+    model = MLP()
+    x = torch.randn(4, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(x)
+        with sigtorch.patch(model):
+            out = model(x)
+    assert out.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected)
+
+
+def test_leaves_no_reference():
+    model = Everything()
+    alive = weakref.ref(model)
+    sigtorch.patch(model).undo()
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match=r"^patch\(\): model must be a Module, got str$"):
+        sigtorch.patch("model")
