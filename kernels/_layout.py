@@ -43,8 +43,8 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     sizes, strides = [n for n, _ in outer], [by for _, by in outer]
     vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
     unit = VECTOR if vectors else 1
-    row_by, batch_by = ([tuple(s // unit for s in by) for by in reversed(strides)] + [None, None])[:2]
-    rows, batches = (sizes[::-1] + [1, 1])[:2]
+    row_by, batch_by = [*(tuple(s // unit for s in by) for by in reversed(strides)), None, None][:2]
+    rows, batches = [*reversed(sizes), 1, 1][:2]
     return Layout(tensors, batches, rows, cols, batch_by, row_by, steps, unit)
 
 
@@ -53,7 +53,9 @@ def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
     axes: list[tuple[int, tuple[int, ...]]] = []
     for n, by in sorted(
-        ((n, by) for n, by in zip(like.shape, strides, strict=True) if n != 1), reverse=True, key=lambda axis: axis[1][-1]
+        ((n, by) for n, by in zip(like.shape, strides, strict=True) if n != 1),
+        reverse=True,
+        key=lambda axis: axis[1][-1],
     ):
         if axes and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
             axes[-1] = (axes[-1][0] * n, by)

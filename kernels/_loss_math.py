@@ -1,7 +1,7 @@
 """Scalar functions of the losses: what one logit costs against its target, and the gradient of that.
 
-Values are float32 or float64, ``PRECISE`` as in ``_math.py``. A target t is the share of the positive class and 1 - t that
-of the negative one; with e = exp(-|x|), every sum here is of terms that do not cancel for shares in [0, 1].
+Values are float32 or float64, ``PRECISE`` as in ``_math.py``. A target t is the share of the positive class and 1 - t
+that of the negative one; with e = exp(-|x|), every sum here is of terms that do not cancel for shares in [0, 1].
 """
 
 import triton
@@ -33,7 +33,7 @@ def _log1p(e):
 
 @triton.jit
 def _power(q, gamma, sign, PRECISE: tl.constexpr):
-    """q ** gamma; a target outside of [0, 1] can make q negative, and sign is what that does to the power."""
+    """The power q ** gamma; a target outside of [0, 1] can make q negative, and sign is what that does to the power."""
     if q.dtype == tl.float64:
         p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))
     elif gamma == 2.0:  # a branch all threads take alike

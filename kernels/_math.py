@@ -24,6 +24,10 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
         return 1.0 / x
 
     @triton.jit
+    def widened(x):
+        return x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
+
+    @triton.jit
     def rounded(x, dtype: tl.constexpr):
         """x.to(dtype), to the nearest: the interpreter itself truncates to bfloat16."""
         if dtype == tl.bfloat16:
@@ -48,6 +52,24 @@ else:
             return tl.inline_asm_elementwise(
                 "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
             )
+
+    @triton.jit
+    def widened(x):
+        """Gives float32, or float64 as it is; two instructions a pair of bfloat16, where the compiler's cast takes three."""
+        if x.dtype == tl.float64:
+            return x
+        elif x.dtype == tl.bfloat16:
+            return tl.inline_asm_elementwise(
+                "{ .reg .b32 low, high; shl.b32 low, $2, 16; and.b32 high, $2, 0xffff0000;"
+                " mov.b32 $0, low; mov.b32 $1, high; }",
+                "=f,=f,r",
+                [x],
+                dtype=tl.float32,
+                is_pure=True,
+                pack=2,
+            )
+        else:
+            return x.to(tl.float32)
 
     @triton.jit
     def rounded(x, dtype: tl.constexpr):
@@ -79,25 +101,24 @@ def sigmoid(x, PRECISE: tl.constexpr):
 
 @triton.jit
 def dsigmoid_from_output(grad, s, PRECISE: tl.constexpr):
-    """grad * s * (1 - s), from the s that forward computed."""
+    """Grad * s * (1 - s), from the s that forward computed."""
     return grad * tl.fma(-s, s, s)
 
 
 @triton.jit
 def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
-    """grad * e / (1 + e)^2 with e = exp(-|x|): no difference of nearly equal numbers anywhere."""
+    """Grad * e / (1 + e)^2 with e = exp(-|x|): no difference of nearly equal numbers anywhere."""
     e = exp_neg(tl.abs(x), PRECISE)
     r = _reciprocal(1.0 + e)
     return grad * (e * r * r)
 
 
 @triton.jit
-def _sigmoid_and_slope(x, PRECISE: tl.constexpr):
-    """s, 1 - s and s * (1 - s) without a difference; from x = -88 on s is 0 and 1 - s is of no use, as its product is 0."""
+def _sigmoid_and_rest(x, PRECISE: tl.constexpr):
+    """S and 1 - s, without a difference, for their product: below x = -88 both are 0."""
     e = exp_neg(x, PRECISE)
     s = _reciprocal(1.0 + e)
-    rest = tl.minimum(e, 3.4e38) * s  # inf * 0 would be NaN
-    return s, rest, s * rest
+    return s, tl.minimum(e, 3.4e38) * s  # inf * 0 would be NaN
 
 
 @triton.jit
@@ -113,8 +134,9 @@ def sigmoid_gate_residual(x, gate, residual, PRECISE: tl.constexpr):
 @triton.jit
 def dsigmoid_gate(grad, x, gate, PRECISE: tl.constexpr):
     """Gradients of x and gate."""
-    s, _, slope = _sigmoid_and_slope(gate, PRECISE)
-    return grad * s, grad * x * slope
+    s, rest = _sigmoid_and_rest(gate, PRECISE)
+    grad_x = grad * s
+    return grad_x, grad_x * x * rest
 
 
 @triton.jit
@@ -125,14 +147,14 @@ def swiglu(gate, up, PRECISE: tl.constexpr):
 @triton.jit
 def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
     """Gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
-    s, rest, _ = _sigmoid_and_slope(gate, PRECISE)
+    s, rest = _sigmoid_and_rest(gate, PRECISE)
     grad_s = grad * s
     return grad_s * up * tl.fma(gate, rest, 1.0), grad_s * gate
 
 
 @triton.jit
 def _both_sides(x, PRECISE: tl.constexpr):
-    """s and 1 - s, each exact to its last bits for every x."""
+    """S and 1 - s, each exact to its last bits for every x."""
     e = exp_neg(tl.abs(x), PRECISE)
     near = _reciprocal(1.0 + e)
     far = e * near

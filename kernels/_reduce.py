@@ -99,7 +99,11 @@ def launch_sum(
     held = at.tensors[kept]
     row_stride = at.row_strides[kept] if at.row_strides is not None else 0
     over_rows = at.steps[kept] == 1
-    if held.shape != small.shape or not torch.ops.aten.is_non_overlapping_and_dense(held) or (at.rows > 1 and over_rows == (row_stride > 0)):
+    if (
+        held.shape != small.shape
+        or not torch.ops.aten.is_non_overlapping_and_dense(held)
+        or (at.rows > 1 and over_rows == (row_stride > 0))
+    ):
         return None
     block_m, block_n = tile_of(at, like)
     kept_blocks = -(-at.cols // block_n) if over_rows else -(-at.rows // block_m)

@@ -42,7 +42,8 @@ def _sum_kernel(
     across = tl.cdiv(cols, BLOCK_N)
     down = tl.cdiv(rows, BLOCK_M)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if DOUBLE else tl.float32)
-    for tile in range(tl.program_id(0), batches * down * across, tl.num_programs(0)):
+    tile = tl.program_id(0)
+    while tile < batches * down * across:
         batch = (tile // (down * across)).to(tl.int64)
         row = (tile // across % down).to(tl.int64) * BLOCK_M
         col = (tile % across).to(tl.int64) * BLOCK_N
@@ -56,6 +57,7 @@ def _sum_kernel(
                 mask = tl.max_constancy(mask, [1, UNIT])
             values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
             total += tl.where(mask, FN(*values, PRECISE) * SCALE, 0.0)
+        tile += tl.num_programs(0)
     total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N]).to(tl.float64), 0) * (1.0 / SCALE)
     tl.store(partials + tl.program_id(0), total)
 
@@ -89,7 +91,7 @@ def _operands(loss: Loss, x: torch.Tensor, target: torch.Tensor, *rest: Input) -
 
 
 def _readable(loss: Loss, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """x itself wherever its strides can lead a reduction, which has no output to do that."""
+    """Gives x itself wherever its strides can lead a reduction, which has no output to do that."""
     if loss.reduction == "none" or x.is_contiguous() or (not loss.indexed(target) and _reachable(_axes((x, x), x))):
         return x
     return x.contiguous()

@@ -123,7 +123,7 @@ def draw(path: Path, rows: list[_training.Row], said: str) -> None:
             places = number + numpy.linspace(-0.2, 0.2, len(apart))
             strips.plot(places, apart, "o", color=f"C{number}", alpha=0.6)
             strips.hlines(apart.mean(), number - 0.3, number + 0.3, color="black")
-    curves.set_xlim(left=max(-2, 100 * min(points) - 10))  # further left the curves have nothing to tell
+    curves.set_xlim(max(-2, 100 * min(points) - 10), 102)  # further left the curves have nothing to tell
     curves.plot([], [], "o", color="white", markeredgecolor="black", label="threshold 0.5, all seeds together")
     curves.plot([], [], color="gray", linewidth=8, alpha=0.3, label="middle half of the seeds")
     curves.set(xlabel="recall: malignant tumours found (%)", ylabel="precision: found that are malignant (%)")

@@ -25,7 +25,7 @@ import sigtorch
 STDLIB = Path(sysconfig.get_path("stdlib"))
 # Installed packages, tests, which not every machine has, and tables of characters and topics.
 NOT_READ = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-COMPARED_STEPS = 300  # in which the two losses may be a thousandth apart; after many more, rounding tells them apart
+COMPARED_STEPS = 300  # in which the two losses may be a thousandth apart; rounding adds up with every step
 VALIDATION_WINDOWS = 512  # spread evenly over what is held out; a multiple of the 64 that are read at once
 MEASUREMENTS = 12  # of a training
 PROMPT, SAMPLE = b"def ", 400  # bytes that it goes on from, and how many there are then
@@ -229,7 +229,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     add("--heads", type=whole, default=4, help="attention heads of a block (%(default)s)")
     add("--context", type=whole, default=128, help="bytes that attention sees (%(default)s)")
     add("--batch", type=whole, default=16, help="windows a step (%(default)s)")
-    add("--steps", type=whole, default=1200, help="(%(default)s)")
+    add("--steps", type=whole, default=1000, help="(%(default)s)")
     add("--lr", type=_training.positive_float, default=3e-3, help="highest learning rate (%(default)s)")
     add("--seed", type=_training.seed, default=0, help="start of every random number (%(default)s)")
     add("--device", type=_training.device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")

@@ -3,6 +3,19 @@
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
 from sigtorch.functional import glu, sigmoid, sigmoid_gate, sigmoid_lerp, swiglu
+from sigtorch.patch import Patch, patch, patched_functions
 
-__all__ = ["backend_of", "glu", "nn", "sigmoid", "sigmoid_gate", "sigmoid_lerp", "swiglu", "use_backend"]
+__all__ = [
+    "Patch",
+    "backend_of",
+    "glu",
+    "nn",
+    "patch",
+    "patched_functions",
+    "sigmoid",
+    "sigmoid_gate",
+    "sigmoid_lerp",
+    "swiglu",
+    "use_backend",
+]
 __version__ = "0.1.0"

@@ -36,8 +36,10 @@ def _formula_grads(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that one tensor given twice gets two gradients.
-        views = [t.view_as(t) if create_graph else t.detach().requires_grad_(n) for t, n in zip(inputs, needs)]
-        wanted = [v for v, n in zip(views, needs) if n]
+        views = [
+            t.view_as(t) if create_graph else t.detach().requires_grad_(n) for t, n in zip(inputs, needs, strict=True)
+        ]
+        wanted = [v for v, n in zip(views, needs, strict=True) if n]
         grads = iter(torch.autograd.grad(formula(*views), wanted, grad, create_graph=create_graph))
     return [next(grads) if n else None for n in needs]
 
@@ -90,12 +92,12 @@ class _FromInputs(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         cls = ctx._forward_cls
-        *args, backend = args
+        *given, backend = args
         ctx.passes = _passes(backend, cls.family)
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        ctx.rest = args[len(tensors) :]
+        tensors = [a for a in given if isinstance(a, torch.Tensor)]
+        ctx.rest = given[len(tensors) :]
         ctx.save_for_backward(*tensors)
-        return getattr(ctx.passes, f"{cls.op}_forward")(*args)
+        return getattr(ctx.passes, f"{cls.op}_forward")(*given)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -31,6 +31,14 @@ def tensors(where: str, **arguments: Any) -> None:
 
 def broadcastable(where: str, **arguments: torch.Tensor) -> None:
     """Tensors of shapes that broadcast, on one device (a 0-d CPU tensor goes with any)."""
+    if torch.jit.is_tracing():  # whose sizes are tensors: comparing them is what it warns of
+        return
+    given = iter(arguments.values())
+    first = next(given)
+    if isinstance(first, torch.Tensor) and all(
+        isinstance(t, torch.Tensor) and t.shape == first.shape and t.device == first.device for t in given
+    ):
+        return  # the common case, and most of what a small tensor on a CPU would pay for
     tensors(where, **arguments)
     plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
     try:
@@ -45,7 +53,7 @@ def broadcastable(where: str, **arguments: torch.Tensor) -> None:
 
 def halves(where: str, x: torch.Tensor, dim: int) -> None:
     tensors(where, x=x)
-    if not isinstance(x, torch.Tensor) or x.is_nested:
+    if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():
         return
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"{where}: dim={dim} is not one of x, whose shape is {tuple(x.shape)}")

@@ -59,13 +59,15 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
     if target.dtype == torch.int64:
         if target.shape != x.shape[:-1] or not x.dim():
             raise ValueError(
-                f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must have all but its last dimension, "
+                f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must lack its last dimension, "
                 f"got {names[1]} of shape {tuple(target.shape)}"
             )
         _classes(where, names[1], x.shape[-1], target, background_index)
         return
     if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
-        raise TypeError(f"{where}: {names[1]} must be floating point, bool, uint8 or int64 class indices, got {target.dtype}")
+        raise TypeError(
+            f"{where}: {names[1]} must be floating point, bool, uint8 or int64 class indices, got {target.dtype}"
+        )
     if target.shape != x.shape:
         raise ValueError(
             f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
@@ -82,8 +84,8 @@ def _classes(where: str, name: str, classes: int, target: torch.Tensor, backgrou
     wrong = target[((target < 0) | (target > classes)) & (target != background_index)]
     if wrong.numel():
         raise ValueError(
-            f"{where}: {name} holds class {int(wrong[0])}, expected 0 to {classes - 1}, or {classes} or background_index="
-            f"{background_index} for no class"
+            f"{where}: {name} holds class {int(wrong[0])}, expected 0 to {classes - 1}, or {classes} or "
+            f"background_index={background_index} for no class"
         )
 
 

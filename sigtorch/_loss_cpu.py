@@ -38,13 +38,17 @@ def _is_one(t: torch.Tensor | None) -> bool:
     return t is None or not t.dim()
 
 
-def _each(loss: Loss, buffers: int, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> Iterator[Chunk]:
+def _each(
+    loss: Loss, buffers: int, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+) -> Iterator[Chunk]:
     """Chunks of x and of the target, in the dtype to compute in, and of the others; then the buffers in that shape."""
     wide, indexed = loss.wide(x), loss.indexed(target)
     target = target.unsqueeze(-1) if indexed else target
     size = min(x.numel(), max(CHUNK, x.shape[-1] if indexed else 0))
     memory = torch.empty(buffers + 2, size, dtype=wide)
-    for x_, t_, *others_ in _chunks((x, target, *(t if _is_one(t) else t.expand(x.shape) for t in others)), indexed):
+    for x_, t_, *others_ in _chunks(
+        (x, target, *(t if t is None or not t.dim() else t.expand(x.shape) for t in others)), indexed
+    ):
         widened, t, *b = (m[: x_.numel()].view(x_.shape) for m in memory)
         if indexed:
             column = (t_ >= 0) & (t_ < x_.shape[-1]) & (t_ != loss.background_index)
@@ -125,7 +129,7 @@ def _bce_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b
 
 
 def _focal_factor(loss: Loss, t: torch.Tensor, q: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
-    """q ** gamma times the share of alpha, in q's place."""
+    """The power q ** gamma times the share of alpha, in q's place."""
     q.pow_(loss.gamma)
     if loss.alpha >= 0:
         ends = q.new_tensor([1 - loss.alpha, loss.alpha])
@@ -163,7 +167,9 @@ def _divisor(loss: Loss, x: torch.Tensor, normalizer: torch.Tensor | None) -> An
     return loss.normalizer if normalizer is None else normalizer
 
 
-def binary_cross_entropy_with_logits_forward(loss: Loss, x: Any, target: Any, weight: Any, pos_weight: Any) -> torch.Tensor:
+def binary_cross_entropy_with_logits_forward(
+    loss: Loss, x: Any, target: Any, weight: Any, pos_weight: Any
+) -> torch.Tensor:
     return _forward(loss, _bce_values, 3, _divisor(loss, x, None), x, target, weight, pos_weight)
 
 

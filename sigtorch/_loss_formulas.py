@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from sigtorch.formulas import HALF_DTYPES
 
+FAR = 800.0  # exp(-800) is 0 in float64 too
+
 
 class Loss(NamedTuple):
     """A loss with all of its options that are no tensors."""
@@ -40,7 +42,9 @@ def formula(
     focal = loss.name == "sigmoid_focal_loss"
     normalizer = loss.normalizer if other is None and focal else other if focal else None
     pos_weight = None if focal else other
-    values = _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
+    values = (
+        _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
+    )
     if weight is not None:
         values = values * weight
     if loss.reduction == "mean":
@@ -61,7 +65,8 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
     keep, half = 1 - loss.label_smoothing, loss.label_smoothing / 2
     values = (t * keep + half) * positive + ((1 - t) * keep + half) * negative
     if loss.name == "sigmoid_focal_loss":
-        q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+        near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
+        q = t * torch.sigmoid(-near) + (1 - t) * torch.sigmoid(near)
         tiny = torch.finfo(q.dtype).tiny
         # The derivative of q ** gamma at 0 is infinite for a gamma below 1, and the loss there is 0.
         values = values * torch.where(q.abs() < tiny, tiny, q) ** loss.gamma

@@ -6,7 +6,8 @@ import torch
 
 from sigtorch import _backend, _checks, _loss_checks
 from sigtorch._loss_autograd import LossFunction
-from sigtorch._loss_formulas import HALF_DTYPES, Loss, formula
+from sigtorch._loss_formulas import Loss, formula
+from sigtorch.formulas import HALF_DTYPES
 
 
 def binary_cross_entropy_with_logits(
@@ -20,7 +21,7 @@ def binary_cross_entropy_with_logits(
     size_average: None = None,
     reduce: None = None,
 ) -> torch.Tensor:
-    r"""Computes the binary cross-entropy of logits, as :func:`torch.nn.functional.binary_cross_entropy_with_logits` does.
+    r"""Computes the binary cross-entropy of logits, as the function of that name in :mod:`torch.nn.functional` does.
 
     .. math:: \ell = w \left( -p\,t \log \sigma(x) - (1 - t) \log \sigma(-x) \right)
 
@@ -74,11 +75,11 @@ def sigmoid_focal_loss(
 ) -> torch.Tensor:
     r"""Computes the focal loss of logits, as torchvision's ``sigmoid_focal_loss`` does.
 
-    .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma\, \mathrm{bce}(x, t), \quad p_t = t\,\sigma(x) + (1 - t)\,\sigma(-x)
+    .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma\, \mathrm{bce}(x, t)
 
-    with :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)`, in terms that do not cancel: float32 losses are right to 1e-5
-    of their value, however small. Half types are computed and summed in float32 and rounded once. A sum has one order, so
-    that two runs agree to the last bit.
+    with :math:`p_t = t\,\sigma(x) + (1 - t)\,\sigma(-x)` and :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)`, in
+    terms that do not cancel: float32 losses are right to 1e-5 of their value, however small. Half types are computed
+    and summed in float32 and rounded once. A sum has one order, so that two runs agree to the last bit.
 
     Args:
         inputs: logits x of any shape and floating dtype.
@@ -152,9 +153,9 @@ def _run(
     return LossFunction.apply(input, target, weight, other, loss, backend)  # type: ignore[no-any-return]
 
 
-def _select(loss: Loss, input: torch.Tensor, *others: torch.Tensor | None) -> str:
+def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:
     """A fused pass where it can: one kind of width, one device, and a gradient for the logits alone."""
-    given = [t for t in others if t is not None]
+    given = [target, *(t for t in others if t is not None)]
     if not _backend.plain(input, *given) or not input.numel():
         return "formula"
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
@@ -164,6 +165,6 @@ def _select(loss: Loss, input: torch.Tensor, *others: torch.Tensor | None) -> st
         return "formula"
     if any(t.device != input.device for t in given):
         return "formula"
-    if loss.indexed(others[0]) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
+    if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
         return "formula"
     return _backend.select(input, *floats, cpu_pass=True)

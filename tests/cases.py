@@ -21,6 +21,7 @@ class Case:
     ours: Callable
     oracle: Callable
     shapes: Callable = lambda s: (s,)  # the inputs' shapes, from a base shape of two axes or more
+    fused: bool = True  # by a kernel, where one is asked for
     saves_output: bool = False  # gradients carry the rounding of a saved output
     cancels: bool = False  # values or gradients are sums of terms that may cancel
 
@@ -47,10 +48,10 @@ CASES = [
     Case("gate-token", sigtorch.sigmoid_gate, gate, lambda s: (s, (*s[:-1], 1)), cancels=True),
     Case("gate-feature", sigtorch.sigmoid_gate, gate, lambda s: (s, s[-1:]), cancels=True),
     Case("gate-channel", sigtorch.sigmoid_gate, gate, lambda s: (s, (*s[:2], *[1] * (len(s) - 2))), cancels=True),
-    Case("gate-other", sigtorch.sigmoid_gate, gate, lambda s: (s, (1, *s[1:])), cancels=True),
+    Case("gate-other", sigtorch.sigmoid_gate, gate, lambda s: (s, (1, *s[1:])), cancels=True, fused=False),
     Case("lerp", sigtorch.sigmoid_lerp, lerp, lambda s: (s, s, s), cancels=True),
     Case("glu", sigtorch.glu, F.glu),
-    Case("glu-first", lambda x: sigtorch.glu(x, 1), lambda x: F.glu(x, 1)),
+    Case("glu-first", lambda x: sigtorch.glu(x, 0), lambda x: F.glu(x, 0)),
     Case("swiglu", sigtorch.swiglu, lambda g, u: F.silu(g) * u, lambda s: (s, s), cancels=True),
     Case("swiglu-packed", sigtorch.swiglu, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], cancels=True),
 ]
@@ -120,6 +121,8 @@ def check(case, inputs, grad=None, backend="auto"):
     assert out.shape == eager.shape
     composed = backend == "auto" and sigtorch.backend_of(*inputs) == "aten"  # PyTorch rounds after every operator
     loose = 4 if composed or case.cancels else 1
+    largest = torch.finfo(dtype).max
+    expected = torch.where(expected.abs() > largest, expected * torch.inf, expected)
     torch.testing.assert_close(out.double(), expected, **tolerance(dtype, loose))
     for mine, theirs, given in zip(grads, expected_grads, [t for t in inputs if t.requires_grad], strict=True):
         assert mine.dtype == given.dtype

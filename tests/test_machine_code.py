@@ -6,17 +6,23 @@ import subprocess
 import sys
 
 import pytest
+import triton
 
 # instructions an element: an operation, its dtype, forward and backward at most
 BOUNDS = {
     "sigmoid": {"bfloat16": (8, 8), "float32": (12, 8)},
-    "sigmoid-input": {"bfloat16": (8, 14), "float32": (12, 18)},
+    "sigmoid-input": {"bfloat16": (8, 13), "float32": (12, 18)},
+    "gate": {"bfloat16": (10, 16), "float32": (13, 20)},
+    "gate-token": {"bfloat16": (8, 14), "float32": (9, 17)},
+    "lerp": {"bfloat16": (18, 24), "float32": (21, 27)},
+    "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
 }
+OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
 SCRIPT = """
 import json, sys, torch, sigtorch
 from _machine_code import compiled, count
 from cases import CASES
-found, n = {}, 2**16 + 2 * 23
+found, n = {}, 2**16 + 64
 for case in CASES:
     if case.name not in sys.argv[2:]:
         continue
@@ -41,14 +47,13 @@ def test_kernels_are_as_lean_as_we_say(arch):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    slack = 1 if arch == 80 else 0  # sm_80 lacks one of the conversions
     for name, by_dtype in BOUNDS.items():
         for dtype, bounds in by_dtype.items():
             for counts, bound in zip(found[f"{name} torch.{dtype}"], bounds, strict=True):
                 assert counts, "nothing was launched"
-                assert sum(c["each"] for c in counts) <= bound + slack, (name, dtype, counts)
+                assert sum(c["each"] for c in counts) <= bound + OLDER, (name, dtype, counts)
                 for c in counts:
-                    assert all(a.endswith(" 128") for a in c["accesses"]), (name, dtype, c)
+                    assert all(a.endswith(" 128") or n == 1 for a, n in c["accesses"].items()), (name, dtype, c)
                     assert not c["stack"]
                     assert not c["spills"]
                     assert not c["atomics"]

@@ -17,7 +17,7 @@ both_saves = pytest.mark.parametrize("save", ["output", "input"])
 
 
 def ulps(mine, exact, dtype):
-    """Distance from the exact result in units of the last place of its rounded value; tiny ones of the smallest normal."""
+    """Distance from the exact result in units of its last place; none where it is at most the smallest normal number."""
     tiny = torch.finfo(dtype).tiny
     unit = torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=tiny)))) * ULP[dtype]
     return ((mine.double() - exact).abs() / unit).masked_fill((mine.double() - exact).abs() <= tiny, 0)
