@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -11,9 +11,6 @@ import triton.language as tl
 from sigtorch.kernels import _loss_math
 from sigtorch.kernels._launch import OPTIONS, Input, _values, arrange, launch, tile_of
 from sigtorch.kernels._layout import _axes, _reachable
-
-if TYPE_CHECKING:
-    from sigtorch._loss_formulas import Loss
 
 PROGRAMS = 4096  # as many partial sums, whatever the device: the order of a sum is part of its result
 # A lane's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
@@ -81,7 +78,7 @@ def _reduced(
     return out
 
 
-def _operands(loss: Loss, x: torch.Tensor, target: torch.Tensor, *rest: Input) -> tuple[Input, ...]:
+def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Input) -> tuple[Input, ...]:
     """What a scalar function takes: a class index comes with the column it is compared to."""
     if loss.indexed(target):
         # Contiguous, as x or the output is, so that the innermost axis is the classes'.
@@ -90,38 +87,38 @@ def _operands(loss: Loss, x: torch.Tensor, target: torch.Tensor, *rest: Input) -
     return x, target.view(torch.uint8) if target.dtype == torch.bool else target, *rest
 
 
-def _readable(loss: Loss, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Gives x itself wherever its strides can lead a reduction, which has no output to do that."""
     if loss.reduction == "none" or x.is_contiguous() or (not loss.indexed(target) and _reachable(_axes((x, x), x))):
         return x
     return x.contiguous()
 
 
-def _divisor(loss: Loss, x: torch.Tensor, normalizer: Input) -> Input:
+def _divisor(loss: Any, x: torch.Tensor, normalizer: Input) -> Input:
     """One number or 0-d tensor; a 1 that nobody asked for is no instruction."""
     if loss.reduction == "mean":
         return float(x.numel())
     return (loss.normalizer or 1) if normalizer is None else normalizer
 
 
-def _like(loss: Loss, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _like(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     layout = torch.contiguous_format if loss.indexed(target) else torch.preserve_format
     return torch.empty_like(x, dtype=dtype, memory_format=layout)
 
 
-def _bce_operands(loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Input, other: Input) -> tuple[Input, ...]:
+def _bce_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input, other: Input) -> tuple[Input, ...]:
     pos_weight = 1 if other is None else other
     return _operands(loss, x, target, 1 if weight is None else weight, pos_weight, loss.label_smoothing)
 
 
-def _focal_operands(loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Input) -> tuple[Input, ...]:
+def _focal_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input) -> tuple[Input, ...]:
     pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
     sign = {0.0: 1, 1.0: -1.0}.get(loss.gamma % 2, float("nan"))
     return _operands(loss, x, target, 1 if weight is None else weight, pos, neg, loss.gamma, sign)
 
 
 def binary_cross_entropy_with_logits_forward(
-    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, pos_weight: torch.Tensor | None
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, pos_weight: torch.Tensor | None
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _bce_operands(loss, x, target, weight, pos_weight)
@@ -134,7 +131,7 @@ def binary_cross_entropy_with_logits_forward(
 
 
 def binary_cross_entropy_with_logits_backward(
-    loss: Loss,
+    loss: Any,
     grad: torch.Tensor,
     x: torch.Tensor,
     target: torch.Tensor,
@@ -149,7 +146,7 @@ def binary_cross_entropy_with_logits_backward(
 
 
 def sigmoid_focal_loss_forward(
-    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, normalizer: torch.Tensor | None
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, normalizer: torch.Tensor | None
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _focal_operands(loss, x, target, weight)
@@ -163,7 +160,7 @@ def sigmoid_focal_loss_forward(
 
 
 def sigmoid_focal_loss_backward(
-    loss: Loss,
+    loss: Any,
     grad: torch.Tensor,
     x: torch.Tensor,
     target: torch.Tensor,

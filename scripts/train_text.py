@@ -287,8 +287,8 @@ def report(runs: list[Run], text: Text, args: argparse.Namespace) -> None:
         for run, row in zip(runs, shown, strict=True):
             peak = peak_extra_bytes(lambda model=run.model: loss_of(model, tokens).backward(), args.device)
             row["peak memory a step"] = f"{peak / 2**20:.2f} MiB"
-    sizes = f"{len(text.train):,} bytes to train on, {len(text.held_out):,} held out"
-    _training.show_table(f"{sizes}, seed {args.seed}, {args.dtype}", shown)
+    _training.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", shown)
+    print(f"Trained on {len(text.train):,} bytes, measured on windows of {len(text.held_out):,} others")
     if args.compare:
         ours, theirs = (run.losses[:COMPARED_STEPS] for run in runs)
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))

@@ -3,16 +3,19 @@
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
 from sigtorch.functional import glu, sigmoid, sigmoid_gate, sigmoid_lerp, swiglu
+from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
 from sigtorch.patch import Patch, patch, patched_functions
 
 __all__ = [
     "Patch",
     "backend_of",
+    "binary_cross_entropy_with_logits",
     "glu",
     "nn",
     "patch",
     "patched_functions",
     "sigmoid",
+    "sigmoid_focal_loss",
     "sigmoid_gate",
     "sigmoid_lerp",
     "swiglu",

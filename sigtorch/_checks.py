@@ -31,7 +31,7 @@ def tensors(where: str, **arguments: Any) -> None:
 
 def broadcastable(where: str, **arguments: torch.Tensor) -> None:
     """Tensors of shapes that broadcast, on one device (a 0-d CPU tensor goes with any)."""
-    if torch.jit.is_tracing():  # whose sizes are tensors: comparing them is what it warns of
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # whose sizes are tensors: comparing them is what it warns of
         return
     given = iter(arguments.values())
     first = next(given)
@@ -53,7 +53,7 @@ def broadcastable(where: str, **arguments: torch.Tensor) -> None:
 
 def halves(where: str, x: torch.Tensor, dim: int) -> None:
     tensors(where, x=x)
-    if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():
+    if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"{where}: dim={dim} is not one of x, whose shape is {tuple(x.shape)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from sigtorch import _checks, functional
+from sigtorch._loss_modules import BCEWithLogitsLoss, SigmoidFocalLoss
+
+__all__ = ["GLU", "BCEWithLogitsLoss", "GatedMLP", "Sigmoid", "SigmoidFocalLoss", "SigmoidGate", "SwiGLU"]
 
 
 class Sigmoid(torch.nn.Sigmoid):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copyreg
 import functools
 import re
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from sigtorch import _backend, _checks, functional, nn
+from sigtorch import _backend, _checks, functional, losses, nn
 from sigtorch._recognise import GatedMLP, gated_mlp, inline_gates
 
 
@@ -62,6 +64,7 @@ def _new(ours: type, theirs: type, parts: GatedMLP | None, *args: Any) -> Any:
 _OURS: dict[type[torch.nn.Module], Any] = {
     torch.nn.Sigmoid: nn.Sigmoid,
     torch.nn.GLU: nn.GLU,
+    torch.nn.BCEWithLogitsLoss: nn.BCEWithLogitsLoss,
 }
 
 
@@ -150,11 +153,12 @@ class Patch:
 def patch(model: torch.nn.Module) -> Patch:
     """Swaps, in place, the modules of a model that sigtorch fuses.
 
-    These are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU`, and every MLP that is exactly
-    ``down(silu(gate(x)) * up(x))``. Names don't tell: an MLP is one where :mod:`torch.fx` traces exactly these steps,
-    in training and in evaluation, as the module stands now; hooks on its activation keep it as it is. A swapped module
-    is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a class that is a
-    subclass of the one it had. It pickles, deep-copies and compiles. Subclasses with a forward of their own are left.
+    These are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU`, :class:`torch.nn.BCEWithLogitsLoss`, and every MLP that
+    is exactly ``down(silu(gate(x)) * up(x))``. Names don't tell: an MLP is one where :mod:`torch.fx` traces exactly
+    these steps, in training and in evaluation, as the module stands now; hooks on its activation keep it as it is. A
+    swapped module is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a
+    class that is a subclass of the one it had. It pickles, deep-copies and compiles. Subclasses with a forward of their
+    own are left.
 
     Args:
         model: any module; it may be one of those itself.
@@ -215,12 +219,27 @@ def _glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     return functional.glu(input, dim)
 
 
+def _bce(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if size_average is None and reduce is None:
+        return losses.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+    return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
+
+
 _DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
     torch.sigmoid: _sigmoid,
     torch.Tensor.sigmoid: _sigmoid,
     torch.special.expit: _sigmoid,
     F.sigmoid: _sigmoid,
     F.glu: _glu,
+    F.binary_cross_entropy_with_logits: _bce,
 }
 
 
@@ -231,6 +250,53 @@ class _Divert(TorchFunctionMode):
         return _DIVERTED.get(func, func)(*args, **(kwargs or {}))
 
 
+class _Focal:
+    """torchvision's focal loss is plain Python, which no mode sees: while in use, its holders hold one that asks.
+
+    It asks for the mode, so other threads get torchvision's.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.original: Any = None
+        self.asking: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.original is None:
+                self.original = getattr(sys.modules.get("torchvision.ops.focal_loss"), "sigmoid_focal_loss", None)
+                self.asking = _asking(self.original)
+            self.rebind(self.original, self.asking)
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.rebind(self.asking, self.original)
+                self.original = self.asking = None
+
+    def rebind(self, old: Any, new: Any) -> None:
+        """In every loaded module that holds it: importing a function by name makes a reference of one's own."""
+        for module in [*sys.modules.values()] if self.original is not None else []:
+            held: dict[str, Any] = getattr(module, "__dict__", {})
+            for name in [k for k, v in held.items() if v is old]:
+                held[name] = new
+
+
+_focal = _Focal()
+
+
+def _asking(original: Any) -> Any:
+    def sigmoid_focal_loss(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(mode, _Divert) for mode in torch.overrides._get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+            return losses.sigmoid_focal_loss(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    return functools.wraps(original)(sigmoid_focal_loss) if original else None
+
+
 _backend.TRANSPARENT_MODES.add(_Divert)
 
 
@@ -239,9 +305,12 @@ def patched_functions() -> Iterator[None]:
     """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
 
     These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
-    :func:`torch.special.expit` and :func:`torch.nn.functional.glu`, whoever holds them under whatever name, in this
-    thread only, and under :func:`torch.compile` too. ``sigmoid_`` and ``out=`` stay PyTorch's. Every PyTorch call in
-    the block costs some microseconds more, as under any function mode: where modules can be swapped, swap them.
+    :func:`torch.special.expit`, :func:`torch.nn.functional.glu` and
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits`, whoever holds them under whatever name, and
+    torchvision's ``sigmoid_focal_loss`` in every module loaded by then that holds it: in this thread only, and under
+    :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
+    ``out=`` and the legacy ``size_average`` and ``reduce`` stay PyTorch's. Every PyTorch call in the block costs some
+    microseconds more, as under any function mode: where modules can be swapped, swap them.
 
     Returns:
         A context manager and decorator, which nests.
@@ -249,5 +318,9 @@ def patched_functions() -> Iterator[None]:
     Raises:
         Nothing of its own; what the block raises passes through, and PyTorch's functions are back.
     """
-    with _Divert():
-        yield
+    if torch.compiler.is_compiling():  # a compiled function rebinds no modules
+        with _Divert():
+            yield
+    else:
+        with _focal, _Divert():
+            yield

@@ -26,9 +26,10 @@ LEVELS = [
     {"_autograd"},
     {"_loss_cpu"},
     {"_cpu"},
-    {"formulas", "_loss_formulas"},
-    {"_backend", "_recognise"},
+    {"_loss_formulas"},
+    {"formulas"},
     {"_loss_checks"},
+    {"_backend", "_recognise"},
     {"_checks"},
 ]
 

@@ -189,7 +189,7 @@ def test_text_loss_that_is_no_number_ends_in_one_line(tmp_path):
     data = tmp_path / "text"
     data.write_bytes(bytes(range(256)) * 40)
     args, text = train_text.parse([*TINY, "--data", str(data), "--steps", "50", "--lr", "1e38"])
-    with pytest.raises(SystemExit, match="^error: the loss is .* a smaller --lr may help$"):
+    with pytest.raises(SystemExit, match=r"^error: the loss is .* a smaller --lr may help$"):
         train_text.train(["sigtorch"], text, args)
 
 
