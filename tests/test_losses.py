@@ -23,9 +23,9 @@ KINDS = ("soft", "hard", "uint8", "bool", "index")
 REDUCTIONS = ("none", "mean", "sum")
 LOSSES = (binary_cross_entropy_with_logits, sigmoid_focal_loss)
 
-every_backend = pytest.mark.parametrize(
-    "backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)]
-)  # fmt: skip
+every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
+# What a compiled kernel could get wrong where an interpreted one does not: these are the tests for other engines too.
+every_engine = pytest.mark.parametrize("backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)])
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 
 
@@ -137,6 +137,15 @@ def test_matches_float64(loss, options, kind, backend, device):
         assert actual.shape == (x.shape if reduction == "none" else ())
 
 
+@pytest.mark.kernels
+@every_loss
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "reduction"), [(torch.bfloat16, "mean"), (torch.float32, "none")], ids=str)
+def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
+    x, target = make((3, 4104), dtype, kind, device)
+    check(loss, x, target, "triton", reduction=reduction)
+
+
 @every_backend
 @every_loss
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1), (5, 4, 6), (2, 3, 4, 8), (1, 4100)], ids=str)
@@ -169,7 +178,7 @@ def channels_last(t):
 STRIDES = (transposed, sliced, stepped, expanded, channels_last)
 
 
-@every_backend
+@every_engine
 @every_loss
 @pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
 def test_any_strides(loss, strides, backend, device):
@@ -217,7 +226,7 @@ def test_pytorchs_own_samples(backend, device):
             torch.testing.assert_close(*grads)
 
 
-@every_backend
+@every_engine
 @pytest.mark.parametrize("t", [0, 1])
 def test_small_losses_are_exact(t, backend, device):
     """Down to 1e-30, and their gradients."""
