@@ -108,7 +108,7 @@ def test_compiles_for_every_size(case):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend=counter)
-    for rows in (2, 6, 10):
+    for rows in (4, 6, 10):  # never 1 after halving, which is compiled apart
         inputs = [t.detach() for t in case.inputs((rows, 4), torch.float32)]
         torch.testing.assert_close(compiled(*inputs), case.ours(*inputs), **tolerance(torch.float32))
     assert counter.frame_count == 1
