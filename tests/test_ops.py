@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -106,7 +107,7 @@ def test_compiles_whole(case, compiler):
 @every_case
 def test_compiles_for_every_size(case):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend=counter)
     for rows in (4, 6, 10):  # never 1 after halving, which is compiled apart
         inputs = [t.detach() for t in case.inputs((rows, 4), torch.float32)]
