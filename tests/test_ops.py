@@ -109,7 +109,7 @@ def test_compiles_for_every_size(case):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend=counter)
-    for rows in (4, 6, 10):  # never 1 after halving, which is compiled apart
+    for rows in (6, 8, 10):  # neither the other axis nor, after halving, 1: these are compiled apart
         inputs = [t.detach() for t in case.inputs((rows, 4), torch.float32)]
         torch.testing.assert_close(compiled(*inputs), case.ours(*inputs), **tolerance(torch.float32))
     assert counter.frame_count == 1
