@@ -1,0 +1,115 @@
+"""What the losses' tests share: oracles in float64, inputs, tolerances, and the table of options."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sigtorch
+from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Half types round once, to 2^-11 and 2^-8 of the value; float32 as promised, of each element.
+BCE_RTOL = {torch.float16: 5e-4, torch.bfloat16: 3.92e-3, torch.float32: 1e-6, torch.float64: 1e-13}
+FOCAL_RTOL = {**BCE_RTOL, torch.float32: 1e-5}
+KINDS = ("soft", "hard", "uint8", "bool", "index")
+REDUCTIONS = ("none", "mean", "sum")
+LOSSES = (binary_cross_entropy_with_logits, sigmoid_focal_loss)
+
+every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
+# What a compiled kernel could get wrong where an interpreted one does not: these are the tests for other engines too.
+every_engine = pytest.mark.parametrize("backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)])
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+
+
+def share(target, x):
+    """A target as float64 of x's shape."""
+    if target.dtype == torch.int64:
+        return (target.unsqueeze(-1) == torch.arange(x.shape[-1], device=x.device)).double()
+    return target.double()
+
+
+def softplus(x):
+    return x.clamp_min(0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def reduced(values, reduction):
+    return values if reduction == "none" else getattr(values, reduction)()
+
+
+def bce_oracle(x, target, weight=None, reduction="mean", pos_weight=None, *, label_smoothing=0.0):
+    x, t = x.double(), share(target, x)
+    t = t * (1 - label_smoothing) + label_smoothing / 2
+    values = t * softplus(-x) * (1 if pos_weight is None else pos_weight.double()) + (1 - t) * softplus(x)
+    return reduced(values * (1 if weight is None else weight.double()), reduction)
+
+
+def focal_oracle(
+    x, target, alpha=0.25, gamma=2.0, reduction="none", *, weight=None, normalizer=1.0, background_index=-1
+):
+    """The formula of torchvision, but for 1 - p_t, which it gets by subtraction."""
+    if target.dtype == torch.int64:
+        target = torch.where(target == background_index, -1, target)
+    x, t = x.double(), share(target, x)
+    q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+    values = bce_oracle(x, t, reduction="none") * q**gamma
+    if alpha >= 0:
+        values = values * (alpha * t + (1 - alpha) * (1 - t))
+    return reduced(values * (1 if weight is None else weight.double()), reduction) / normalizer
+
+
+def torchvision_oracle(inputs, targets, alpha, gamma, reduction):
+    p = torch.sigmoid(inputs)
+    ce = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    loss = ce * (1 - (p * targets + (1 - p) * (1 - targets))) ** gamma
+    if alpha >= 0:
+        loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
+    return reduced(loss, reduction)
+
+
+ORACLES = {binary_cross_entropy_with_logits: bce_oracle, sigmoid_focal_loss: focal_oracle}
+RTOL = {binary_cross_entropy_with_logits: BCE_RTOL, sigmoid_focal_loss: FOCAL_RTOL}
+
+
+def make(shape, dtype, kind, device, scale=4.0):
+    x = (torch.randn(shape, dtype=torch.float64) * scale).to(device, dtype).requires_grad_()
+    if kind == "soft":
+        return x, torch.rand(shape, dtype=torch.float64).to(device, dtype)
+    if kind == "index":  # -1 and the number of classes among them
+        return x, torch.randint(-1, shape[-1] + 1, shape[:-1]).to(device)
+    dtypes = {"hard": dtype, "uint8": torch.uint8, "bool": torch.bool}
+    return x, (torch.rand(shape) > 0.6).to(device, dtypes[kind])
+
+
+def check(loss, x, target, backend, **options):
+    """Value and gradient against the oracle's, each element relative to itself where nothing in it cancels."""
+    exact = x.detach().double().requires_grad_()
+    expected = ORACLES[loss](exact, target, **options)
+    incoming = torch.randn(expected.shape, dtype=torch.float64).to(x.device, torch.bfloat16)
+    expected.backward(incoming.double())
+    with sigtorch.use_backend(backend):
+        actual = loss(x, target, **options)
+        (grad,) = torch.autograd.grad(actual, x, incoming.to(actual.dtype))
+    rtol = RTOL[loss][x.dtype]
+    tiny = {torch.float16: 6e-8}.get(x.dtype, 0)
+    assert grad.dtype == x.dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=tiny)
+    cancels = 0 if target.dtype != x.dtype and not options.get("label_smoothing") else exact.grad.abs().max().item()
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=rtol, atol=tiny + rtol * cancels)
+    return actual
+
+
+BCE_OPTIONS = {
+    "plain": lambda n, like: {},
+    "weights": lambda n, like: {"weight": like(n), "pos_weight": like(n) * 3},
+    "smoothing": lambda n, like: {"label_smoothing": 0.1, "pos_weight": like(1)},
+}
+FOCAL_OPTIONS = {
+    "plain": lambda n, like: {},
+    "unweighted": lambda n, like: {"alpha": -1, "gamma": 0},
+    "steep": lambda n, like: {"alpha": 0.9, "gamma": 3.5, "weight": like(n)},
+    "flat": lambda n, like: {"gamma": 0.5, "background_index": 1},
+}
+OPTIONS = [
+    *(pytest.param(LOSSES[0], f, id=f"bce-{name}") for name, f in BCE_OPTIONS.items()),
+    *(pytest.param(LOSSES[1], f, id=f"focal-{name}") for name, f in FOCAL_OPTIONS.items()),
+]

@@ -1,0 +1,248 @@
+"""What the losses promise beside their values: transforms, compilers, dtypes, memory, and one clear line for a mistake."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_cases import (
+    DTYPES,
+    LOSSES,
+    OPTIONS,
+    ORACLES,
+    bce_oracle,
+    check,
+    every_backend,
+    every_loss,
+    focal_oracle,
+    make,
+)
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+from torch.autograd.graph import saved_tensors_hooks
+
+import sigtorch
+from sigtorch._loss_modules import BCEWithLogitsLoss, SigmoidFocalLoss
+from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "normalizer", [7, 2.5, torch.tensor(7), torch.tensor(2.5), torch.tensor(2.5).double()], ids=str
+)
+def test_normalizer_divides(normalizer, backend, device):
+    divisor = normalizer.to(device) if isinstance(normalizer, torch.Tensor) else normalizer
+    for dtype, reduction in itertools.product((torch.float32, torch.float64), ("none", "sum")):
+        x, target = make((6, 10), dtype, "index", device)
+        check(LOSSES[1], x, target, backend, reduction=reduction, normalizer=divisor)
+
+
+@every_backend
+@every_loss
+def test_backward_again_and_differentiably(loss, backend, device):
+    x, target = make((4, 6), torch.float64, "soft", device)
+    exact = x.detach().clone().requires_grad_()
+    with sigtorch.use_backend(backend):
+        value = loss(x, target, reduction="sum")
+        first = torch.autograd.grad(value, x, retain_graph=True)[0]
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], kept)
+        (grad,) = torch.autograd.grad(value, x, create_graph=True)
+        grad.square().sum().backward()
+    (expected,) = torch.autograd.grad(ORACLES[loss](exact, target, reduction="sum"), exact, create_graph=True)
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad)
+
+
+@every_backend
+@pytest.mark.parametrize(("loss", "options"), OPTIONS)
+def test_gradcheck(loss, options, backend, device):
+    names = dict(zip(LOSSES, ("target", "targets"), strict=True))
+    for kind, reduction in (("soft", "mean"), ("index", "none")):
+        x, target = make((2, 3), torch.float64, kind, device, scale=2.0)
+        given = options(3, lambda n: torch.rand(n, dtype=torch.float64, device=device))
+        if "background_index" in given:
+            target[target == -1] = given["background_index"]
+        call = functools.partial(loss, **{names[loss]: target}, reduction=reduction, **given)
+        with sigtorch.use_backend(backend):
+            assert torch.autograd.gradcheck(call, x)
+            assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+@every_backend
+def test_targets_and_weights_have_gradients(backend, device):
+    x, t, w, p = (torch.rand(2, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(4))
+    n = torch.tensor(3.0, dtype=torch.float64, device=device, requires_grad=True)
+    with sigtorch.use_backend(backend):
+        assert torch.autograd.gradcheck(lambda *a: binary_cross_entropy_with_logits(*a[:3], "sum", a[3]), (x, t, w, p))
+        focal = lambda x, t, w, n: sigmoid_focal_loss(x, t, weight=w, normalizer=n)  # noqa: E731
+        assert torch.autograd.gradcheck(focal, (x, t, w, n))
+
+
+@every_backend
+@every_loss
+@pytest.mark.parametrize("kind", ["soft", "bool", "index"])
+def test_transforms(loss, kind, backend, device):
+    x, target = make((4, 6), torch.float64, kind, device)
+    x, tangent = x.detach(), torch.randn(4, 6, dtype=torch.float64, device=device)
+    oracle, given = ORACLES[loss], {"reduction": "mean"}
+    with sigtorch.use_backend(backend):
+        batched = torch.vmap(lambda x, t: loss(x, t, **given))(x, target)
+        per_sample = torch.vmap(torch.func.grad(lambda x, t: loss(x, t, **given)))(x, target)
+        hessian = torch.func.hessian(lambda x: loss(x, target[:1], **given))(x[:1])
+        with dual_level():
+            jvp = unpack_dual(loss(make_dual(x, tangent), target, **given)).tangent
+    torch.testing.assert_close(batched, torch.stack([oracle(a, b, **given) for a, b in zip(x, target, strict=True)]))
+    grads = [torch.func.grad(lambda a, b=b: oracle(a, b, **given))(a) for a, b in zip(x, target, strict=True)]
+    torch.testing.assert_close(per_sample, torch.stack(grads))
+    torch.testing.assert_close(jvp, torch.func.jvp(lambda x: oracle(x, target, **given), (x,), (tangent,))[1])
+    torch.testing.assert_close(hessian, torch.func.hessian(lambda x: oracle(x, target[:1], **given))(x[:1]))
+
+
+@every_loss
+@pytest.mark.parametrize("kind", ["soft", "index"])
+def test_compiles_whole(loss, kind):
+    x, target = make((4, 6), torch.float32, kind, "cpu")
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    given = {"reduction": "sum", "weight": torch.rand(6)}
+    actual, expected = compiled(x, target, **given), loss(x, target, **given)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (actual, expected)))
+
+
+@every_backend
+@every_loss
+def test_autocast_takes_halves_and_gives_float32(loss, backend, device):
+    x, target = make((5, 8), torch.bfloat16, "soft", device)
+    expected = ORACLES[loss](x.detach(), target, reduction="mean")
+    saved = []
+    with torch.autocast(x.device.type, dtype=torch.bfloat16), sigtorch.use_backend(backend):
+        with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            actual = loss(x, target, reduction="mean")
+        assert F.binary_cross_entropy_with_logits(x, target).dtype == actual.dtype == torch.float32
+        if backend != "aten":
+            assert {t.dtype for t in saved} == {torch.bfloat16}
+        assert loss(x.double(), target.double()).dtype == torch.float64
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=0)
+    assert torch.autograd.grad(actual, x)[0].dtype == torch.bfloat16
+
+
+@every_backend
+def test_a_result_has_pytorchs_dtype(backend, device):
+    x = torch.randn(4, 6, device=device)
+    for a, b in itertools.product(DTYPES, DTYPES):
+        expected = F.binary_cross_entropy_with_logits(x.to(a), x.sigmoid().to(b))
+        with sigtorch.use_backend(backend):
+            actual = binary_cross_entropy_with_logits(x.to(a), x.sigmoid().to(b))
+        torch.testing.assert_close(actual, expected, rtol=2e-2, atol=0)
+
+
+@every_backend
+@every_loss
+def test_empty(loss, backend, device):
+    for shape in ((0,), (0, 4), (3, 0)):
+        x, target = make(shape, torch.float32, "soft", device)
+        with sigtorch.use_backend(backend):
+            assert loss(x, target, reduction="sum") == 0
+            assert loss(x, target, reduction="mean").isnan()
+            assert loss(x, target, reduction="none").shape == shape
+            loss(x, torch.zeros(shape[:-1], dtype=torch.int64, device=device), reduction="sum").backward()
+        assert x.grad.shape == shape
+
+
+@every_backend
+def test_targets_outside_of_0_and_1(backend, device):
+    x, _ = make((4, 8), torch.float32, "soft", device, scale=1.0)
+    target = torch.tensor([-0.5, 1.5, -2.0, 3.0], device=device).repeat(4, 2)
+    check(LOSSES[0], x, target, backend, reduction="mean")
+    for gamma in (1.0, 2.0, 3.0):
+        expected = focal_oracle(x, target, gamma=gamma)
+        with sigtorch.use_backend(backend):
+            actual = sigmoid_focal_loss(x, target, gamma=gamma)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+    with sigtorch.use_backend(backend):
+        actual = sigmoid_focal_loss(x, target, gamma=1.5)
+    assert torch.equal(actual.isnan(), focal_oracle(x, target, gamma=1.5).isnan())
+
+
+@pytest.mark.kernels
+@every_loss
+def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
+    """Where looking would stall nothing is raised, and the row says so itself, in the kernel as in the formula."""
+    monkeypatch.setattr("sigtorch._loss_checks._classes", lambda *_: None)
+    x, _ = make((4, 5), torch.float32, "soft", device)
+    index = torch.tensor([0, 6, -2, 5], device=device)
+    for backend in ("triton", "aten"):
+        with sigtorch.use_backend(backend):
+            bad = loss(x, index, reduction="none").isnan()
+        assert bad.all(-1).tolist() == [False, True, True, False]
+        assert bad.any(-1).tolist() == [False, True, True, False]
+
+
+X = torch.zeros(3, 4)
+ROW = torch.zeros(3, dtype=torch.int64)
+BAD = [
+    (LOSSES[0], (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
+    (LOSSES[0], (X, X, None, None), {}, ValueError, "unknown reduction=None"),
+    (LOSSES[0], (X, X), {"size_average": True}, ValueError, "size_average=True"),
+    (LOSSES[0], (X, X), {"reduce": False}, ValueError, "reduce=False"),
+    (LOSSES[0], (X, X), {"label_smoothing": 1.5}, ValueError, "got 1.5"),
+    (LOSSES[0], (X, X), {"label_smoothing": math.nan}, ValueError, "got nan"),
+    (LOSSES[0], (X, X[0]), {}, ValueError, r"\(3, 4\), got \(4,\)"),
+    (LOSSES[0], (X, X), {"weight": X[:2]}, ValueError, r"weight of shape \(2, 4\) does not broadcast to \(3, 4\)"),
+    (LOSSES[0], (X, X), {"pos_weight": X[None]}, ValueError, r"pos_weight of shape \(1, 3, 4\)"),
+    (LOSSES[0], (X.long(), X), {}, TypeError, "input must be floating point, got torch.int64"),
+    (LOSSES[0], (X, X.int()), {}, TypeError, "got torch.int32"),
+    (LOSSES[0], (X, X.to(torch.complex64)), {}, TypeError, "got torch.complex64"),
+    (LOSSES[0], (X, 1.0), {}, TypeError, "target must be a Tensor, got float"),
+    (LOSSES[0], (X, X, 2.0), {}, TypeError, "weight must be a Tensor, got float"),
+    (LOSSES[0], (X, X), {"weight": X.to(torch.complex64)}, TypeError, "weight must be real, got torch.complex64"),
+    (LOSSES[0], (X, ROW[:2]), {}, ValueError, r"got target of shape \(2,\)"),
+    (LOSSES[0], (X, X.long()), {}, ValueError, r"got target of shape \(3, 4\)"),
+    (LOSSES[0], (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4"),
+    (LOSSES[0], (X, ROW - 2), {}, ValueError, "holds class -2"),
+    (LOSSES[1], (X, ROW - 1), {"background_index": 0}, ValueError, "holds class -1"),
+    (LOSSES[1], (X, X), {"reduction": "batchmean"}, ValueError, "unknown reduction='batchmean'"),
+    (LOSSES[1], (X, X), {"gamma": -1}, ValueError, "gamma must be finite and at least 0, got -1"),
+    (LOSSES[1], (X, X), {"alpha": 1.1}, ValueError, "got 1.1"),
+    (LOSSES[1], (X, X), {"alpha": -0.5}, ValueError, "got -0.5"),
+    (LOSSES[1], (X, X), {"normalizer": 0}, ValueError, "normalizer must be positive, got 0"),
+    (LOSSES[1], (X, X), {"normalizer": torch.tensor(-1.0)}, ValueError, "normalizer must be positive, got -1.0"),
+    (LOSSES[1], (X, X), {"normalizer": torch.ones(1)}, ValueError, r"0-d tensor, got shape \(1,\)"),
+    (LOSSES[1], (X, X), {"normalizer": "3"}, TypeError, "got str"),
+    (LOSSES[1], (X, X), {"normalizer": 3, "reduction": "mean"}, ValueError, "normalizer=3 cannot divide"),
+    (BCEWithLogitsLoss, (), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
+    (BCEWithLogitsLoss, (), {"size_average": True}, ValueError, "size_average=True"),
+    (BCEWithLogitsLoss, (), {"label_smoothing": -1}, ValueError, "got -1"),
+    (BCEWithLogitsLoss, (2.0,), {}, TypeError, "weight must be a Tensor, got float"),
+    (SigmoidFocalLoss, (), {"gamma": -1}, ValueError, "got -1"),
+    (SigmoidFocalLoss, (), {"weight": 1}, TypeError, "weight must be a Tensor, got int"),
+]
+
+
+@pytest.mark.parametrize(("call", "args", "given", "error", "said"), BAD)
+def test_bad_input_is_said_in_a_line(call, args, given, error, said):
+    with pytest.raises(error, match=said) as raised:
+        call(*args, **given)
+    assert "\n" not in str(raised.value)
+    assert f"{call.__name__}(): " in str(raised.value)
+
+
+def test_modules():
+    x, target = make((4, 6), torch.float32, "soft", "cpu")
+    weights = {"weight": torch.rand(6), "pos_weight": torch.rand(6)}
+    theirs, ours = (kind(reduction="sum", **weights) for kind in (torch.nn.BCEWithLogitsLoss, BCEWithLogitsLoss))
+    assert isinstance(ours, torch.nn.BCEWithLogitsLoss)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    torch.testing.assert_close(ours(x, target), theirs(x, target))
+    smooth = BCEWithLogitsLoss(label_smoothing=0.2)
+    torch.testing.assert_close(smooth(x, target), bce_oracle(x, target, label_smoothing=0.2).float())
+    assert "label_smoothing=0.2" in repr(smooth)
+    focal = SigmoidFocalLoss(0.5, 1.0, "sum", weight=weights["weight"])
+    expected = focal_oracle(x, target, 0.5, 1.0, "sum", weight=weights["weight"], normalizer=3.0)
+    torch.testing.assert_close(focal(x, target, normalizer=3), expected.float())
+    assert list(focal.state_dict()) == ["weight"]
+    assert "gamma=1.0" in repr(focal)
