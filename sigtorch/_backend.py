@@ -63,12 +63,12 @@ def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     choice = _choice()
     if choice == "aten":
         return "formula"
-    if choice == "triton":
-        _require_kernels(tensors)
-        return "triton"
     device = tensors[0].device
     if any(t.device != device for t in tensors):
         return "formula"
+    if choice == "triton":
+        _require_kernels(tensors)
+        return "triton"
     if device.type == "cpu":
         return "cpu" if cpu_pass else "formula"
     if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(device.index):

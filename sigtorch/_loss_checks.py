@@ -95,6 +95,10 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
             continue
         if not t.is_floating_point() and t.dtype.is_complex:
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
-        sizes = zip(reversed(t.shape), reversed(x.shape), strict=False)
-        if t.dim() > x.dim() or any(a not in (1, b) for a, b in sizes):
+        bad = t.dim() > x.dim()
+        for i in range(
+            1, min(t.dim(), x.dim()) + 1
+        ):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
+            bad = bad or t.shape[-i] not in (1, x.shape[-i])
+        if bad:
             raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
