@@ -7,7 +7,7 @@ that of the negative one; with e = exp(-|x|), every sum here is of terms that do
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._math import _exp2, _reciprocal, exp_neg
+from sigtorch.kernels._math import _exp2, _reciprocal, exp_neg, fma
 
 SMALL = tl.constexpr(2.0**-126)  # the smallest normal float32
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -27,8 +27,8 @@ def _log1p(e):
     else:
         y = e * _reciprocal(2.0 + e)  # log(1 + e) = 2 atanh(e / (2 + e))
         z = y * y
-        p = tl.fma(z, tl.fma(z, tl.fma(z, C4, C3), C2), C1)
-        return y * tl.fma(z, p, 2.0)
+        p = fma(z, fma(z, fma(z, C4, C3), C2), C1)
+        return y * fma(z, p, 2.0)
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _power(q, gamma, sign, PRECISE: tl.constexpr):
         exponent = ((bits >> 23) - 127).to(tl.float32)
         mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
         high = gamma * exponent
-        low = tl.fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
+        low = fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
         p = _exp2(high) * _exp2(low) if PRECISE else _exp2(high + low)
     return tl.where(q < 0, p * sign, p)
 
@@ -62,10 +62,10 @@ def bce(x, t, weight, pos_weight, smoothing, PRECISE: tl.constexpr):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
     half = 0.5 * smoothing
-    positive = pos_weight * tl.fma(t, 1.0 - smoothing, half)
-    negative = tl.fma(1.0 - t, 1.0 - smoothing, half)
+    positive = pos_weight * fma(t, 1.0 - smoothing, half)
+    negative = fma(1.0 - t, 1.0 - smoothing, half)
     far = tl.where(x >= 0, negative, positive) * tl.abs(x)
-    return weight * tl.fma(positive + negative, _log1p(e), far)
+    return weight * fma(positive + negative, _log1p(e), far)
 
 
 @triton.jit
@@ -73,9 +73,9 @@ def dbce(grad, divisor, x, t, weight, pos_weight, smoothing, PRECISE: tl.constex
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
     half = 0.5 * smoothing
-    positive = pos_weight * tl.fma(t, 1.0 - smoothing, half)
-    negative = tl.fma(1.0 - t, 1.0 - smoothing, half)
-    slope = tl.where(x >= 0, tl.fma(-positive, e, negative), tl.fma(negative, e, -positive))
+    positive = pos_weight * fma(t, 1.0 - smoothing, half)
+    negative = fma(1.0 - t, 1.0 - smoothing, half)
+    slope = tl.where(x >= 0, fma(-positive, e, negative), fma(negative, e, -positive))
     return grad * (1.0 / divisor) * weight * (slope * _reciprocal(1.0 + e))
 
 
@@ -85,9 +85,9 @@ def focal(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
     e = exp_neg(tl.abs(x), PRECISE)
     near = tl.where(x >= 0, t, 1.0 - t)  # the share of the class that the logit is for
     far = tl.where(x >= 0, 1.0 - t, t)
-    q = tl.fma(near, e, far) * _reciprocal(1.0 + e)
-    cross_entropy = tl.fma(far, tl.abs(x), _log1p(e))
-    factor = weight * (1.0 / divisor) * tl.fma(pos, t, neg * (1.0 - t))
+    q = fma(near, e, far) * _reciprocal(1.0 + e)
+    cross_entropy = fma(far, tl.abs(x), _log1p(e))
+    factor = weight * (1.0 / divisor) * fma(pos, t, neg * (1.0 - t))
     return factor * (_power(q, gamma, sign, PRECISE) * cross_entropy)
 
 
@@ -98,14 +98,14 @@ def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.const
     r = _reciprocal(1.0 + e)
     near = tl.where(x >= 0, t, 1.0 - t)
     far = tl.where(x >= 0, 1.0 - t, t)
-    sum_ = tl.fma(near, e, far)
+    sum_ = fma(near, e, far)
     q = sum_ * r
-    cross_entropy = tl.fma(far, tl.abs(x), _log1p(e))
+    cross_entropy = fma(far, tl.abs(x), _log1p(e))
     # sigmoid(x) sigmoid(-x) / q, where e cancels if nothing else is in q.
     ratio = tl.where(far == 0, r, e * r) * _reciprocal(tl.where(far == 0, near, sum_))
-    slope = tl.where(x >= 0, tl.fma(-near, e, far), tl.fma(near, e, -far)) * r
-    slope = tl.fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
-    factor = grad * (1.0 / divisor) * weight * tl.fma(pos, t, neg * (1.0 - t))
+    slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
+    slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
+    factor = grad * (1.0 / divisor) * weight * fma(pos, t, neg * (1.0 - t))
     return factor * (_power(q, gamma, sign, PRECISE) * slope)
 
 

@@ -24,6 +24,14 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
         return 1.0 / x
 
     @triton.jit
+    def fma(x, y, z):
+        """With one rounding, which Triton 3.4's interpreter does not give: float64 holds a product of float32 exactly."""
+        if x.dtype == tl.float32:
+            return (x.to(tl.float64) * y + z).to(tl.float32)
+        else:
+            return tl.fma(x, y, z)
+
+    @triton.jit
     def widened(x):
         return x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
 
@@ -37,6 +45,7 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
         return x.to(dtype)
 
 else:
+    fma = tl.fma
 
     @triton.jit
     def _exp2(x):
@@ -86,10 +95,10 @@ def exp_neg(x, PRECISE: tl.constexpr):
         # Finite from here on: inf - inf in the remainder would be NaN.
         x = tl.clamp(x, -FAR, FAR, propagate_nan=tl.PropagateNan.ALL)
         high = x * -LOG2_E_HIGH
-        rest = tl.fma(x, -LOG2_E_HIGH, -high)
-        rest = tl.fma(x, -LOG2_E_LOW, rest)
+        rest = fma(x, -LOG2_E_HIGH, -high)
+        rest = fma(x, -LOG2_E_LOW, rest)
         # Adding rest to high before exp2 would round it away again.
-        return _exp2(high) * tl.fma(rest, LN_2, 1.0)
+        return _exp2(high) * fma(rest, LN_2, 1.0)
     else:
         return _exp2(x * -LOG2_E)
 
@@ -102,7 +111,7 @@ def sigmoid(x, PRECISE: tl.constexpr):
 @triton.jit
 def dsigmoid_from_output(grad, s, PRECISE: tl.constexpr):
     """Grad * s * (1 - s), from the s that forward computed."""
-    return grad * tl.fma(-s, s, s)
+    return grad * fma(-s, s, s)
 
 
 @triton.jit
@@ -128,7 +137,7 @@ def sigmoid_gate(x, gate, PRECISE: tl.constexpr):
 
 @triton.jit
 def sigmoid_gate_residual(x, gate, residual, PRECISE: tl.constexpr):
-    return tl.fma(sigmoid(gate, PRECISE), x, residual)
+    return fma(sigmoid(gate, PRECISE), x, residual)
 
 
 @triton.jit
@@ -149,7 +158,7 @@ def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
     """Gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
     s, rest = _sigmoid_and_rest(gate, PRECISE)
     grad_s = grad * s
-    return grad_s * up * tl.fma(gate, rest, 1.0), grad_s * gate
+    return grad_s * up * fma(gate, rest, 1.0), grad_s * gate
 
 
 @triton.jit
@@ -164,7 +173,7 @@ def _both_sides(x, PRECISE: tl.constexpr):
 @triton.jit
 def sigmoid_lerp(x, y, gate, PRECISE: tl.constexpr):
     s, rest = _both_sides(gate, PRECISE)
-    return tl.fma(s, x, rest * y)
+    return fma(s, x, rest * y)
 
 
 @triton.jit

@@ -60,7 +60,8 @@ def _map_sum_kernel(
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if sums_ptr.dtype.element_ty == tl.float64 else tl.float32)
-    for _ in range(chunk_tiles):
+    tile = 0
+    while tile < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
             total += _tile(
                 ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT
@@ -74,6 +75,7 @@ def _map_sum_kernel(
                 ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT
             )
             total += tl.where(mask, value, 0.0)
+        tile += 1
         if OVER_ROWS:
             row += BLOCK_M
         else:

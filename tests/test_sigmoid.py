@@ -1,7 +1,6 @@
 """What is the sigmoid's alone: precision to the ulp, drop-in for torch.sigmoid, export, distribution."""
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -157,14 +156,15 @@ def test_module_is_a_sigmoid(save):
 
 @both_saves
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_onnx_export(save):
+def test_onnx_export(save, tmp_path):
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     x = torch.randn(2, 3)
-    buffer = io.BytesIO()
-    torch.onnx.export(torch.nn.Sequential(sigtorch.nn.Sigmoid(save=save)), (x,), buffer, dynamo=True, verbose=False)
-    model = onnx.load_from_string(buffer.getvalue())
+    torch.onnx.export(
+        torch.nn.Sequential(sigtorch.nn.Sigmoid(save=save)), (x,), tmp_path / "model.onnx", dynamo=True, verbose=False
+    )
+    model = onnx.load(tmp_path / "model.onnx")
     (found,) = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), torch.sigmoid(x))
 
@@ -177,7 +177,8 @@ def _distributed(rank, path):
     torch.manual_seed(0)
     x = torch.randn(4, 6)
     mesh = init_device_mesh("cpu", (2,))
-    for save in ("output", "input"):
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its DTensor has no rule for softplus
+    for save in ("output",) if old else ("output", "input"):
         d = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
         s = sigtorch.sigmoid(d, save=save)
         s.sum().backward()
