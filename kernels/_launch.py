@@ -137,7 +137,10 @@ def tile_of(at: Layout, like: torch.Tensor) -> tuple[int, int]:
 
 def arrange(inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> Layout:
     """The layout of the tensors, with numbers and places in between where they were given."""
-    if all(isinstance(t, torch.Tensor) for t in inputs):
+    for t in inputs:
+        if not isinstance(t, torch.Tensor):
+            break
+    else:
         return layout(inputs, outputs)
     if outputs[0].dtype == torch.float64:  # a number is a float32 to Triton
         inputs = tuple(outputs[0].new_full((), t) if isinstance(t, int | float) else t for t in inputs)

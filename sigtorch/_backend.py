@@ -64,8 +64,9 @@ def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     if choice == "aten":
         return "formula"
     device = tensors[0].device
-    if any(t.device != device for t in tensors):
-        return "formula"
+    for t in tensors[1:]:
+        if t.device != device:
+            return "formula"
     if choice == "triton":
         _require_kernels(tensors)
         return "triton"

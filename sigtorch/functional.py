@@ -31,13 +31,13 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
         Han and Moraga, "The influence of the sigmoid function parameters on the speed of backpropagation learning",
         1995; the derivation is in ``docs/derivation.md``.
     """
-    _checks.save(save, "sigmoid()")
     if save == "output":
         backend = select(x)
         if backend == "formula":
             _checks.tensors("sigmoid()", x=x)
             return formulas.sigmoid(x)
         return _autograd.SigmoidFunction.apply(x, backend)
+    _checks.save(save, "sigmoid()")
     backend = select(x, cpu_pass=True)
     if backend == "formula" or not x.is_floating_point():
         _checks.tensors("sigmoid()", x=x)
