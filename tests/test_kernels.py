@@ -6,7 +6,7 @@ from cases import CASES, DTYPES, HALF, STRIDES, check
 from torch.autograd.graph import save_on_cpu
 
 import sigtorch
-from sigtorch.kernels import _launch
+from sigtorch.kernels import _launch, _reduce
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -51,6 +51,13 @@ def test_every_half_value(case, dtype, device):
 def test_nothing_is_launched_for_nothing(case, device, monkeypatch):
     monkeypatch.setattr(_launch, "_map_kernel", None)
     check(case, case.inputs((0, 4), torch.float32, device), backend="triton")
+
+
+@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("gate-token", "gate-feature")], ids=lambda c: c.name)
+def test_few_programs_add_many_tiles(case, programs, device, monkeypatch):
+    monkeypatch.setattr(_reduce, "PROGRAMS", programs)
+    check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
 
 
 @every_case

@@ -238,3 +238,15 @@ def test_two_runs_are_bit_equal(case, shape, device):
     inputs = case.inputs(shape, torch.float32, device)
     first, second = (check(case, inputs, backend="triton") for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.fused and len(c.shapes((4, 6))) > 1], ids=lambda c: c.name)
+def test_one_tensor_given_twice(case, device):
+    """Each place has its gradient, also where the backward pass is differentiated itself."""
+    shapes = case.shapes((4, 6))
+    if len(set(shapes)) > 1:
+        pytest.skip("its inputs differ in shape")
+    x = torch.randn(4, 6, dtype=torch.float64, device=device, requires_grad=True)
+    with sigtorch.use_backend("triton"):
+        assert gradcheck(lambda t: case.ours(*[t] * len(shapes)), x)
+        assert gradgradcheck(lambda t: case.ours(*[t] * len(shapes)), x)
