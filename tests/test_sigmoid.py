@@ -177,13 +177,22 @@ def _distributed(rank, path):
     torch.manual_seed(0)
     x = torch.randn(4, 6)
     mesh = init_device_mesh("cpu", (2,))
-    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)  # its DTensor has no rule for softplus
-    for save in ("output",) if old else ("output", "input"):
-        d = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
-        s = sigtorch.sigmoid(d, save=save)
-        s.sum().backward()
-        torch.testing.assert_close(s.full_tensor(), torch.sigmoid(x))
-        torch.testing.assert_close(d.grad.full_tensor(), torch.sigmoid(x) * torch.sigmoid(-x))
+    calls = [
+        sigtorch.sigmoid,
+        lambda t: sigtorch.sigmoid_gate(t, t, t),
+        lambda t: sigtorch.sigmoid_lerp(t, 2 * t, t),
+        lambda t: sigtorch.swiglu(t, t),
+        sigtorch.swiglu,
+    ]
+    if tuple(map(int, torch.__version__.split(".")[:2])) > (2, 8):  # whose DTensor has no rule for these
+        calls += [lambda t: sigtorch.sigmoid(t, save="input"), sigtorch.glu]
+    for call in calls:
+        d, plain = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_(), x.clone().requires_grad_()
+        out, expected = call(d), call(plain)
+        out.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(out.full_tensor(), expected)
+        torch.testing.assert_close(d.grad.full_tensor(), plain.grad)
     dist.barrier()
     dist.destroy_process_group()
 
