@@ -33,7 +33,8 @@ def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tenso
         grad_gate = launch_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), kept=2)
         if grad_gate is not None:
             return grad_x, grad_gate
-    grad_gate = torch.empty_like(grad_x, dtype=gate.dtype if gate.shape == x.shape else torch.float32)
+    wide = gate.dtype if gate.shape == x.shape else torch.promote_types(gate.dtype, torch.float32)  # what is summed
+    grad_gate = torch.empty_like(grad_x, dtype=wide)
     launch(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
     return grad_x, grad_gate.sum_to_size(gate.shape).to(gate.dtype)
 

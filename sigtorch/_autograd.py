@@ -33,6 +33,8 @@ def _formula_grads(
 ) -> list[torch.Tensor | None]:
     """Gradients by differentiating the formula at the saved inputs, themselves differentiable where that is asked for."""
     needs = ctx.needs_input_grad[: len(inputs)]
+    if not any(needs):  # as where only a residual wants one
+        return [None] * len(inputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that one tensor given twice gets two gradients.

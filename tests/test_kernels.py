@@ -6,7 +6,7 @@ from cases import CASES, DTYPES, HALF, STRIDES, check
 from torch.autograd.graph import save_on_cpu
 
 import sigtorch
-from sigtorch.kernels import _launch, _reduce
+from sigtorch.kernels import _launch, _reduce, gates
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -58,6 +58,13 @@ def test_nothing_is_launched_for_nothing(case, device, monkeypatch):
 def test_few_programs_add_many_tiles(case, programs, device, monkeypatch):
     monkeypatch.setattr(_reduce, "PROGRAMS", programs)
     check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gate_that_no_kernel_sums_keeps_its_precision(dtype, device, monkeypatch):
+    monkeypatch.setattr(gates, "launch_sum", lambda *args, **kwargs: None)
+    (case,) = (c for c in CASES if c.name == "gate-channel")
+    check(case, case.inputs((2, 3, 5, 4), dtype, device), backend="triton")
 
 
 @every_case

@@ -40,6 +40,17 @@ def test_takes_part_of_the_gradients(case):
 
 
 @every_case
+def test_takes_part_of_the_gradients_differentiably(case, device):
+    inputs = case.inputs((4, 6), torch.float64, device)
+    for i in range(len(inputs)):
+        given = [t.detach().requires_grad_(i == j) for j, t in enumerate(inputs)]
+        with sigtorch.use_backend("triton"):
+            (found,) = torch.autograd.grad(case.ours(*given).sum(), given[i], create_graph=True)
+        (expected,) = torch.autograd.grad(case.oracle(*given).sum(), given[i])
+        torch.testing.assert_close(found.detach(), expected)
+
+
+@every_case
 @every_backend
 def test_leaves_inputs_and_gradients_alone(case, backend, device):
     inputs = case.inputs((4, 6), torch.float32, device)
