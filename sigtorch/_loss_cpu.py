@@ -1,8 +1,16 @@
-"""The losses' passes over CPU tensors: cache-sized chunks, PyTorch's operators, buffers that every chunk uses again."""
+"""The losses' passes over CPU tensors: cache-sized chunks, PyTorch's operators, buffers that every chunk uses again.
+
+An operator costs a pass over the caches, whatever it computes, and a logarithm or a sigmoid costs several: the fewest of
+each, in an order that cancels nowhere. The losses look alike from both sides of 0, so x is folded onto a = |x|: with
+n = sigmoid(-a), the smaller of sigmoid(x) and sigmoid(-x), and r, the share of the target on the far side of x (1 - t for
+a positive x, t else), the cross-entropy is a r - log(1 - n), its slope sign(x) (r - n), and the focal loss' 1 - p is
+r + n (1 - 2r).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -10,11 +18,10 @@ import torch
 
 from sigtorch._loss_formulas import Loss
 
-CHUNK = 262_144  # elements; smaller ones lose to the cost of starting threads
-FAR = 50.0  # where softplus' derivative is 1 in float64 too
+CHUNK = 524_288  # elements; smaller ones lose to the cost of starting threads
 
 Chunk = tuple[Any, ...]
-Values = Callable[..., torch.Tensor]
+Buffers = list[torch.Tensor]
 
 
 def _chunks(tensors: Chunk, whole_rows: bool) -> Iterator[Chunk]:
@@ -39,38 +46,107 @@ def _is_one(t: torch.Tensor | None) -> bool:
 
 
 def _each(
-    loss: Loss, buffers: int, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+    loss: Loss, count: int, out: torch.Tensor | None, x: torch.Tensor, target: torch.Tensor, *others: Any
 ) -> Iterator[Chunk]:
-    """Chunks of x and of the target, in the dtype to compute in, and of the others; then the buffers in that shape."""
+    """Chunks of x and of the target, in the dtype to compute in, of the others and of out; then that many buffers.
+
+    Where out has that dtype, it is the first of the buffers.
+    """
     wide, indexed = loss.wide(x), loss.indexed(target)
     target = target.unsqueeze(-1) if indexed else target
-    size = min(x.numel(), max(CHUNK, x.shape[-1] if indexed else 0))
-    memory = torch.empty(buffers + 2, size, dtype=wide)
-    for x_, t_, *others_ in _chunks(
-        (x, target, *(t if t is None or not t.dim() else t.expand(x.shape) for t in others)), indexed
-    ):
-        widened, t, *b = (m[: x_.numel()].view(x_.shape) for m in memory)
+    first = [] if out is None or out.dtype != wide else [out]
+    count += (x.dtype != wide) + (target.dtype != wide) - len(first)
+    if x.numel() <= CHUNK:
+        chunks: Iterable[Chunk] = [(x, target, out, *others)]
+        size: Any = x.shape
+    else:
+        chunks = _chunks((x, target, out, *(t if _is_one(t) else t.expand(x.shape) for t in others)), indexed)
+        size = max(CHUNK, x.shape[-1] if indexed else 0)
+    memory = [torch.empty(size, dtype=wide) for _ in range(count)]
+    buffers = memory
+    for x_, t_, out_, *others_ in chunks:
+        if buffers and buffers[0].shape != x_.shape:
+            buffers = [m[: x_.numel()].view(x_.shape) for m in memory]
+        spare = [out_, *buffers] if first else buffers[:]
+        t = t_ if t_.dtype == wide else spare.pop()
         if indexed:
             column = (t_ >= 0) & (t_ < x_.shape[-1]) & (t_ != loss.background_index)
             t.zero_().scatter_(-1, torch.where(column, t_, 0), column.to(wide))
-        else:
-            t = t_ if t_.dtype == wide else t.copy_(t_)
-        yield x_ if x_.dtype == wide else widened.copy_(x_), t, *others_, b
+        elif t is not t_:
+            t.copy_(t_)
+        yield x_ if x_.dtype == wide else spare.pop().copy_(x_), t, *others_, out_, spare
 
 
-def _ends(x: torch.Tensor, pos_weight: torch.Tensor | None, b: list[torch.Tensor]) -> None:
-    """Into b[0] and b[1]: the cross-entropy at t = 0 and at t = 1, softplus(x) and softplus(-x)."""
-    torch.abs(x, out=b[2])
-    torch.ops.aten.log_sigmoid_forward.output(b[2], output=b[2], buffer=b[1])  # -log1p(exp(-|x|))
-    torch.clamp_min(x, 0, out=b[0])
-    torch.sub(b[0], x, out=b[1])
-    b[0].sub_(b[2])
-    b[1].sub_(b[2])
-    if pos_weight is not None:
-        b[1].mul_(pos_weight)
+def _forward(
+    loss: Loss, values: Callable[..., Chunk], count: int, divisor: Any, x: torch.Tensor, *others: Any
+) -> torch.Tensor:
+    """Every chunk's values, weighted: written into the result, or summed, the sums of chunks in float64."""
+    out = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else None
+    total = 0.0
+    for x_, t, weight, other, out_, b in _each(loss, count, out, x, *others):
+        addends = values(loss, x_, t, other, b)
+        if weight is not None:
+            addends[0].mul_(weight)
+        if out_ is None:
+            total += sum(map(_sum, addends))
+            continue
+        if divisor is not None:
+            addends[0].div_(divisor)
+        if addends[0] is not out_:
+            out_.copy_(addends[0])
+    if out is not None:
+        return out
+    result = torch.tensor(total, dtype=torch.float64)
+    return (result if divisor is None else result / divisor).to(loss.dtype)
 
 
-def _between(t: torch.Tensor, smoothing: float, b: list[torch.Tensor]) -> torch.Tensor:
+def _sum(values: torch.Tensor) -> float:
+    total = values.sum().item()
+    return total if math.isfinite(total) else values.sum(dtype=torch.float64).item()
+
+
+def _backward(
+    loss: Loss,
+    slopes: Callable[..., torch.Tensor],
+    count: int,
+    divisor: Any,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    *others: Any,
+) -> torch.Tensor:
+    """Every chunk's slopes, weighted and times the incoming gradient."""
+    grad_x = torch.empty_like(x)
+    if loss.reduction != "none" and divisor is not None:
+        grad, divisor = grad.to(loss.wide(x)) / divisor, None
+    for x_, t, weight, other, grad_, out, b in _each(loss, count, grad_x, x, *others, grad):
+        slope = slopes(loss, x_, t, other, b)
+        if weight is not None:
+            slope.mul_(weight)
+        if divisor is not None:
+            slope.div_(divisor)
+        slope.mul_(grad_)
+        if slope is not out:
+            out.copy_(slope)
+    return grad_x
+
+
+def _near(x: torch.Tensor, a: torch.Tensor, n: torch.Tensor) -> None:
+    """Into a and n, which may be one: |x|, sigmoid(-|x|)."""
+    torch.abs(x, out=a)
+    torch.neg(a, out=n).sigmoid_()
+
+
+def _beyond(x: torch.Tensor, t: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Into out: 1 - t for a positive x, -t else; both exact for a t of 0 or 1."""
+    return torch.gt(x, 0, out=out).sub_(t)
+
+
+def _signed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """In y's place: y for a positive x, -y else."""
+    return torch.ops.aten.leaky_relu_backward.grad_input(y, x, -1, False, grad_input=y)  # type: ignore[no-any-return]
+
+
+def _between(t: torch.Tensor, smoothing: float, b: Buffers) -> torch.Tensor:
     """Into b[0]: the value at t on the line from b[0] to b[1], both ends exact; smoothing moves it to the middle."""
     if smoothing:
         torch.add(b[0], b[1], out=b[2]).mul_(smoothing / 2)
@@ -78,87 +154,82 @@ def _between(t: torch.Tensor, smoothing: float, b: list[torch.Tensor]) -> torch.
     return b[0].mul_(1 - smoothing).add_(b[2]) if smoothing else b[0]
 
 
-def _forward(loss: Loss, values: Values, buffers: int, divisor: Any, x: torch.Tensor, *others: Any) -> torch.Tensor:
-    """Every chunk's values, weighted: written into the result, or summed in float64."""
-    out = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else None
-    total = torch.zeros((), dtype=torch.float64)
-    for x_, t, weight, other, out_, b in _each(loss, buffers, x, *others, out):
-        value = values(loss, x_, t, other, b)
-        if weight is not None:
-            value.mul_(weight)
-        if out_ is not None:
-            out_.copy_(value if divisor is None else value.div_(divisor))
-            continue
-        part = value.sum()
-        total += part if part.isfinite() else value.sum(dtype=torch.float64)
-    return (total if divisor is None else total / divisor).to(loss.dtype) if out is None else out
+def _bce_values(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b: Buffers) -> tuple[torch.Tensor, ...]:
+    _near(x, b[2], b[2])
+    b[2].neg_().log1p_()
+    torch.clamp_min(x, 0, out=b[0])
+    torch.sub(b[0], x, out=b[1])
+    b[0].sub_(b[2])  # at t = 0: softplus(x)
+    b[1].sub_(b[2])  # at t = 1: softplus(-x)
+    if pos_weight is not None:
+        b[1].mul_(pos_weight)
+    return (_between(t, loss.label_smoothing, b),)
 
 
-def _backward(
-    loss: Loss, slopes: Values, buffers: int, divisor: Any, grad: torch.Tensor, x: torch.Tensor, *others: Any
-) -> torch.Tensor:
-    """Every chunk's slopes, weighted and times the incoming gradient."""
-    grad_x = torch.empty_like(x)
-    if loss.reduction != "none" and divisor is not None:
-        grad, divisor = grad.to(loss.wide(x)) / divisor, None
-    for x_, t, weight, other, grad_, out, b in _each(loss, buffers, x, *others, grad, grad_x):
-        slope = slopes(loss, x_, t, other, b)
-        if weight is not None:
-            slope.mul_(weight)
-        if divisor is not None:
-            slope.div_(divisor)
-        if out.dtype == slope.dtype == grad_.dtype:
-            torch.mul(slope, grad_, out=out)
-        else:
-            out.copy_(slope.mul_(grad_))
-    return grad_x
+def _bce_addends(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffers) -> tuple[torch.Tensor, ...]:
+    """Tensors whose sum is that of the values: every four logarithms are one, of the product of their arguments."""
+    _near(x, b[0], b[0])
+    n, one = b[0].view(-1), b[0].new_ones(())
+    for _ in range(2):  # 1 - n is (1 - u) (1 - v); more of them would leave too little of it
+        half = (n.numel() + 1) // 2
+        u, v = n[: n.numel() - half], n[half:]
+        torch.lerp(u, one, v, out=u)
+        n = n[:half]
+    return _beyond(x, t, b[1]).mul_(x), n.neg_().log1p_().neg_()
 
 
-def _bce_values(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b: list[torch.Tensor]) -> torch.Tensor:
-    _ends(x, pos_weight, b)
-    return _between(t, loss.label_smoothing, b)
-
-
-def _bce_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b: list[torch.Tensor]) -> torch.Tensor:
-    one = x.new_ones(()).expand(x.shape)
-    torch.ops.aten.softplus_backward.grad_input(one, x, 1, FAR, grad_input=b[0])  # sigmoid(x)
-    torch.ops.aten.softplus_backward.grad_input(-one, x, -1, FAR, grad_input=b[1])  # -sigmoid(-x)
+def _bce_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b: Buffers) -> torch.Tensor:
+    torch.sigmoid(x, out=b[0])
+    torch.neg(x, out=b[1]).sigmoid_().neg_()
     if pos_weight is not None:
         b[1].mul_(pos_weight)
     return _between(t, loss.label_smoothing, b)
+
+
+def _focal_terms(x: torch.Tensor, t: torch.Tensor, b: Buffers) -> tuple[torch.Tensor, ...]:
+    """n, r, 1 - 2r, 1 - p and the cross-entropy's negative, from b[0] on."""
+    n, r, w, q, c = b
+    _near(x, c, n)
+    _signed(x, _beyond(x, t, r))
+    torch.rsub(r, 1, alpha=2, out=w) if False else torch.mul(r, -2, out=w).add_(1)
+    torch.addcmul(r, n, w, out=q)
+    return n, r, w, q, c
+
+
+def _focal_share(x: torch.Tensor, t: torch.Tensor, b: Buffers) -> None:
+    """Into the buffers: n, r, |x|, 1 - 2r and 1 - p."""
+    n, r, a, w, q = b
+    _signed(x, _beyond(x, t, r))
+    _near(x, a, n)
+    torch.sub(r.new_ones(()), r, alpha=2, out=w)
+    torch.addcmul(r, n, w, out=q)
 
 
 def _focal_factor(loss: Loss, t: torch.Tensor, q: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
     """The power q ** gamma times the share of alpha, in q's place."""
     q.pow_(loss.gamma)
     if loss.alpha >= 0:
-        ends = q.new_tensor([1 - loss.alpha, loss.alpha])
-        q.mul_(torch.lerp(ends[0], ends[1], t, out=spare))
+        q.mul_(torch.sub(t.new_ones(()), t, out=spare).mul_(1 - loss.alpha).add_(t, alpha=loss.alpha))
     return q
 
 
-def _focal_values(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: list[torch.Tensor]) -> torch.Tensor:
-    _ends(x, None, b)
-    cross_entropy = _between(t, 0.0, b)
-    torch.sigmoid(x, out=b[1])
-    torch.neg(x, out=b[2]).sigmoid_()
-    torch.lerp(b[1], b[2], t, out=b[1])
-    return cross_entropy.mul_(_focal_factor(loss, t, b[1], b[2]))
+def _focal_values(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffers) -> tuple[torch.Tensor, ...]:
+    n, r, a, q = b
+    _focal_share(x, t, [n, r, a, q, q])
+    torch.addcmul(n.neg_().log1p_(), a, r, value=-1, out=n)  # the cross-entropy's negative
+    return (n.mul_(_focal_factor(loss, t, q, r)).neg_(),)
 
 
-def _focal_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: list[torch.Tensor]) -> torch.Tensor:
-    """With s = sigmoid(x): (gamma (1 - 2t) (s (1-s) / q) cross_entropy + slope of that) q ** gamma."""
-    _ends(x, None, b)
-    cross_entropy = _between(t, 0.0, b)
-    torch.sigmoid(x, out=b[1])
-    torch.neg(x, out=b[2]).sigmoid_()
-    q = torch.lerp(b[1], b[2], t, out=b[3])
-    torch.mul(t, -2 * loss.gamma, out=b[4]).add_(loss.gamma)
-    torch.mul(b[1], b[2], out=b[5])
+def _focal_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffers) -> torch.Tensor:
+    """sign(x) (r - n - gamma (1 - 2r) n (1 - n) cross_entropy / q) q ** gamma, with q = 1 - p."""
+    slope, n, r, a, w, q = b
+    _focal_share(x, t, [n, r, a, w, q])
+    torch.addcmul(n, n, n, value=-1, out=slope).mul_(w)
+    torch.addcmul(torch.neg(n, out=w).log1p_(), a, r, value=-1, out=w)  # the cross-entropy's negative
+    slope.mul_(w)
     # Not 0 / 0: where q is 0 to the last bit, so is the loss.
-    b[4].mul_(b[5]).div_(torch.add(q, torch.finfo(q.dtype).tiny, out=b[5]))
-    cross_entropy.mul_(b[4]).add_(torch.lerp(b[1], b[2].neg_(), t, out=b[1]))
-    return cross_entropy.mul_(_focal_factor(loss, t, q, b[5]))
+    torch.addcdiv(r.sub_(n), slope, q.add_(torch.finfo(q.dtype).tiny), value=loss.gamma, out=slope)
+    return _signed(x, slope).mul_(_focal_factor(loss, t, q, r))
 
 
 def _divisor(loss: Loss, x: torch.Tensor, normalizer: torch.Tensor | None) -> Any:
@@ -170,17 +241,20 @@ def _divisor(loss: Loss, x: torch.Tensor, normalizer: torch.Tensor | None) -> An
 def binary_cross_entropy_with_logits_forward(
     loss: Loss, x: Any, target: Any, weight: Any, pos_weight: Any
 ) -> torch.Tensor:
-    return _forward(loss, _bce_values, 3, _divisor(loss, x, None), x, target, weight, pos_weight)
+    plain = loss.reduction != "none" and not loss.label_smoothing and weight is None and pos_weight is None
+    values, count = (_bce_addends, 2) if plain else (_bce_values, 3)
+    return _forward(loss, values, count, _divisor(loss, x, None), x, target, weight, pos_weight)
 
 
 def binary_cross_entropy_with_logits_backward(
     loss: Loss, grad: torch.Tensor, x: Any, target: Any, weight: Any, pos_weight: Any
 ) -> torch.Tensor:
-    return _backward(loss, _bce_slopes, 3, _divisor(loss, x, None), grad, x, target, weight, pos_weight)
+    count = 3 if loss.label_smoothing else 2
+    return _backward(loss, _bce_slopes, count, _divisor(loss, x, None), grad, x, target, weight, pos_weight)
 
 
 def sigmoid_focal_loss_forward(loss: Loss, x: Any, target: Any, weight: Any, normalizer: Any) -> torch.Tensor:
-    return _forward(loss, _focal_values, 3, _divisor(loss, x, normalizer), x, target, weight, None)
+    return _forward(loss, _focal_values, 4, _divisor(loss, x, normalizer), x, target, weight, None)
 
 
 def sigmoid_focal_loss_backward(

@@ -57,13 +57,14 @@ def formula(
 
 
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
-    """Every element's loss: shares of softplus(-x) and softplus(x), whose sum cancels nowhere."""
+    """Every element's loss: between softplus(x) and softplus(-x), which cancels nowhere."""
     # float32 has no log1p(exp(-x)) other than -x itself from 17 on, so a threshold of 50 changes no value.
-    positive, negative = F.softplus(-x, threshold=50), F.softplus(x, threshold=50)
+    negative, positive = F.softplus(x, threshold=50), F.softplus(-x, threshold=50)
     if pos_weight is not None:
-        positive = positive * pos_weight
-    keep, half = 1 - loss.label_smoothing, loss.label_smoothing / 2
-    values = (t * keep + half) * positive + ((1 - t) * keep + half) * negative
+        positive = positive * pos_weight.to(x.dtype)
+    values = torch.lerp(negative, positive, t)
+    if loss.label_smoothing:
+        values = values * (1 - loss.label_smoothing) + (negative + positive) * (loss.label_smoothing / 2)
     if loss.name == "sigmoid_focal_loss":
         near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
         q = t * torch.sigmoid(-near) + (1 - t) * torch.sigmoid(near)
