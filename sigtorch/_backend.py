@@ -58,8 +58,11 @@ def _function_modes_watch() -> bool:
 
 def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     """What runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula"."""
-    if not plain(*tensors):
-        return "formula"
+    return select_plain(*tensors, cpu_pass=cpu_pass) if plain(*tensors) else "formula"
+
+
+def select_plain(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
+    """The same for tensors known to be plain."""
     choice = _choice()
     if choice == "aten":
         return "formula"

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from sigtorch._loss_formulas import Loss
+from sigtorch._loss_formulas import Loss, formula
 
 CHUNK = 524_288  # elements; smaller ones lose to the cost of starting threads
+SMALL = 16_384  # elements; up to here the number of operators is what costs, and the formula has the fewest
 
 Chunk = tuple[Any, ...]
 Buffers = list[torch.Tensor]
@@ -78,12 +79,16 @@ def _each(
 
 
 def _forward(
-    loss: Loss, values: Callable[..., Chunk], count: int, divisor: Any, x: torch.Tensor, *others: Any
+    loss: Loss, values: Callable[..., Chunk], count: int, x: torch.Tensor, target: torch.Tensor, *others: Any
 ) -> torch.Tensor:
     """Every chunk's values, weighted: written into the result, or summed, the sums of chunks in float64."""
+    if x.numel() <= SMALL:
+        result = formula(loss, x, target, *others)
+        if loss.reduction == "none" or math.isfinite(result.item()):  # else a sum in float32 may have overflown
+            return result
     out = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else None
-    total = 0.0
-    for x_, t, weight, other, out_, b in _each(loss, count, out, x, *others):
+    divisor, total = _divisor(loss, x, others[1]), 0.0
+    for x_, t, weight, other, out_, b in _each(loss, count, out, x, target, *others):
         addends = values(loss, x_, t, other, b)
         if weight is not None:
             addends[0].mul_(weight)
@@ -96,8 +101,7 @@ def _forward(
             out_.copy_(addends[0])
     if out is not None:
         return out
-    result = torch.tensor(total, dtype=torch.float64)
-    return (result if divisor is None else result / divisor).to(loss.dtype)
+    return torch.tensor(total / (1 if divisor is None else float(divisor)), dtype=loss.dtype)
 
 
 def _sum(values: torch.Tensor) -> float:
@@ -106,28 +110,28 @@ def _sum(values: torch.Tensor) -> float:
 
 
 def _backward(
-    loss: Loss,
-    slopes: Callable[..., torch.Tensor],
-    count: int,
-    divisor: Any,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    *others: Any,
+    loss: Loss, slopes: Callable[..., torch.Tensor], count: int, grad: torch.Tensor, x: torch.Tensor, *others: Any
 ) -> torch.Tensor:
     """Every chunk's slopes, weighted and times the incoming gradient."""
-    grad_x = torch.empty_like(x)
-    if loss.reduction != "none" and divisor is not None:
-        grad, divisor = grad.to(loss.wide(x)) / divisor, None
+    grad_x, divisor, factor = torch.empty_like(x), _divisor(loss, x, others[2]), 1.0
+    if loss.reduction != "none":
+        factor, divisor = grad.item() / (1 if divisor is None else float(divisor)), None
     for x_, t, weight, other, grad_, out, b in _each(loss, count, grad_x, x, *others, grad):
         slope = slopes(loss, x_, t, other, b)
         if weight is not None:
             slope.mul_(weight)
+        slope.mul_(grad_ if loss.reduction == "none" else factor)
         if divisor is not None:
             slope.div_(divisor)
-        slope.mul_(grad_)
         if slope is not out:
             out.copy_(slope)
     return grad_x
+
+
+def _divisor(loss: Loss, x: torch.Tensor, other: torch.Tensor | None) -> Any:
+    if loss.reduction == "mean":
+        return x.numel()
+    return other if loss.normalizer is None and loss.name == "sigmoid_focal_loss" else loss.normalizer
 
 
 def _near(x: torch.Tensor, a: torch.Tensor, n: torch.Tensor) -> None:
@@ -232,32 +236,27 @@ def _focal_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffe
     return _signed(x, slope).mul_(_focal_factor(loss, t, q, r))
 
 
-def _divisor(loss: Loss, x: torch.Tensor, normalizer: torch.Tensor | None) -> Any:
-    if loss.reduction == "mean":
-        return x.numel()
-    return loss.normalizer if normalizer is None else normalizer
-
-
 def binary_cross_entropy_with_logits_forward(
-    loss: Loss, x: Any, target: Any, weight: Any, pos_weight: Any
+    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any
 ) -> torch.Tensor:
     plain = loss.reduction != "none" and not loss.label_smoothing and weight is None and pos_weight is None
     values, count = (_bce_addends, 2) if plain else (_bce_values, 3)
-    return _forward(loss, values, count, _divisor(loss, x, None), x, target, weight, pos_weight)
+    return _forward(loss, values, count, x, target, weight, pos_weight)
 
 
 def binary_cross_entropy_with_logits_backward(
-    loss: Loss, grad: torch.Tensor, x: Any, target: Any, weight: Any, pos_weight: Any
+    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any
 ) -> torch.Tensor:
-    count = 3 if loss.label_smoothing else 2
-    return _backward(loss, _bce_slopes, count, _divisor(loss, x, None), grad, x, target, weight, pos_weight)
+    return _backward(loss, _bce_slopes, 3 if loss.label_smoothing else 2, grad, x, target, weight, pos_weight)
 
 
-def sigmoid_focal_loss_forward(loss: Loss, x: Any, target: Any, weight: Any, normalizer: Any) -> torch.Tensor:
-    return _forward(loss, _focal_values, 4, _divisor(loss, x, normalizer), x, target, weight, None)
+def sigmoid_focal_loss_forward(
+    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Any, normalizer: Any
+) -> torch.Tensor:
+    return _forward(loss, _focal_values, 4, x, target, weight, normalizer)
 
 
 def sigmoid_focal_loss_backward(
-    loss: Loss, grad: torch.Tensor, x: Any, target: Any, weight: Any, normalizer: Any
+    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, weight: Any, normalizer: Any
 ) -> torch.Tensor:
-    return _backward(loss, _focal_slopes, 6, _divisor(loss, x, normalizer), grad, x, target, weight, None)
+    return _backward(loss, _focal_slopes, 6, grad, x, target, weight, normalizer)

@@ -11,6 +11,7 @@ from loss_cases import (
     KINDS,
     LOSSES,
     OPTIONS,
+    ORACLES,
     REDUCTIONS,
     check,
     every_backend,
@@ -24,6 +25,8 @@ from torch.autograd.graph import saved_tensors_hooks
 import sigtorch
 from sigtorch import _loss_cpu
 from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+
+SMALL = _loss_cpu.SMALL  # before a test sets another
 
 
 @every_backend
@@ -141,6 +144,28 @@ def test_small_losses_are_exact(t, backend, device):
         near = torch.linspace(-69 / (1 + gamma), 30, 2000, device=device)
         near = (near if t == 0 else -near).requires_grad_()
         check(LOSSES[1], near, target.to(torch.uint8), backend, alpha=0.3, gamma=gamma)
+
+
+@every_engine
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 1021])
+def test_a_sum_of_small_losses_is_exact(n, backend, device):
+    """No sum hides them: every one lies below 1e-2, most far below."""
+    x = (torch.linspace(-69, -5, n, device=device)).requires_grad_()
+    for t in (x.new_zeros(n), torch.rand(n, device=device) * 1e-20):
+        check(LOSSES[0], x, t.detach(), backend, reduction="sum")
+        check(LOSSES[0], (-x).detach().requires_grad_(), 1 - t.detach(), backend, reduction="mean")
+
+
+@every_loss
+def test_few_elements_are_the_formulas(loss, monkeypatch):
+    monkeypatch.setattr(_loss_cpu, "SMALL", SMALL)
+    monkeypatch.setattr(_loss_cpu, "_each", None)  # what would be the pass
+    for kind, reduction in itertools.product(KINDS, REDUCTIONS):
+        x, target = make((9, 40), torch.float32, kind, "cpu")
+        options = {"weight": torch.rand(40), **({"normalizer": 3} if loss is LOSSES[1] and reduction != "mean" else {})}
+        actual = loss(x, target, reduction=reduction, **options)
+        expected = ORACLES[loss](x, target, reduction=reduction, **options)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
 
 
 @every_backend
