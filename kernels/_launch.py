@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._layout import Layout, layout
+from sigtorch.kernels._layout import GRID, Layout, layout
 from sigtorch.kernels._math import rounded, widened
 
 Input = torch.Tensor | float | None
@@ -36,7 +36,7 @@ def _place(ptr, i, batch_strides, row_strides, batch, row, col, m, n, STEP: tl.c
         ptr += batch * batch_strides[i] * UNIT
     if row_strides is not None:
         ptr += row * row_strides[i] * UNIT
-        m = m.to(tl.int64) * row_strides[i] * UNIT
+        m = (m * UNIT).to(tl.int64) * row_strides[i]
     if STEP:
         ptr += col
         m += n
@@ -61,14 +61,15 @@ def _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, ma
 
 
 @triton.jit
-def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT):
-    """Load, compute, round once, store."""
+def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT, MORE):
+    """Load, compute, round once, store; gives back all results, of which there are MORE than outputs."""
     values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
     results = FN(*values, PRECISE)
     for i in tl.static_range(len(outs)):
         ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, batch, row, col, m, n, 1, UNIT)
-        result = results[i] if len(outs) > 1 else results
+        result = results[i] if len(outs) + MORE > 1 else results
         tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=mask)
+    return results
 
 
 @triton.jit
@@ -83,6 +84,7 @@ def _map_kernel(
     STEPS: tl.constexpr,
     PRECISE: tl.constexpr,
     UNIT: tl.constexpr,
+    TALL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -90,20 +92,18 @@ def _map_kernel(
     n = tl.arange(0, BLOCK_N)[None, :]
     batch = tl.program_id(1).to(tl.int64)
     row = tl.cast(0, tl.int64)
-    col = tl.program_id(0).to(tl.int64) * BLOCK_N
     if row_strides is not None:
-        blocks = tl.cdiv(cols, BLOCK_N)
-        row = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_M
-        col = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N
+        row = tl.program_id(0 if TALL else 2).to(tl.int64) * BLOCK_M
+    col = tl.program_id(2 if TALL else 0).to(tl.int64) * BLOCK_N
     # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
     if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT)
+        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT, 0)
     else:
         row_mask = m < rows - row
         mask = row_mask & (n < cols - col)
         if UNIT > 1:
             mask = tl.max_constancy(mask, [1, UNIT])
-        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT)
+        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT, 0)
 
 
 def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> None:
@@ -118,11 +118,13 @@ def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]
     at = arrange(inputs, outputs)
     block_m, block_n = tile_of(at, like)
     precise = like.dtype not in (torch.float16, torch.bfloat16)
-    grid = (-(-at.rows // block_m) * -(-at.cols // block_n), at.batches)  # triton.cdiv costs the host 2 us
+    down, across = -(-at.rows // block_m), -(-at.cols // block_n)  # triton.cdiv costs the host 2 us
+    tall = down >= GRID  # a grid's first axis is the long one
+    grid = (down, at.batches, across) if tall else (across, at.batches, down)
     with torch.cuda.device_of(like):
         _map_kernel[grid](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], at.batch_strides, at.row_strides, at.rows, at.cols,
-            fn, at.steps, precise, at.unit, block_m, block_n, **OPTIONS,
+            fn, at.steps, precise, at.unit, tall, block_m, block_n, **OPTIONS,
         )  # fmt: skip
 
 

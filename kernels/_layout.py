@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 VECTOR = 8  # elements: 16 bytes of a half type
+GRID = 2**16  # where a grid's second and third axes end
 
 
 class Layout(NamedTuple):
@@ -70,8 +71,8 @@ def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int
 
 
 def _reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
-    """Three axes at most, the innermost one read in steps of 1 or 0; a launch's second grid axis ends at 65,535."""
-    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < 2**16)
+    """Three axes at most, the innermost one read in steps of 1 or 0; the outermost is a grid's second."""
+    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < GRID)
 
 
 def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -58,23 +58,35 @@ def _share(index, column, background, classes):
 
 
 @triton.jit
-def bce(x, t, weight, pos_weight, smoothing, PRECISE: tl.constexpr):
+def _smoothed(t, keep):
+    return fma(t, keep, 0.5 * (1.0 - keep))
+
+
+@triton.jit
+def _shares(t, pos_weight, keep):
+    """Of softplus(-x) and softplus(x) in the loss, where smoothing keeps so much of the target; all is no instruction."""
+    negative = 1.0 - t
+    if t.dtype == tl.float64:  # noqa: SIM114, Triton's `or` is of two constexprs or of two tensors
+        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
+    elif keep != 1.0:
+        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
+    return pos_weight * t, negative
+
+
+@triton.jit
+def bce(x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
-    half = 0.5 * smoothing
-    positive = pos_weight * fma(t, 1.0 - smoothing, half)
-    negative = fma(1.0 - t, 1.0 - smoothing, half)
+    positive, negative = _shares(t, pos_weight, keep)
     far = tl.where(x >= 0, negative, positive) * tl.abs(x)
     return weight * fma(positive + negative, _log1p(e), far)
 
 
 @triton.jit
-def dbce(grad, divisor, x, t, weight, pos_weight, smoothing, PRECISE: tl.constexpr):
+def dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
-    half = 0.5 * smoothing
-    positive = pos_weight * fma(t, 1.0 - smoothing, half)
-    negative = fma(1.0 - t, 1.0 - smoothing, half)
+    positive, negative = _shares(t, pos_weight, keep)
     slope = tl.where(x >= 0, fma(-positive, e, negative), fma(negative, e, -positive))
     return grad * (1.0 / divisor) * weight * (slope * _reciprocal(1.0 + e))
 
@@ -110,16 +122,16 @@ def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.const
 
 
 @triton.jit
-def bce_of_class(x, index, column, background, classes, weight, pos_weight, smoothing, PRECISE: tl.constexpr):
-    return bce(x, _share(index, column, background, classes), weight, pos_weight, smoothing, PRECISE)
+def bce_of_class(x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr):
+    return bce(x, _share(index, column, background, classes), weight, pos_weight, keep, PRECISE)
 
 
 @triton.jit
 def dbce_of_class(
-    grad, divisor, x, index, column, background, classes, weight, pos_weight, smoothing, PRECISE: tl.constexpr
+    grad, divisor, x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr
 ):
     t = _share(index, column, background, classes)
-    return dbce(grad, divisor, x, t, weight, pos_weight, smoothing, PRECISE)
+    return dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE)
 
 
 @triton.jit

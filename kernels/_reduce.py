@@ -12,22 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import OPTIONS, _place, _values, tile_of
+from sigtorch.kernels._launch import OPTIONS, _place, _tile, tile_of
 from sigtorch.kernels._layout import layout
-from sigtorch.kernels._math import rounded
 
 PROGRAMS = 1024  # about what fills a large GPU; a constant, so that every device adds in the same order
-
-
-@triton.jit
-def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT):
-    """As the elementwise kernel's, but the last result is returned."""
-    values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
-    results = FN(*values, PRECISE)
-    for i in tl.static_range(len(outs)):
-        ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, batch, row, col, m, n, 1, UNIT)
-        tl.store(ptr, rounded(results[i], ptr.dtype.element_ty), mask=mask)
-    return results[len(outs)]
 
 
 @triton.jit
@@ -54,27 +42,42 @@ def _map_sum_kernel(
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     batch = tl.program_id(1).to(tl.int64)
-    blocks = tl.cdiv(cols, BLOCK_N) if OVER_ROWS else tl.cdiv(rows, BLOCK_M)
-    block = (tl.program_id(0) % blocks).to(tl.int64)
-    chunk = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if sums_ptr.dtype.element_ty == tl.float64 else tl.float32)
     tile = 0
     while tile < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-            total += _tile(
-                ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT
+            results = _tile(
+                ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT, 1
             )
+            total += results[len(outs)]
         else:
             row_mask = m < rows - row
             mask = row_mask & (n < cols - col)
             if UNIT > 1:
                 mask = tl.max_constancy(mask, [1, UNIT])
-            value = _tile(
-                ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT
+            results = _tile(
+                ins,
+                outs,
+                batch_strides,
+                row_strides,
+                batch,
+                row,
+                col,
+                m,
+                n,
+                row_mask,
+                mask,
+                FN,
+                STEPS,
+                PRECISE,
+                UNIT,
+                1,
             )
-            total += tl.where(mask, value, 0.0)
+            total += tl.where(mask, results[len(outs)], 0.0)
         tile += 1
         if OVER_ROWS:
             row += BLOCK_M
@@ -117,7 +120,7 @@ def launch_sum(
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     sums = torch.empty((lines, small.numel()), dtype=wide, device=like.device)
     with torch.cuda.device_of(like):
-        _map_sum_kernel[(kept_blocks * chunks, at.batches)](
+        _map_sum_kernel[(kept_blocks, at.batches, chunks)](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, at.batch_strides, at.row_strides, at.rows,
             at.cols, small.numel(), chunk_tiles, fn, at.steps, like.dtype not in (torch.float16, torch.bfloat16),
             at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,

@@ -41,9 +41,11 @@ def _sum_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if DOUBLE else tl.float32)
     tile = tl.program_id(0)
     while tile < batches * down * across:
-        batch = (tile // (down * across)).to(tl.int64)
-        row = (tile // across % down).to(tl.int64) * BLOCK_M
-        col = (tile % across).to(tl.int64) * BLOCK_N
+        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), tile.to(tl.int64) * BLOCK_N
+        if row_strides is not None:
+            batch = (tile // (down * across)).to(tl.int64)
+            row = (tile // across % down).to(tl.int64) * BLOCK_M
+            col = (tile % across).to(tl.int64) * BLOCK_N
         if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
             values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, None, None, STEPS, UNIT)
             total += FN(*values, PRECISE) * SCALE
@@ -108,7 +110,8 @@ def _like(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) 
 
 def _bce_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input, other: Input) -> tuple[Input, ...]:
     pos_weight = 1 if other is None else other
-    return _operands(loss, x, target, 1 if weight is None else weight, pos_weight, loss.label_smoothing)
+    keep = 1 - loss.label_smoothing if loss.label_smoothing else 1
+    return _operands(loss, x, target, 1 if weight is None else weight, pos_weight, keep)
 
 
 def _focal_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input) -> tuple[Input, ...]:

@@ -27,6 +27,7 @@ from sigtorch import _loss_cpu
 from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
 
 SMALL = _loss_cpu.SMALL  # before a test sets another
+ALL_WRONG = {binary_cross_entropy_with_logits: 1, sigmoid_focal_loss: 0.75}  # the loss at a huge logit over that logit
 
 
 @every_backend
@@ -90,7 +91,7 @@ STRIDES = (transposed, sliced, stepped, expanded, channels_last)
 def test_any_strides(loss, strides, backend, device):
     for kind, reduction in itertools.product(("soft", "bool", "index"), ("none", "mean")):
         x, target = make((3, 4, 6), torch.float32, kind, device)
-        target = target if kind == "index" else strides(target)
+        target = strides(target.unsqueeze(-1)).squeeze(-1) if kind == "index" else strides(target)
         weight = torch.rand(4, 1, device=device)
         check(loss, strides(x.detach()).requires_grad_(), target, backend, reduction=reduction, weight=weight)
 
@@ -168,6 +169,12 @@ def test_few_elements_are_the_formulas(loss, monkeypatch):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
 
 
+def test_few_elements_need_not_overflow(monkeypatch):
+    monkeypatch.setattr(_loss_cpu, "SMALL", SMALL)
+    x = torch.full((100, 40), 3e38)
+    torch.testing.assert_close(binary_cross_entropy_with_logits(x, torch.zeros_like(x)), x[0, 0])
+
+
 @every_backend
 @every_loss
 def test_finite_at_every_finite_logit(loss, backend, device):
@@ -218,6 +225,9 @@ def test_programs_share_what_there_is(loss, device, monkeypatch):
         x, target = make(shape, torch.float32, "soft", device)
         x = x.detach()[..., :cut].requires_grad_()
         check(loss, x, target[..., :cut], "triton", reduction="mean")
+    big = torch.full((9000,), 3e38, device=device)  # more than float32 holds after two tiles
+    with sigtorch.use_backend("triton"):
+        torch.testing.assert_close(loss(big, torch.zeros_like(big), reduction="mean").item(), 3e38 * ALL_WRONG[loss])
 
 
 @every_loss
