@@ -22,8 +22,6 @@ Input = torch.Tensor | float | None
 WARPS = 4
 # Four 16-byte accesses a thread and tensor: two in flight fill a B200's memory, four halve what addresses cost.
 BYTES = 4 * 16 * 32 * WARPS
-NUMBER = tl.constexpr(2)  # steps of the inputs that are no tensors: a number,
-COLUMN = tl.constexpr(3)  # and the place in the row
 OPTIONS: dict[str, Any] = {"num_warps": WARPS}
 if not triton.knobs.runtime.interpret:  # the interpreter has no such option
     OPTIONS["enable_fp_fusion"] = True
@@ -48,9 +46,9 @@ def _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, ma
     """A tile of every input in float32 (float64 stays); masks are None for a full tile."""
     values = ()
     for i in tl.static_range(len(ins)):
-        if STEPS[i] == NUMBER:
+        if STEPS[i] == "number":  # words, not named constants: Triton looks at every global at every launch
             value = tl.cast(ins[i], tl.float32)
-        elif STEPS[i] == COLUMN:
+        elif STEPS[i] == "column":
             value = (col + n).to(tl.float32)
         else:
             ptr = _place(ins[i], i, batch_strides, row_strides, batch, row, col, m, n, STEPS[i], UNIT)
@@ -156,7 +154,7 @@ def arrange(inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> Lay
     others = [t for t in inputs if not isinstance(t, torch.Tensor)]
     return at._replace(
         tensors=spread(at.tensors, (1 if t is None else t for t in others)),
-        steps=spread(at.steps, (COLUMN.value if t is None else NUMBER.value for t in others)),
+        steps=spread(at.steps, ("column" if t is None else "number" for t in others)),
         batch_strides=at.batch_strides and spread(at.batch_strides, repeat(0)),
         row_strides=at.row_strides and spread(at.row_strides, repeat(0)),
     )

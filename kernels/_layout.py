@@ -30,11 +30,11 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     An input that no such layout reaches is copied into the outputs' order first.
     """
     like = outputs[0]
+    shape, dense = like.shape, like.is_contiguous()
     tensors = (*inputs, *outputs)
-    for t in tensors:  # plain loops here and in launch(): this is what every launch costs the host
-        if t.shape != like.shape or not t.is_contiguous():
-            break
-    else:
+    for t in inputs:  # plain loops here and in launch(): this is what every launch costs the host
+        dense = dense and t.shape == shape and t.is_contiguous()
+    if dense:
         return Layout(tensors, 1, 1, like.numel(), None, None, (1,) * len(tensors), 1)
     axes = _axes(tensors, like)
     if not _reachable(axes):

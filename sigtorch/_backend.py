@@ -66,16 +66,14 @@ def select_plain(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     choice = _choice()
     if choice == "aten":
         return "formula"
-    device = tensors[0].device
-    for t in tensors[1:]:
-        if t.device != device:
-            return "formula"
+    if len(tensors) > 1 and any(t.device != tensors[0].device for t in tensors):
+        return "formula"
     if choice == "triton":
         _require_kernels(tensors)
         return "triton"
-    if device.type == "cpu":
+    if not tensors[0].is_cuda:
         return "cpu" if cpu_pass else "formula"
-    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(device.index):
+    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(tensors[0].get_device()):
         return "triton"
     return "formula"
 
@@ -85,7 +83,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Choose what runs sigtorch's operations inside the ``with`` block, or the decorated function.
 
     Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread.
-    The environment variable ``SIGTORCH_BACKEND`` sets the choice everywhere else.
+    The environment variable ``SIGTORCH_BACKEND``, read once, by the first operation, sets the choice everywhere else.
 
     Args:
         name: ``"auto"``, the fused kernels for CUDA tensors they take, and PyTorch's operators for all else;
@@ -116,9 +114,11 @@ def backend_of(*tensors: torch.Tensor) -> str:
 
 
 def _choice() -> str:
-    forced = _forced.get()
-    if forced is not None:
-        return forced
+    return _forced.get() or _named()
+
+
+@functools.cache
+def _named() -> str:
     named = os.environ.get("SIGTORCH_BACKEND")
     return _checks.backend(named, "the variable SIGTORCH_BACKEND") if named else "auto"
 

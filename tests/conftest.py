@@ -28,6 +28,20 @@ def passes_for_few(monkeypatch):
 
 
 @pytest.fixture
+def variable(monkeypatch):
+    """Sets SIGTORCH_BACKEND, for a test, as if it had been set from the start."""
+    from sigtorch import _backend  # only now: the interpreter is chosen above
+
+    def set_to(name):
+        monkeypatch.setenv("SIGTORCH_BACKEND", name)
+        _backend._named.cache_clear()
+
+    yield set_to
+    monkeypatch.undo()
+    _backend._named.cache_clear()
+
+
+@pytest.fixture
 def device():
     return DEVICE
 

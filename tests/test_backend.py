@@ -32,7 +32,7 @@ def test_bad_arguments():
     refused(ValueError, lambda: sigtorch.nn.Sigmoid(save=1), "save=1")
 
 
-def test_an_unknown_backend_changes_nothing(monkeypatch):
+def test_an_unknown_backend_changes_nothing(variable):
     def use(name):
         with sigtorch.use_backend(name):
             pytest.fail("entered")
@@ -41,13 +41,13 @@ def test_an_unknown_backend_changes_nothing(monkeypatch):
         refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
         refused(ValueError, lambda: use(None), "None")
         assert _backend._choice() == "aten"
-    monkeypatch.setenv("SIGTORCH_BACKEND", "tritn")
+    variable("tritn")
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
 
 
-def test_the_variable_and_the_context(monkeypatch, device):
+def test_the_variable_and_the_context(variable, device):
     x = torch.randn(3, device=device)
-    monkeypatch.setenv("SIGTORCH_BACKEND", "triton")
+    variable("triton")
     assert sigtorch.backend_of(x) == "triton"
     with sigtorch.use_backend("aten"):
         assert sigtorch.backend_of(x) == "aten"
@@ -55,7 +55,7 @@ def test_the_variable_and_the_context(monkeypatch, device):
             assert sigtorch.backend_of(x) == "triton"
         assert sigtorch.backend_of(x) == "aten"
     assert sigtorch.backend_of(x) == "triton"
-    monkeypatch.setenv("SIGTORCH_BACKEND", "")
+    variable("")
     assert sigtorch.backend_of(torch.randn(3)) == "aten"
 
 

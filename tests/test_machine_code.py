@@ -16,13 +16,15 @@ BOUNDS = {
     "gate-token": {"bfloat16": (8, 14), "float32": (9, 17)},
     "lerp": {"bfloat16": (18, 24), "float32": (21, 27)},
     "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
+    "swiglu-packed": {"bfloat16": (11, 18.1), "float32": (15, 23)},
+    "glu": {"bfloat16": (10, 16), "float32": (14, 21)},
 }
 OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
 SCRIPT = """
 import json, sys, torch, sigtorch
 from _machine_code import compiled, count
 from cases import CASES
-found, n = {}, 2**16 + 64
+found, n = {}, 2**20 + 64
 for case in CASES:
     if case.name not in sys.argv[2:]:
         continue
@@ -32,7 +34,7 @@ for case in CASES:
             out = case.ours(*inputs)
             forward = len(launches)
             torch.autograd.grad(out, inputs, torch.randn_like(out))
-        counts = [vars(c) | {"each": c.instructions * l.threads / n} for l in launches for c in [count(l)]]
+        counts = [vars(c) | {"each": c.instructions * l.threads / out.numel()} for l in launches for c in [count(l)]]
         found[f"{case.name} {dtype}"] = [counts[:forward], counts[forward:]]
 json.dump(found, sys.stdout)
 """
