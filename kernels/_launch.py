@@ -28,13 +28,15 @@ if not triton.knobs.runtime.interpret:  # the interpreter has no such option
 
 
 @triton.jit
-def _place(ptr, i, batch_strides, row_strides, batch, row, col, m, n, STEP: tl.constexpr, UNIT: tl.constexpr):
-    """Tensor i's elements of a tile: a 64-bit corner, 32-bit lanes from there. A STEP of 0 is one value a row."""
+def place(ptr, strides, which, at, STEP: tl.constexpr, UNIT: tl.constexpr):
+    """A tensor's elements of a tile: a 64-bit corner, 32-bit lanes from there. A STEP of 0 is one value a row."""
+    batch_strides, row_strides = strides
+    batch, row, col, m, n = at
     if batch_strides is not None:
-        ptr += batch * batch_strides[i] * UNIT
+        ptr += batch * batch_strides[which] * UNIT
     if row_strides is not None:
-        ptr += row * row_strides[i] * UNIT
-        m = (m * UNIT).to(tl.int64) * row_strides[i]
+        ptr += row * row_strides[which] * UNIT
+        m = (m * UNIT).to(tl.int64) * row_strides[which]
     if STEP:
         ptr += col
         m += n
@@ -42,43 +44,63 @@ def _place(ptr, i, batch_strides, row_strides, batch, row, col, m, n, STEP: tl.c
 
 
 @triton.jit
-def _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT):
-    """A tile of every input in float32 (float64 stays); masks are None for a full tile."""
+def _values(ins, strides, at, row_mask, mask, WHOSE, STEPS, UNIT):
+    """A tile of every input in float32 (float64 stays)."""
     values = ()
     for i in tl.static_range(len(ins)):
         if STEPS[i] == "number":  # words, not named constants: Triton looks at every global at every launch
             value = tl.cast(ins[i], tl.float32)
         elif STEPS[i] == "column":
-            value = (col + n).to(tl.float32)
+            value = (at[2] + at[4]).to(tl.float32)
         else:
-            ptr = _place(ins[i], i, batch_strides, row_strides, batch, row, col, m, n, STEPS[i], UNIT)
-            value = tl.load(ptr, mask=mask if STEPS[i] else row_mask)
+            value = tl.load(place(ins[i], strides, WHOSE[i], at, STEPS[i], UNIT), mask=mask if STEPS[i] else row_mask)
             value = widened(value) if STEPS[i] else value.to(tl.float64 if value.dtype == tl.float64 else tl.float32)
         values = values + (value,)  # noqa: RUF005, Triton's tuples take no star
     return values
 
 
 @triton.jit
-def _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT, MORE):
-    """Load, compute, round once, store; gives back all results, of which there are MORE than outputs."""
-    values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
-    results = FN(*values, PRECISE)
+def _compute(ins, outs, strides, at, row_mask, mask, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total):
+    """Load, compute, round once, store, and add to total; masks are None for a full tile."""
+    results = FN(*_values(ins, strides, at, row_mask, mask, WHOSE, STEPS, UNIT), PRECISE)
     for i in tl.static_range(len(outs)):
-        ptr = _place(outs[i], len(ins) + i, batch_strides, row_strides, batch, row, col, m, n, 1, UNIT)
-        result = results[i] if len(outs) + MORE > 1 else results
+        ptr = place(outs[i], strides, WHOSE[len(ins) + i], at, 1, UNIT)
+        result = results if SCALE is None and len(outs) == 1 else results[i]
         tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=mask)
-    return results
+    if SCALE is not None:
+        last = (results[len(outs)] if len(outs) else results) * SCALE
+        total += last if mask is None else tl.where(mask, last, 0.0)
+    return total
+
+
+@triton.jit
+def tile(ins, outs, strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total):
+    """One tile of all tensors; where there is a SCALE, the last result, times that, is no output but adds to total.
+
+    ``at`` is where the tile lies: its batch, row and column, and its rows and columns from there.
+    """
+    _, row, col, m, n = at
+    # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
+    if (row + m.shape[0] <= rows) & (col + n.shape[1] <= cols):
+        total = _compute(ins, outs, strides, at, None, None, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total)
+    else:
+        row_mask = m < rows - row
+        mask = row_mask & (n < cols - col)
+        if UNIT > 1:
+            mask = tl.max_constancy(mask, [1, UNIT])
+        total = _compute(ins, outs, strides, at, row_mask, mask, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total)
+    return total
 
 
 @triton.jit
 def _map_kernel(
     ins,
     outs,
-    batch_strides,
-    row_strides,
+    strides,  # of batches and of rows
     rows,
     cols,
     FN: tl.constexpr,
+    WHOSE: tl.constexpr,
     STEPS: tl.constexpr,
     PRECISE: tl.constexpr,
     UNIT: tl.constexpr,
@@ -90,18 +112,12 @@ def _map_kernel(
     n = tl.arange(0, BLOCK_N)[None, :]
     batch = tl.program_id(1).to(tl.int64)
     row = tl.cast(0, tl.int64)
-    if row_strides is not None:
+    if strides[1] is not None:
         row = tl.program_id(0 if TALL else 2).to(tl.int64) * BLOCK_M
     col = tl.program_id(2 if TALL else 0).to(tl.int64) * BLOCK_N
-    # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
-    if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT, 0)
-    else:
-        row_mask = m < rows - row
-        mask = row_mask & (n < cols - col)
-        if UNIT > 1:
-            mask = tl.max_constancy(mask, [1, UNIT])
-        _tile(ins, outs, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, FN, STEPS, PRECISE, UNIT, 0)
+    at = (batch, row, col, m, n)
+    nothing = row  # is summed
+    tile(ins, outs, strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, None, nothing)
 
 
 def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> None:
@@ -121,8 +137,8 @@ def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]
     grid = (down, at.batches, across) if tall else (across, at.batches, down)
     with torch.cuda.device_of(like):
         _map_kernel[grid](
-            at.tensors[: len(inputs)], at.tensors[len(inputs) :], at.batch_strides, at.row_strides, at.rows, at.cols,
-            fn, at.steps, precise, at.unit, tall, block_m, block_n, **OPTIONS,
+            at.tensors[: len(inputs)], at.tensors[len(inputs) :], (at.batch_strides, at.row_strides), at.rows, at.cols,
+            fn, at.whose, at.steps, precise, at.unit, tall, block_m, block_n, **OPTIONS,
         )  # fmt: skip
 
 
@@ -154,7 +170,6 @@ def arrange(inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> Lay
     others = [t for t in inputs if not isinstance(t, torch.Tensor)]
     return at._replace(
         tensors=spread(at.tensors, (1 if t is None else t for t in others)),
+        whose=spread(at.whose, repeat(0)),
         steps=spread(at.steps, ("column" if t is None else "number" for t in others)),
-        batch_strides=at.batch_strides and spread(at.batch_strides, repeat(0)),
-        row_strides=at.row_strides and spread(at.row_strides, repeat(0)),
     )

@@ -12,7 +12,11 @@ GRID = 2**16  # where a grid's second and third axes end
 
 
 class Layout(NamedTuple):
-    """Strides are one number a tensor, in units of ``unit`` elements; None where that axis is not there."""
+    """Strides are in units of ``unit`` elements, and None where that axis is not there.
+
+    Tensors whose strides are the same share them, for a kernel to compute an offset once: ``whose`` has the place of each
+    tensor's.
+    """
 
     tensors: tuple[torch.Tensor, ...]
     batches: int
@@ -20,6 +24,7 @@ class Layout(NamedTuple):
     cols: int
     batch_strides: tuple[int, ...] | None
     row_strides: tuple[int, ...] | None
+    whose: tuple[int, ...]
     steps: tuple[int, ...]  # along a row: 1, or 0 where the row shares one value
     unit: int
 
@@ -35,7 +40,8 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     for t in inputs:  # plain loops here and in launch(): this is what every launch costs the host
         dense = dense and t.shape == shape and t.is_contiguous()
     if dense:
-        return Layout(tensors, 1, 1, like.numel(), None, None, (1,) * len(tensors), 1)
+        count = len(tensors)
+        return Layout(tensors, 1, 1, like.numel(), None, None, (0,) * count, (1,) * count, 1)
     axes = _axes(tensors, like)
     if not _reachable(axes):
         tensors = (*(t if _reachable(_axes((t, like), like)) else _ordered(t, like) for t in inputs), *outputs)
@@ -47,9 +53,12 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     sizes, strides = [n for n, _ in outer], [by for _, by in outer]
     vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
     unit = VECTOR if vectors else 1
-    row_by, batch_by = [*(tuple(s // unit for s in by) for by in reversed(strides)), None, None][:2]
+    by_tensor = list(zip(*strides, strict=True)) or [()] * len(tensors)
+    distinct = list(dict.fromkeys(by_tensor))
+    row_by, batch_by = [*(tuple(s // unit for s in by) for by in [*zip(*distinct, strict=True)][::-1]), None, None][:2]
     rows, batches = [*reversed(sizes), 1, 1][:2]
-    return Layout(tensors, batches, rows, cols, batch_by, row_by, steps, unit)
+    whose = tuple(map(distinct.index, by_tensor))
+    return Layout(tensors, batches, rows, cols, batch_by, row_by, whose, steps, unit)
 
 
 def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int, tuple[int, ...]]]:

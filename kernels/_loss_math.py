@@ -148,8 +148,3 @@ def dfocal_of_class(
 ):
     t = _share(index, column, background, classes)
     return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE)
-
-
-@triton.jit
-def quotient(total, divisor, PRECISE: tl.constexpr):
-    return (total / divisor).to(divisor.dtype)

@@ -156,7 +156,11 @@ def swiglu(gate, up, PRECISE: tl.constexpr):
 @triton.jit
 def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
     """Gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
-    s, rest = _sigmoid_and_rest(gate, PRECISE)
+    if PRECISE:
+        s, rest = _sigmoid_and_rest(gate, PRECISE)
+    else:
+        s = sigmoid(gate, PRECISE)
+        rest = 1.0 - s  # what cancels here is nothing beside the 1 below, once that is rounded to a half type
     grad_s = grad * s
     return grad_s * up * fma(gate, rest, 1.0), grad_s * gate
 

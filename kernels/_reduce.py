@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import OPTIONS, _place, _tile, tile_of
+from sigtorch.kernels._launch import OPTIONS, place, tile, tile_of
 from sigtorch.kernels._layout import layout
 
 PROGRAMS = 1024  # about what fills a large GPU; a constant, so that every device adds in the same order
@@ -23,13 +23,13 @@ def _map_sum_kernel(
     ins,
     outs,
     sums_ptr,
-    batch_strides,
-    row_strides,
+    strides,  # of batches and of rows
     rows,
     cols,
     sums_size,
     chunk_tiles,
     FN: tl.constexpr,
+    WHOSE: tl.constexpr,
     STEPS: tl.constexpr,
     PRECISE: tl.constexpr,
     UNIT: tl.constexpr,
@@ -47,45 +47,18 @@ def _map_sum_kernel(
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if sums_ptr.dtype.element_ty == tl.float64 else tl.float32)
-    tile = 0
-    while tile < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
-        if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-            results = _tile(
-                ins, outs, batch_strides, row_strides, batch, row, col, m, n, None, None, FN, STEPS, PRECISE, UNIT, 1
-            )
-            total += results[len(outs)]
-        else:
-            row_mask = m < rows - row
-            mask = row_mask & (n < cols - col)
-            if UNIT > 1:
-                mask = tl.max_constancy(mask, [1, UNIT])
-            results = _tile(
-                ins,
-                outs,
-                batch_strides,
-                row_strides,
-                batch,
-                row,
-                col,
-                m,
-                n,
-                row_mask,
-                mask,
-                FN,
-                STEPS,
-                PRECISE,
-                UNIT,
-                1,
-            )
-            total += tl.where(mask, results[len(outs)], 0.0)
-        tile += 1
+    number = 0
+    while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
+        at = (batch, row, col, m, n)
+        total = tile(ins, outs, strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, 1.0, total)
+        number += 1
         if OVER_ROWS:
             row += BLOCK_M
         else:
             col += BLOCK_N
     line = chunk * tl.num_programs(1) + batch if BATCHES_TOO else chunk
-    ptr = _place(sums_ptr + line * sums_size, KEPT, batch_strides, row_strides, batch, 0 if OVER_ROWS else row,
-                 col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n, OVER_ROWS, UNIT)  # fmt: skip
+    at = (batch, 0 if OVER_ROWS else row, col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n)
+    ptr = place(sums_ptr + line * sums_size, strides, WHOSE[KEPT], at, OVER_ROWS, UNIT)
     if OVER_ROWS:
         tl.store(ptr + m * 0, tl.sum(total, 0, keep_dims=True), mask=n < cols - col)
     else:
@@ -102,7 +75,7 @@ def launch_sum(
     like, small = outputs[0], inputs[kept]
     at = layout(inputs, outputs)
     held = at.tensors[kept]
-    row_stride = at.row_strides[kept] if at.row_strides is not None else 0
+    row_stride = at.row_strides[at.whose[kept]] if at.row_strides is not None else 0
     over_rows = at.steps[kept] == 1
     if (
         held.shape != small.shape
@@ -115,14 +88,14 @@ def launch_sum(
     tiles = -(-at.rows // block_m) if over_rows else -(-at.cols // block_n)
     chunk_tiles = min(tiles, -(-tiles * kept_blocks * at.batches // PROGRAMS))
     chunks = -(-tiles // chunk_tiles)
-    batches_too = at.batch_strides is not None and at.batch_strides[kept] == 0
+    batches_too = at.batch_strides is not None and at.batch_strides[at.whose[kept]] == 0
     lines = chunks * at.batches if batches_too else chunks
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     sums = torch.empty((lines, small.numel()), dtype=wide, device=like.device)
     with torch.cuda.device_of(like):
         _map_sum_kernel[(kept_blocks, at.batches, chunks)](
-            at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, at.batch_strides, at.row_strides, at.rows,
-            at.cols, small.numel(), chunk_tiles, fn, at.steps, like.dtype not in (torch.float16, torch.bfloat16),
+            at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, (at.batch_strides, at.row_strides), at.rows,
+            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, like.dtype not in (torch.float16, torch.bfloat16),
             at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,
         )  # fmt: skip
     total = sums.sum(0) if lines > 1 else sums[0]

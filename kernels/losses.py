@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels import _loss_math
-from sigtorch.kernels._launch import OPTIONS, Input, _values, arrange, launch, tile_of
+from sigtorch.kernels._launch import OPTIONS, Input, arrange, launch, tile, tile_of
 from sigtorch.kernels._layout import _axes, _reachable
 
 PROGRAMS = 4096  # as many partial sums, whatever the device: the order of a sum is part of its result
@@ -21,12 +21,12 @@ SCALE = tl.constexpr(2.0**-12)
 def _sum_kernel(
     ins,
     partials,
-    batch_strides,
-    row_strides,
+    strides,  # of batches and of rows
     batches,
     rows,
     cols,
     FN: tl.constexpr,
+    WHOSE: tl.constexpr,
     STEPS: tl.constexpr,
     PRECISE: tl.constexpr,
     DOUBLE: tl.constexpr,
@@ -39,24 +39,16 @@ def _sum_kernel(
     across = tl.cdiv(cols, BLOCK_N)
     down = tl.cdiv(rows, BLOCK_M)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if DOUBLE else tl.float32)
-    tile = tl.program_id(0)
-    while tile < batches * down * across:
-        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), tile.to(tl.int64) * BLOCK_N
-        if row_strides is not None:
-            batch = (tile // (down * across)).to(tl.int64)
-            row = (tile // across % down).to(tl.int64) * BLOCK_M
-            col = (tile % across).to(tl.int64) * BLOCK_N
-        if (row + BLOCK_M <= rows) & (col + BLOCK_N <= cols):
-            values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, None, None, STEPS, UNIT)
-            total += FN(*values, PRECISE) * SCALE
-        else:
-            row_mask = m < rows - row
-            mask = row_mask & (n < cols - col)
-            if UNIT > 1:
-                mask = tl.max_constancy(mask, [1, UNIT])
-            values = _values(ins, batch_strides, row_strides, batch, row, col, m, n, row_mask, mask, STEPS, UNIT)
-            total += tl.where(mask, FN(*values, PRECISE) * SCALE, 0.0)
-        tile += tl.num_programs(0)
+    number = tl.program_id(0)
+    while number < batches * down * across:
+        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number.to(tl.int64) * BLOCK_N
+        if strides[1] is not None:
+            batch = (number // (down * across)).to(tl.int64)
+            row = (number // across % down).to(tl.int64) * BLOCK_M
+            col = (number % across).to(tl.int64) * BLOCK_N
+        at = (batch, row, col, m, n)
+        total = tile(ins, (), strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total)
+        number += tl.num_programs(0)
     total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N]).to(tl.float64), 0) * (1.0 / SCALE)
     tl.store(partials + tl.program_id(0), total)
 
@@ -72,12 +64,10 @@ def _reduced(
     precise = dtype not in (torch.float16, torch.bfloat16)
     with torch.cuda.device_of(like):
         _sum_kernel[(partials.numel(),)](
-            at.tensors[: len(inputs)], partials, at.batch_strides, at.row_strides, at.batches, at.rows, at.cols,
-            fn, at.steps, precise, like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
+            at.tensors[: len(inputs)], partials, (at.batch_strides, at.row_strides), at.batches, at.rows, at.cols,
+            fn, at.whose, at.steps, precise, like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
         )  # fmt: skip
-    out = like.new_empty((), dtype=dtype)
-    launch(_loss_math.quotient, (partials.sum(), divisor), (out,))
-    return out
+    return (partials.sum() / divisor).to(dtype)
 
 
 def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Input) -> tuple[Input, ...]:

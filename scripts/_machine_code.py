@@ -162,8 +162,9 @@ def _basic_blocks(sass: str) -> dict[str, Block]:
             continue
         guard, op, operands = instruction.groups()
         ops.append(f"{guard} {op}" if guard else op)
-        if op.split(".")[0] in ("BRA", "EXIT"):
-            condition, target = _JUMP.match(operands).groups()
+        condition, target = _JUMP.match(operands).groups()
+        # A call of a label is a jump, which some compilers leave loops by; one of a function comes back.
+        if op.split(".")[0] in ("BRA", "EXIT") or (op.startswith("CALL") and target):
             following.extend([target] if target else [])
             ended = not (guard or condition)
             begin(f"after {len(blocks)}")

@@ -16,26 +16,39 @@ BOUNDS = {
     "gate-token": {"bfloat16": (8, 14), "float32": (9, 17)},
     "lerp": {"bfloat16": (18, 24), "float32": (21, 27)},
     "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
-    "swiglu-packed": {"bfloat16": (11, 18.1), "float32": (15, 23)},
-    "glu": {"bfloat16": (10, 16), "float32": (14, 21)},
+    "swiglu-packed": {"bfloat16": (11, 18), "float32": (16, 23)},
+    "glu": {"bfloat16": (10, 16), "float32": (15, 21)},
+    "binary_cross_entropy_with_logits": {"bfloat16": (28, 15), "float32": (36, 21)},
+    "sigmoid_focal_loss": {"bfloat16": (36, 45), "float32": (45, 50)},
 }
 OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
 SCRIPT = """
 import json, sys, torch, sigtorch
+from functools import partial
 from _machine_code import compiled, count
 from cases import CASES
-found, n = {}, 2**20 + 64
-for case in CASES:
-    if case.name not in sys.argv[2:]:
-        continue
-    for dtype in (torch.bfloat16, torch.float32):
-        inputs = case.inputs((2, n // 2), dtype)
+from loss_cases import LOSSES
+n = 2**20 + 64
+
+def calls(dtype):
+    for case in CASES:
+        yield case.name, case.ours, case.inputs((2, n // 2), dtype)
+    for loss in LOSSES:
+        x = torch.randn(n, dtype=dtype, requires_grad=True)
+        yield loss.__name__, partial(loss, reduction="mean"), [x, torch.rand_like(x)]
+
+found = {}
+for dtype in (torch.bfloat16, torch.float32):
+    for name, function, inputs in calls(dtype):
+        if name not in sys.argv[2:]:
+            continue
         with sigtorch.use_backend("triton"), compiled(int(sys.argv[1])) as launches:
-            out = case.ours(*inputs)
+            out = function(*inputs)
             forward = len(launches)
-            torch.autograd.grad(out, inputs, torch.randn_like(out))
-        counts = [vars(c) | {"each": c.instructions * l.threads / out.numel()} for l in launches for c in [count(l)]]
-        found[f"{case.name} {dtype}"] = [counts[:forward], counts[forward:]]
+            torch.autograd.grad(out, [t for t in inputs if t.requires_grad], torch.ones_like(out))
+        elements = out.numel() if out.dim() else n
+        counts = [vars(c) | {"each": c.instructions * l.threads / elements} for l in launches for c in [count(l)]]
+        found[f"{name} {dtype}"] = [counts[:forward], counts[forward:]]
 json.dump(found, sys.stdout)
 """
 
