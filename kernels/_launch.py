@@ -131,15 +131,19 @@ def launch(fn: Any, inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]
         return
     at = arrange(inputs, outputs)
     block_m, block_n = tile_of(at, like)
-    precise = like.dtype not in (torch.float16, torch.bfloat16)
     down, across = -(-at.rows // block_m), -(-at.cols // block_n)  # triton.cdiv costs the host 2 us
     tall = down >= GRID  # a grid's first axis is the long one
     grid = (down, at.batches, across) if tall else (across, at.batches, down)
     with torch.cuda.device_of(like):
         _map_kernel[grid](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], (at.batch_strides, at.row_strides), at.rows, at.cols,
-            fn, at.whose, at.steps, precise, at.unit, tall, block_m, block_n, **OPTIONS,
+            fn, at.whose, at.steps, precise(outputs), at.unit, tall, block_m, block_n, **OPTIONS,
         )  # fmt: skip
+
+
+def precise(results: tuple[torch.Tensor, ...]) -> bool:
+    """Whether the last bits of a float32 are part of any result."""
+    return any([t.dtype not in (torch.float16, torch.bfloat16) for t in results])  # noqa: C419, a list is the faster one
 
 
 def tile_of(at: Layout, like: torch.Tensor) -> tuple[int, int]:

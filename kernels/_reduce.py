@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import OPTIONS, place, tile, tile_of
+from sigtorch.kernels._launch import OPTIONS, place, precise, tile, tile_of
 from sigtorch.kernels._layout import layout
 
 PROGRAMS = 1024  # about what fills a large GPU; a constant, so that every device adds in the same order
@@ -95,7 +95,7 @@ def launch_sum(
     with torch.cuda.device_of(like):
         _map_sum_kernel[(kept_blocks, at.batches, chunks)](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, (at.batch_strides, at.row_strides), at.rows,
-            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, like.dtype not in (torch.float16, torch.bfloat16),
+            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, precise((*outputs, small)),
             at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,
         )  # fmt: skip
     total = sums.sum(0) if lines > 1 else sums[0]

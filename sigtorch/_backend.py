@@ -66,7 +66,7 @@ def select_plain(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     choice = _choice()
     if choice == "aten":
         return "formula"
-    if len(tensors) > 1 and any(t.device != tensors[0].device for t in tensors):
+    if len(tensors) > 1 and not _alike(tensors):
         return "formula"
     if choice == "triton":
         _require_kernels(tensors)
@@ -76,6 +76,12 @@ def select_plain(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
     if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(tensors[0].get_device()):
         return "triton"
     return "formula"
+
+
+def _alike(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """On one device, and all of them float64 or none: a kernel computes in one or the other."""
+    device, double = tensors[0].device, tensors[0].dtype == torch.float64
+    return all(t.device == device and (t.dtype == torch.float64) == double for t in tensors)
 
 
 @contextmanager

@@ -154,18 +154,14 @@ def _run(
 
 
 def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:
-    """A fused pass where it can: one kind of width, one device, and a gradient for the logits alone."""
+    """A fused pass where it can: on one device, with a gradient for the logits alone."""
     given = [t for t in (target, *others) if t is not None]
     if not _backend.plain(input, *given) or not input.numel():
         return "formula"
-    floats, double, recorded = [input], input.dtype == torch.float64, torch.is_grad_enabled()
-    for t in given:
-        if t.device != input.device or (recorded and t.requires_grad):
-            return "formula"
-        if t.is_floating_point():
-            if (t.dtype == torch.float64) != double:
-                return "formula"
-            floats.append(t)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return "formula"
     if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
         return "formula"
-    return _backend.select_plain(*floats, cpu_pass=True)
+    if target.device != input.device:
+        return "formula"
+    return _backend.select_plain(input, *(t for t in given if t.is_floating_point()), cpu_pass=True)

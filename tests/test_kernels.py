@@ -1,8 +1,10 @@
 """Every operation's kernels, on whatever engine runs them: Triton's interpreter, a GPU, or another."""
 
+import itertools
+
 import pytest
 import torch
-from cases import CASES, DTYPES, HALF, STRIDES, check
+from cases import CASES, DTYPES, HALF, STRIDES, check, gradients
 from torch.autograd.graph import save_on_cpu
 
 import sigtorch
@@ -26,6 +28,19 @@ def test_takes_any_strides(case, strides, shape, device):
     inputs = [strides(t.detach()).requires_grad_() for t in case.inputs(shape, torch.bfloat16, device)]
     out, _ = check(case, inputs, backend="triton")
     assert out.stride() == case.oracle(*[t.detach() for t in inputs]).stride()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.fused and len(c.shapes((4, 6))) > 1], ids=lambda c: c.name)
+@pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES, 2)], ids=str)
+def test_dtypes_promote(case, dtypes, device):
+    """Kernels compute in float32, or all in float64: what mixes the two is PyTorch's."""
+    given = [t.detach().to(d).requires_grad_() for t, d in zip(case.inputs((4, 24), DTYPES[0], device), dtypes * 2)]
+    if torch.float64 not in dtypes:
+        check(case, given, backend="triton")
+        return
+    with sigtorch.use_backend("triton"):
+        ours, theirs = (gradients(f, given, torch.ones_like) for f in (case.ours, case.oracle))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @every_case
