@@ -42,13 +42,13 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     if dense:
         count = len(tensors)
         return Layout(tensors, 1, 1, like.numel(), None, None, (0,) * count, (1,) * count, 1)
-    axes = _axes(tensors, like)
-    if not _reachable(axes):
-        tensors = (*(t if _reachable(_axes((t, like), like)) else _ordered(t, like) for t in inputs), *outputs)
-        axes = _axes(tensors, like)
-    if not _reachable(axes):  # each one may be, but not together
+    axes = axes_of(tensors, like)
+    if not reachable(axes):
+        tensors = (*(t if reachable(axes_of((t, like), like)) else _ordered(t, like) for t in inputs), *outputs)
+        axes = axes_of(tensors, like)
+    if not reachable(axes):  # each one may be, but not together
         tensors = (*(_ordered(t.expand(like.shape), like) for t in inputs), *outputs)
-        axes = _axes(tensors, like)
+        axes = axes_of(tensors, like)
     *outer, (cols, steps) = axes
     sizes, strides = [n for n, _ in outer], [by for _, by in outer]
     vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
@@ -61,7 +61,7 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     return Layout(tensors, batches, rows, cols, batch_by, row_by, whose, steps, unit)
 
 
-def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int, tuple[int, ...]]]:
+def axes_of(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int, tuple[int, ...]]]:
     """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
     axes: list[tuple[int, tuple[int, ...]]] = []
@@ -79,7 +79,7 @@ def _axes(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int
     return axes
 
 
-def _reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
+def reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
     """Three axes at most, the innermost one read in steps of 1 or 0; the outermost is a grid's second."""
     return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < GRID)
 

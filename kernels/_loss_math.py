@@ -7,10 +7,9 @@ that of the negative one; with e = exp(-|x|), every sum here is of terms that do
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._math import _exp2, _reciprocal, exp_neg, fma
+from sigtorch.kernels._math import exp2, exp_neg, fma, reciprocal
 
 SMALL = tl.constexpr(2.0**-126)  # the smallest normal float32
-LN_2 = tl.constexpr(0.6931471805599453)
 # Minimax on [0, 1/9], to 5e-9: 2 atanh(y) = y * (2 + z * (C1 + C2 z + C3 z^2 + C4 z^3)) with z = y^2.
 C1 = tl.constexpr(0.66666416)
 C2 = tl.constexpr(0.40021534)
@@ -25,7 +24,7 @@ def _log1p(e):
         u = 1.0 + e
         return tl.log(u) + (e - (u - 1.0)) / u
     else:
-        y = e * _reciprocal(2.0 + e)  # log(1 + e) = 2 atanh(e / (2 + e))
+        y = e * reciprocal(2.0 + e)  # log(1 + e) = 2 atanh(e / (2 + e))
         z = y * y
         p = fma(z, fma(z, fma(z, C4, C3), C2), C1)
         return y * fma(z, p, 2.0)
@@ -45,7 +44,7 @@ def _power(q, gamma, sign, PRECISE: tl.constexpr):
         mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
         high = gamma * exponent
         low = fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
-        p = _exp2(high) * _exp2(low) if PRECISE else _exp2(high + low)
+        p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)
     return tl.where(q < 0, p * sign, p)
 
 
@@ -88,7 +87,7 @@ def dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
     e = exp_neg(tl.abs(x), PRECISE)
     positive, negative = _shares(t, pos_weight, keep)
     slope = tl.where(x >= 0, fma(-positive, e, negative), fma(negative, e, -positive))
-    return grad * (1.0 / divisor) * weight * (slope * _reciprocal(1.0 + e))
+    return grad * (1.0 / divisor) * weight * (slope * reciprocal(1.0 + e))
 
 
 @triton.jit
@@ -97,7 +96,7 @@ def focal(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
     e = exp_neg(tl.abs(x), PRECISE)
     near = tl.where(x >= 0, t, 1.0 - t)  # the share of the class that the logit is for
     far = tl.where(x >= 0, 1.0 - t, t)
-    q = fma(near, e, far) * _reciprocal(1.0 + e)
+    q = fma(near, e, far) * reciprocal(1.0 + e)
     cross_entropy = fma(far, tl.abs(x), _log1p(e))
     factor = weight * (1.0 / divisor) * fma(pos, t, neg * (1.0 - t))
     return factor * (_power(q, gamma, sign, PRECISE) * cross_entropy)
@@ -107,14 +106,14 @@ def focal(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
 def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
-    r = _reciprocal(1.0 + e)
+    r = reciprocal(1.0 + e)
     near = tl.where(x >= 0, t, 1.0 - t)
     far = tl.where(x >= 0, 1.0 - t, t)
     sum_ = fma(near, e, far)
     q = sum_ * r
     cross_entropy = fma(far, tl.abs(x), _log1p(e))
     # sigmoid(x) sigmoid(-x) / q, where e cancels if nothing else is in q.
-    ratio = tl.where(far == 0, r, e * r) * _reciprocal(tl.where(far == 0, near, sum_))
+    ratio = tl.where(far == 0, r, e * r) * reciprocal(tl.where(far == 0, near, sum_))
     slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
     slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
     factor = grad * (1.0 / divisor) * weight * fma(pos, t, neg * (1.0 - t))

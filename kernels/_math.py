@@ -16,11 +16,11 @@ FAR = tl.constexpr(200.0)  # exp(-200) is 0 and exp(200) inf in float32: nothing
 if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
 
     @triton.jit
-    def _exp2(x):
+    def exp2(x):
         return tl.exp2(x)
 
     @triton.jit
-    def _reciprocal(x):
+    def reciprocal(x):
         return 1.0 / x
 
     @triton.jit
@@ -48,13 +48,13 @@ else:
     fma = tl.fma
 
     @triton.jit
-    def _exp2(x):
+    def exp2(x):
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
 
     @triton.jit
-    def _reciprocal(x):
+    def reciprocal(x):
         if x.dtype == tl.float64:
             return 1.0 / x
         else:
@@ -98,14 +98,14 @@ def exp_neg(x, PRECISE: tl.constexpr):
         rest = fma(x, -LOG2_E_HIGH, -high)
         rest = fma(x, -LOG2_E_LOW, rest)
         # Adding rest to high before exp2 would round it away again.
-        return _exp2(high) * fma(rest, LN_2, 1.0)
+        return exp2(high) * fma(rest, LN_2, 1.0)
     else:
-        return _exp2(x * -LOG2_E)
+        return exp2(x * -LOG2_E)
 
 
 @triton.jit
 def sigmoid(x, PRECISE: tl.constexpr):
-    return _reciprocal(1.0 + exp_neg(x, PRECISE))
+    return reciprocal(1.0 + exp_neg(x, PRECISE))
 
 
 @triton.jit
@@ -118,7 +118,7 @@ def dsigmoid_from_output(grad, s, PRECISE: tl.constexpr):
 def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
     """Grad * e / (1 + e)^2 with e = exp(-|x|): no difference of nearly equal numbers anywhere."""
     e = exp_neg(tl.abs(x), PRECISE)
-    r = _reciprocal(1.0 + e)
+    r = reciprocal(1.0 + e)
     return grad * (e * r * r)
 
 
@@ -126,7 +126,7 @@ def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
 def _sigmoid_and_rest(x, PRECISE: tl.constexpr):
     """S and 1 - s, without a difference, for their product: below x = -88 both are 0."""
     e = exp_neg(x, PRECISE)
-    s = _reciprocal(1.0 + e)
+    s = reciprocal(1.0 + e)
     return s, tl.minimum(e, 3.4e38) * s  # inf * 0 would be NaN
 
 
@@ -169,7 +169,7 @@ def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
 def _both_sides(x, PRECISE: tl.constexpr):
     """S and 1 - s, each exact to its last bits for every x."""
     e = exp_neg(tl.abs(x), PRECISE)
-    near = _reciprocal(1.0 + e)
+    near = reciprocal(1.0 + e)
     far = e * near
     return tl.where(x < 0, far, near), tl.where(x < 0, near, far)
 

@@ -1,7 +1,6 @@
-"""An elementwise pass whose last result is also summed, over rows or columns, to the shape of a broadcast input.
+"""Sums: over rows or columns, beside an elementwise pass, to the shape of a broadcast input; and of everything, a loss'.
 
-The summed axis is cut into chunks; each program adds up one of them in a fixed order, and one more sum adds the chunks: no
-atomics, so that two runs are bit-equal.
+Each program adds up its share in a fixed order, and one more sum adds the shares: no atomics, so that two runs are bit-equal.
 """
 
 from __future__ import annotations
@@ -12,10 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import OPTIONS, place, precise, tile, tile_of
+from sigtorch.kernels._launch import OPTIONS, Input, arrange, place, precise, tile, tile_of
 from sigtorch.kernels._layout import layout
 
-PROGRAMS = 1024  # about what fills a large GPU; a constant, so that every device adds in the same order
+# At most, whatever the device: the order of a sum is part of its result. A large GPU is filled by either.
+GATE_PROGRAMS, LOSS_PROGRAMS = 1024, 4096
+# A lane's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
+SCALE = tl.constexpr(2.0**-12)
 
 
 @triton.jit
@@ -86,7 +88,7 @@ def launch_sum(
     block_m, block_n = tile_of(at, like)
     kept_blocks = -(-at.cols // block_n) if over_rows else -(-at.rows // block_m)
     tiles = -(-at.rows // block_m) if over_rows else -(-at.cols // block_n)
-    chunk_tiles = min(tiles, -(-tiles * kept_blocks * at.batches // PROGRAMS))
+    chunk_tiles = min(tiles, -(-tiles * kept_blocks * at.batches // GATE_PROGRAMS))
     chunks = -(-tiles // chunk_tiles)
     batches_too = at.batch_strides is not None and at.batch_strides[at.whose[kept]] == 0
     lines = chunks * at.batches if batches_too else chunks
@@ -100,3 +102,54 @@ def launch_sum(
         )  # fmt: skip
     total = sums.sum(0) if lines > 1 else sums[0]
     return total.as_strided(held.shape, held.stride()).to(small.dtype)
+
+
+@triton.jit
+def _sum_kernel(
+    ins,
+    partials,
+    strides,  # of batches and of rows
+    batches,
+    rows,
+    cols,
+    FN: tl.constexpr,
+    WHOSE: tl.constexpr,
+    STEPS: tl.constexpr,
+    PRECISE: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    m = tl.arange(0, BLOCK_M)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    across = tl.cdiv(cols, BLOCK_N)
+    down = tl.cdiv(rows, BLOCK_M)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if DOUBLE else tl.float32)
+    number = tl.program_id(0)
+    while number < batches * down * across:
+        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number.to(tl.int64) * BLOCK_N
+        if strides[1] is not None:
+            batch = (number // (down * across)).to(tl.int64)
+            row = (number // across % down).to(tl.int64) * BLOCK_M
+            col = (number % across).to(tl.int64) * BLOCK_N
+        at = (batch, row, col, m, n)
+        total = tile(ins, (), strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total)
+        number += tl.num_programs(0)
+    total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N]).to(tl.float64), 0) * (1.0 / SCALE)
+    tl.store(partials + tl.program_id(0), total)
+
+
+def reduce(fn: Any, inputs: tuple[Input, ...], like: torch.Tensor, divisor: Input, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of fn over all elements, divided, in one order whatever the device does."""
+    at = arrange(inputs, (like,))
+    block_m, block_n = tile_of(at, like)
+    tiles = at.batches * -(-at.rows // block_m) * -(-at.cols // block_n)
+    partials = like.new_empty(min(tiles, LOSS_PROGRAMS), dtype=torch.float64)
+    precise = dtype not in (torch.float16, torch.bfloat16)
+    with torch.cuda.device_of(like):
+        _sum_kernel[(partials.numel(),)](
+            at.tensors[: len(inputs)], partials, (at.batch_strides, at.row_strides), at.batches, at.rows, at.cols,
+            fn, at.whose, at.steps, precise, like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
+        )  # fmt: skip
+    return (partials.sum() / divisor).to(dtype)

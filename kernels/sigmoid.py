@@ -20,7 +20,11 @@ def sigmoid_backward(grad: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     return grad_x
 
 
-def sigmoid_backward_from_input(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:
+    return sigmoid_forward(x)
+
+
+def sigmoid_from_input_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
     launch(_math.dsigmoid_from_input, (grad, x), (grad_x,))
-    return grad_x
+    return (grad_x,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,20 @@ from sigtorch import _backend, formulas
 
 
 @functools.cache
-def _passes(backend: str, family: str) -> Any:
+def passes_of(backend: str, family: str) -> Any:
     """The module that holds an operation's passes; kernels are imported when the first tensor needs them."""
     return importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
 
 
-def _fused(*tensors: torch.Tensor) -> bool:
+def fused(*tensors: torch.Tensor) -> bool:
     """Whether a backward pass may run fused: nobody differentiates it, and nothing watches its tensors."""
     return not torch.is_grad_enabled() and _backend.plain(*tensors)
 
 
-def _formula_grads(
-    ctx: Any, formula: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad: torch.Tensor
+def formula_grads(
+    needs: Sequence[bool], formula: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients by differentiating the formula at the saved inputs, themselves differentiable where that is asked for."""
-    needs = ctx.needs_input_grad[: len(inputs)]
     if not any(needs):  # as where only a residual wants one
         return [None] * len(inputs)
     create_graph = torch.is_grad_enabled()
@@ -51,7 +50,7 @@ class SigmoidFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, backend: str) -> torch.Tensor:
-        ctx.passes = _passes(backend, "sigmoid")
+        ctx.passes = passes_of(backend, "sigmoid")
         s = ctx.passes.sigmoid_forward(x)
         ctx.save_for_backward(s)
         return s
@@ -59,26 +58,9 @@ class SigmoidFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (s,) = ctx.saved_tensors
-        if _fused(grad, s):
+        if fused(grad, s):
             return ctx.passes.sigmoid_backward(grad, s), None
         return torch.ops.aten.sigmoid_backward(grad, s), None
-
-
-class SigmoidFromInputFunction(Function):
-    """Saves the input: backward recomputes, and no 1 - s cancels."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, backend: str) -> torch.Tensor:
-        ctx.passes = _passes(backend, "sigmoid")
-        ctx.save_for_backward(x)
-        return ctx.passes.sigmoid_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        if _fused(grad, x):
-            return ctx.passes.sigmoid_backward_from_input(grad, x), None
-        return *_formula_grads(ctx, formulas.sigmoid_from_input, (x,), grad), None
 
 
 class _FromInputs(Function):
@@ -95,7 +77,7 @@ class _FromInputs(Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         cls = ctx._forward_cls
         *given, backend = args
-        ctx.passes = _passes(backend, cls.family)
+        ctx.passes = passes_of(backend, cls.family)
         tensors = [a for a in given if isinstance(a, torch.Tensor)]
         ctx.rest = given[len(tensors) :]
         ctx.save_for_backward(*tensors)
@@ -104,11 +86,16 @@ class _FromInputs(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cls, tensors = ctx._forward_cls, ctx.saved_tensors
-        if _fused(grad, *tensors):
+        if fused(grad, *tensors):
             grads = getattr(ctx.passes, f"{cls.op}_backward")(grad, *tensors, *ctx.rest)
         else:
-            grads = _formula_grads(ctx, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
+            needs = ctx.needs_input_grad[: len(tensors)]
+            grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
+
+
+class SigmoidFromInputFunction(_FromInputs):
+    family, op, formula = "sigmoid", "sigmoid_from_input", staticmethod(formulas.sigmoid_from_input)
 
 
 class SigmoidGateFunction(_FromInputs):
@@ -120,16 +107,16 @@ class SigmoidGateResidualFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
-        ctx.passes = _passes(backend, "gates")
+        ctx.passes = passes_of(backend, "gates")
         ctx.save_for_backward(x, gate)
         return ctx.passes.sigmoid_gate_forward(x, gate, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate = ctx.saved_tensors
-        if _fused(grad, x, gate):
+        if fused(grad, x, gate):
             return *ctx.passes.sigmoid_gate_backward(grad, x, gate), grad, None
-        return *_formula_grads(ctx, formulas.sigmoid_gate, (x, gate), grad), grad, None
+        return *formula_grads(ctx.needs_input_grad[:2], formulas.sigmoid_gate, (x, gate), grad), grad, None
 
 
 class SigmoidLerpFunction(_FromInputs):

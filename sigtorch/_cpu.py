@@ -11,13 +11,13 @@ from sigtorch.formulas import HALF_DTYPES
 CHUNK = 2**17  # elements a piece: smaller ones lose to threading, larger ones to the caches
 
 
-def sigmoid_forward(x: torch.Tensor) -> torch.Tensor:
+def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(x)
 
 
-def sigmoid_backward_from_input(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def sigmoid_from_input_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
     wide = x.float() if x.dtype in HALF_DTYPES else x
-    return (grad * (torch.sigmoid(wide) * torch.sigmoid(-wide))).to(x.dtype)
+    return ((grad * (torch.sigmoid(wide) * torch.sigmoid(-wide))).to(x.dtype),)
 
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

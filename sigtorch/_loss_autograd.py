@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from typing import Any
 
 import torch
 from torch.autograd import Function
 
-from sigtorch._autograd import _formula_grads, _fused, _passes
+from sigtorch import _loss_cpu
+from sigtorch._autograd import formula_grads, fused, passes_of
 from sigtorch._loss_formulas import Loss, formula
 
 
@@ -18,29 +17,17 @@ class LossFunction(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        other: torch.Tensor | None,
-        loss: Loss,
-        backend: str,
+        ctx: Any, loss: Loss, backend: str, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.loss, ctx.backend = loss, backend
-        ctx.save_for_backward(x, target, weight, other)
-        return _pass(backend, f"{loss.name}_forward")(loss, x, target, weight, other)  # type: ignore[no-any-return]
+        ctx.loss, ctx.passes = loss, _loss_cpu if backend == "cpu" else passes_of(backend, "losses")
+        ctx.save_for_backward(x, target, *others)
+        return getattr(ctx.passes, f"{loss.name}_forward")(loss, x, target, *others)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *others = ctx.saved_tensors
-        if _fused(grad, x):
-            grad_x = _pass(ctx.backend, f"{ctx.loss.name}_backward")(ctx.loss, grad, x, *others)
+        if fused(grad, x):
+            grad_x = getattr(ctx.passes, f"{ctx.loss.name}_backward")(ctx.loss, grad, x, *others)
         else:
-            (grad_x,) = _formula_grads(ctx, lambda x: formula(ctx.loss, x, *others), (x,), grad)
-        return grad_x, None, None, None, None, None
-
-
-@functools.cache
-def _pass(backend: str, name: str) -> Any:
-    module = importlib.import_module("sigtorch._loss_cpu") if backend == "cpu" else _passes(backend, "losses")
-    return getattr(module, name)
+            (grad_x,) = formula_grads([True], lambda x: formula(ctx.loss, x, *others), (x,), grad)
+        return None, None, grad_x, *[None] * len(others)

@@ -79,19 +79,26 @@ def _each(
 
 
 def _forward(
-    loss: Loss, values: Callable[..., Chunk], count: int, x: torch.Tensor, target: torch.Tensor, *others: Any
+    loss: Loss,
+    values: Callable[..., Chunk],
+    count: int,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    weight: Any,
+    pos_weight: Any,
+    normalizer: Any,
 ) -> torch.Tensor:
     """Every chunk's values, weighted: written into the result, or summed, the sums of chunks in float64."""
     if x.numel() <= SMALL:
-        result = formula(loss, x, target, *others)
+        result = formula(loss, x, target, weight, pos_weight, normalizer)
         if loss.reduction == "none" or math.isfinite(result.item()):  # else a sum in float32 may have overflown
             return result
     out = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else None
-    divisor, total = _divisor(loss, x, others[1]), 0.0
-    for x_, t, weight, other, out_, b in _each(loss, count, out, x, target, *others):
-        addends = values(loss, x_, t, other, b)
-        if weight is not None:
-            addends[0].mul_(weight)
+    divisor, total = _divisor(loss, x, normalizer), 0.0
+    for x_, t, weight_, pos_weight_, out_, b in _each(loss, count, out, x, target, weight, pos_weight):
+        addends = values(loss, x_, t, pos_weight_, b)
+        if weight_ is not None:
+            addends[0].mul_(weight_)
         if out_ is None:
             total += sum(map(_sum, addends))
             continue
@@ -110,16 +117,24 @@ def _sum(values: torch.Tensor) -> float:
 
 
 def _backward(
-    loss: Loss, slopes: Callable[..., torch.Tensor], count: int, grad: torch.Tensor, x: torch.Tensor, *others: Any
+    loss: Loss,
+    slopes: Callable[..., torch.Tensor],
+    count: int,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    weight: Any,
+    pos_weight: Any,
+    normalizer: Any,
 ) -> torch.Tensor:
     """Every chunk's slopes, weighted and times the incoming gradient."""
-    grad_x, divisor, factor = torch.empty_like(x), _divisor(loss, x, others[2]), 1.0
+    grad_x, divisor, factor = torch.empty_like(x), _divisor(loss, x, normalizer), 1.0
     if loss.reduction != "none":
         factor, divisor = grad.item() / (1 if divisor is None else float(divisor)), None
-    for x_, t, weight, other, grad_, out, b in _each(loss, count, grad_x, x, *others, grad):
-        slope = slopes(loss, x_, t, other, b)
-        if weight is not None:
-            slope.mul_(weight)
+    for x_, t, weight_, pos_weight_, grad_, out, b in _each(loss, count, grad_x, x, target, weight, pos_weight, grad):
+        slope = slopes(loss, x_, t, pos_weight_, b)
+        if weight_ is not None:
+            slope.mul_(weight_)
         slope.mul_(grad_ if loss.reduction == "none" else factor)
         if divisor is not None:
             slope.div_(divisor)
@@ -128,10 +143,10 @@ def _backward(
     return grad_x
 
 
-def _divisor(loss: Loss, x: torch.Tensor, other: torch.Tensor | None) -> Any:
+def _divisor(loss: Loss, x: torch.Tensor, normalizer: torch.Tensor | None) -> Any:
     if loss.reduction == "mean":
         return x.numel()
-    return other if loss.normalizer is None and loss.name == "sigmoid_focal_loss" else loss.normalizer
+    return loss.normalizer if normalizer is None else normalizer
 
 
 def _near(x: torch.Tensor, a: torch.Tensor, n: torch.Tensor) -> None:
@@ -146,7 +161,7 @@ def _beyond(x: torch.Tensor, t: torch.Tensor, out: torch.Tensor) -> torch.Tensor
 
 
 def _signed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """In y's place: y for a positive x, -y else."""
+    """In y's place: y for a positive x, -y else, by the one operator that multiplies by a sign."""
     return torch.ops.aten.leaky_relu_backward.grad_input(y, x, -1, False, grad_input=y)  # type: ignore[no-any-return]
 
 
@@ -190,16 +205,6 @@ def _bce_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b
     return _between(t, loss.label_smoothing, b)
 
 
-def _focal_terms(x: torch.Tensor, t: torch.Tensor, b: Buffers) -> tuple[torch.Tensor, ...]:
-    """n, r, 1 - 2r, 1 - p and the cross-entropy's negative, from b[0] on."""
-    n, r, w, q, c = b
-    _near(x, c, n)
-    _signed(x, _beyond(x, t, r))
-    torch.rsub(r, 1, alpha=2, out=w) if False else torch.mul(r, -2, out=w).add_(1)
-    torch.addcmul(r, n, w, out=q)
-    return n, r, w, q, c
-
-
 def _focal_share(x: torch.Tensor, t: torch.Tensor, b: Buffers) -> None:
     """Into the buffers: n, r, |x|, 1 - 2r and 1 - p."""
     n, r, a, w, q = b
@@ -237,26 +242,26 @@ def _focal_slopes(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffe
 
 
 def binary_cross_entropy_with_logits_forward(
-    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any
+    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any, normalizer: Any
 ) -> torch.Tensor:
     plain = loss.reduction != "none" and not loss.label_smoothing and weight is None and pos_weight is None
     values, count = (_bce_addends, 2) if plain else (_bce_values, 3)
-    return _forward(loss, values, count, x, target, weight, pos_weight)
+    return _forward(loss, values, count, x, target, weight, pos_weight, normalizer)
 
 
 def binary_cross_entropy_with_logits_backward(
-    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any
+    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
 ) -> torch.Tensor:
-    return _backward(loss, _bce_slopes, 3 if loss.label_smoothing else 2, grad, x, target, weight, pos_weight)
+    return _backward(loss, _bce_slopes, 3 if loss.label_smoothing else 2, grad, x, target, *others)
 
 
 def sigmoid_focal_loss_forward(
-    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: Any, normalizer: Any
+    loss: Loss, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
 ) -> torch.Tensor:
-    return _forward(loss, _focal_values, 4, x, target, weight, normalizer)
+    return _forward(loss, _focal_values, 4, x, target, *others)
 
 
 def sigmoid_focal_loss_backward(
-    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, weight: Any, normalizer: Any
+    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
 ) -> torch.Tensor:
-    return _backward(loss, _focal_slopes, 6, grad, x, target, weight, normalizer)
+    return _backward(loss, _focal_slopes, 6, grad, x, target, *others)

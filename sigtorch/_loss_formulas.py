@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     label_smoothing: float = 0.0
     alpha: float = -1.0
     gamma: float = 0.0
-    normalizer: float | None = None
+    normalizer: float | None = None  # where that is no tensor
 
     def indexed(self, target: torch.Tensor) -> bool:
         return target.dtype == torch.int64
@@ -34,14 +34,16 @@ class Loss(NamedTuple):
 
 
 def formula(
-    loss: Loss, x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, other: torch.Tensor | None
+    loss: Loss,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    normalizer: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The loss; other is the pos_weight of the cross-entropy, the normalizer of the focal loss."""
+    """The loss, of tensors that its public function has checked."""
     wide = loss.wide(x)
     x = x.to(wide)
-    focal = loss.name == "sigmoid_focal_loss"
-    normalizer = loss.normalizer if other is None and focal else other if focal else None
-    pos_weight = None if focal else other
     values = (
         _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
     )
@@ -51,14 +53,15 @@ def formula(
         values = values.mean()
     elif loss.reduction == "sum":
         values = values.sum()
-    if normalizer is not None:
-        values = values / normalizer
+    divisor = loss.normalizer if normalizer is None else normalizer
+    if divisor is not None:
+        values = values / divisor
     return values.to(loss.dtype)
 
 
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
     """Every element's loss: between softplus(x) and softplus(-x), which cancels nowhere."""
-    # float32 has no log1p(exp(-x)) other than -x itself from 17 on, so a threshold of 50 changes no value.
+    # PyTorch's own threshold of 20 would cost float64 its last digits.
     negative, positive = F.softplus(x, threshold=50), F.softplus(-x, threshold=50)
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)

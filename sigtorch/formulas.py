@@ -18,7 +18,7 @@ def sigmoid(x: torch.Tensor) -> torch.Tensor:
 def sigmoid_from_input(x: torch.Tensor) -> torch.Tensor:
     """exp(-softplus(-x)): its gradient is that times sigmoid(-x), where nothing cancels.
 
-    float32 has no log1p(exp(-x)) other than -x itself from 17 on, so a threshold of 50 changes no value.
+    PyTorch's own threshold of 20 would cost float64 its last digits.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_nested:
         return torch.sigmoid(x)

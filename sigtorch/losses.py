@@ -59,7 +59,7 @@ def binary_cross_entropy_with_logits(
     loss = Loss(
         "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=float(label_smoothing)
     )
-    return _run(loss, input, target, weight, pos_weight)
+    return _run(loss, input, target, weight, pos_weight, None)
 
 
 def sigmoid_focal_loss(
@@ -119,7 +119,7 @@ def sigmoid_focal_loss(
     )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
-    return _run(loss, inputs, targets, weight, divisor)
+    return _run(loss, inputs, targets, weight, None, divisor)
 
 
 def _check_tensors(
@@ -144,13 +144,12 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def _run(
-    loss: Loss, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, other: torch.Tensor | None
-) -> torch.Tensor:
-    backend = _select(loss, input, target, weight, other)
+def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    """The others are weight, pos_weight and normalizer."""
+    backend = _select(loss, input, target, *others)
     if backend == "formula":
-        return formula(loss, input, target, weight, other)
-    return LossFunction.apply(input, target, weight, other, loss, backend)  # type: ignore[no-any-return]
+        return formula(loss, input, target, *others)
+    return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
 
 
 def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:

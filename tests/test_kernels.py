@@ -79,7 +79,7 @@ def test_the_long_axis_leads_the_grid(name, shape, grid, device, monkeypatch):
 @pytest.mark.parametrize("programs", [1, 5])
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("gate-token", "gate-feature")], ids=lambda c: c.name)
 def test_few_programs_add_many_tiles(case, programs, device, monkeypatch):
-    monkeypatch.setattr(_reduce, "PROGRAMS", programs)
+    monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
     check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
 
 

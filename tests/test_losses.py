@@ -218,9 +218,7 @@ def test_two_runs_are_bit_equal(loss, backend, device):
 @every_loss
 def test_programs_share_what_there_is(loss, device, monkeypatch):
     """More tiles than programs, in one row, in many, and in batches."""
-    from sigtorch.kernels import losses as kernels
-
-    monkeypatch.setattr(kernels, "PROGRAMS", 2)
+    monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", 2)
     for shape, cut in (((9000,), 9000), ((40, 300), 280), ((3, 700, 9), 7)):
         x, target = make(shape, torch.float32, "soft", device)
         x = x.detach()[..., :cut].requires_grad_()
