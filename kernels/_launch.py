@@ -165,7 +165,7 @@ def arrange(inputs: tuple[Input, ...], outputs: tuple[torch.Tensor, ...]) -> Lay
     if outputs[0].dtype == torch.float64:  # a number is a float32 to Triton
         inputs = tuple(outputs[0].new_full((), t) if isinstance(t, int | float) else t for t in inputs)
     tensors = [isinstance(t, torch.Tensor) for t in (*inputs, *outputs)]
-    at = layout(tuple(t for t in inputs if isinstance(t, torch.Tensor)), outputs)
+    at = layout(tuple(t for t in inputs if isinstance(t, torch.Tensor)), outputs, columns=None in inputs)
 
     def spread(values: Iterable[Any], between: Iterable[Any]) -> tuple[Any, ...]:
         values, between = iter(values), iter(between)

@@ -29,10 +29,11 @@ class Layout(NamedTuple):
     unit: int
 
 
-def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Layout:
+def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], columns: bool = False) -> Layout:
     """The common layout of inputs, broadcastable to the outputs, and of outputs of one shape and one set of strides.
 
-    An input that no such layout reaches is copied into the outputs' order first.
+    An input that no such layout reaches is copied into the outputs' order first. Where columns are asked for, a column is
+    the place along the outputs' last dimension, of stride 1, and not along what that could be merged with.
     """
     like = outputs[0]
     shape, dense = like.shape, like.is_contiguous()
@@ -42,13 +43,16 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     if dense:
         count = len(tensors)
         return Layout(tensors, 1, 1, like.numel(), None, None, (0,) * count, (1,) * count, 1)
-    axes = axes_of(tensors, like)
+    axes = axes_of(tensors, like, columns)
     if not reachable(axes):
-        tensors = (*(t if reachable(axes_of((t, like), like)) else _ordered(t, like) for t in inputs), *outputs)
-        axes = axes_of(tensors, like)
+        tensors = (
+            *(t if reachable(axes_of((t, like), like, columns)) else _ordered(t, like) for t in inputs),
+            *outputs,
+        )
+        axes = axes_of(tensors, like, columns)
     if not reachable(axes):  # each one may be, but not together
         tensors = (*(_ordered(t.expand(like.shape), like) for t in inputs), *outputs)
-        axes = axes_of(tensors, like)
+        axes = axes_of(tensors, like, columns)
     *outer, (cols, steps) = axes
     sizes, strides = [n for n, _ in outer], [by for _, by in outer]
     vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
@@ -61,7 +65,9 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> L
     return Layout(tensors, batches, rows, cols, batch_by, row_by, whose, steps, unit)
 
 
-def axes_of(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[int, tuple[int, ...]]]:
+def axes_of(
+    tensors: Sequence[torch.Tensor], like: torch.Tensor, columns: bool = False
+) -> list[tuple[int, tuple[int, ...]]]:
     """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
     axes: list[tuple[int, tuple[int, ...]]] = []
@@ -70,7 +76,8 @@ def axes_of(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> list[tuple[i
         reverse=True,
         key=lambda axis: axis[1][-1],
     ):
-        if axes and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
+        apart = columns and by[-1] == 1
+        if axes and not apart and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
             axes[-1] = (axes[-1][0] * n, by)
         else:
             axes.append((n, by))

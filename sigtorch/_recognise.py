@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import operator
 import textwrap
 import warnings
@@ -69,58 +70,70 @@ def _ambient() -> tuple[Any, ...]:
 
 
 @contextmanager
-def _everything_on() -> Iterator[None]:
-    """Gradients and autocast on, so that a forward that turns them off shows."""
+def _everything(on: bool) -> Iterator[None]:
+    """Gradients and autocast on, or both off, so that a forward shows that turns them round or asks for them."""
     before = [torch.is_autocast_enabled(d) for d in _DEVICES]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+        with torch.inference_mode(False), torch.set_grad_enabled(on), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for d in _DEVICES:
-                torch.set_autocast_enabled(d, True)
+                torch.set_autocast_enabled(d, on)
             yield
     finally:
         for d, was in zip(_DEVICES, before, strict=True):
             torch.set_autocast_enabled(d, was)
 
 
-def _trace(module: nn.Module, training: bool) -> list[fx.Node] | None:
-    """The nodes of its forward; None where it cannot be traced."""
+def _trace(module: nn.Module, training: bool, on: bool = True) -> list[fx.Node] | None:
+    """The nodes of its forward; None where it cannot be traced, or leaves something in the module."""
     # A copy, for a forward that writes to self: tracing leaves nothing in the module.
     twin = object.__new__(type(module))
-    twin.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()}
+    twin.__dict__ = _copy(vars(module))
     twin.training = training
+    before = _copy(vars(twin))
     try:
-        with _everything_on():
-            return list(_Tracer().trace(twin).nodes)
+        with _everything(on):
+            nodes = list(_Tracer().trace(twin).nodes)
+        return nodes if vars(twin) == before else None
     except Exception:  # a stranger's forward, run on proxies, may raise anything
         return None
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.copy() if isinstance(v, dict) else v for k, v in state.items()}
 
 
 def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
     """The parts of an MLP that is exactly silu(gate)·up → down; why it is not, or None for what is nothing like one."""
     if len(module._modules) < 3 or not _takes_one(type(module)):
         return None
-    graphs = [_trace(module, training) for training in (module.training, not module.training)]
-    if graphs[0] is None or graphs[1] is None:
+    modes = itertools.product((module.training, not module.training), (True, False))
+    graphs = [graph for training, on in modes if (graph := _trace(module, training, on)) is not None]
+    if len(graphs) < 4:
         return None
     found = _match(graphs[0], module)
-    if found is None or found != _match(graphs[1], module):
+    if found is not None and any(found != _match(graph, module) for graph in graphs[1:]):
+        return "computes something else in another mode (training, gradients, autocast)"
+    if found is None:
         steps = [_step(n, module) for n in graphs[0] if n.op not in ("placeholder", "output")]
         if not {"silu", "mul"} <= {*steps}:
             return None
         listed = ", ".join(steps) if len(steps) < 12 else f"{len(steps)} steps"
         return f"not exactly silu(gate)·up → down, but {listed}"
-    bypassed = [name for name, child in module.named_modules() if name.split(".")[0] not in ("", *found)]
-    hooked = [name for name in bypassed if _hooks(module.get_submodule(name))]
-    if "forward" in vars(module):
-        return "forward was replaced on the instance"
-    return f"hooks on {hooked[0]}, which fusing would bypass" if hooked else found
+    for name, child in module.named_modules():
+        if name.split(".")[0] in found:  # which are called as before
+            continue
+        if "forward" in vars(child):
+            return f"forward was replaced on the instance{name and f' of {name}'}"
+        if name and _hooks(child):
+            return f"hooks on {name}, which fusing would bypass"
+    return found
 
 
 def _takes_one(cls: type[nn.Module]) -> bool:
     """Whether forward takes one tensor and nothing else: what takes more is not run on proxies at all."""
-    forward = getattr(cls, "forward", None)  # a scripted class has none
-    parameters = list(inspect.signature(forward).parameters.values())[1:] if inspect.isroutine(forward) else []
+    forward = inspect.getattr_static(cls, "forward", None)  # a scripted class has none
+    parameters = list(inspect.signature(forward).parameters.values())[1:] if inspect.isfunction(forward) else []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     return len(parameters) == 1 and parameters[0].kind in named and parameters[0].default is inspect.Parameter.empty
 

@@ -25,6 +25,9 @@ class _Swapped:
 
     _sigtorch_recipe: tuple[Any, ...]
 
+    def __init_subclass__(cls) -> None:
+        """Asks no class of theirs, which may want arguments, or keep a list of its subclasses."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(int(protocol), 2))  # older protocols name the class, which has no place
         if isinstance(reduced, str) or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]

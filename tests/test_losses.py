@@ -106,6 +106,22 @@ def test_weights_broadcast(shape, backend, device):
         check(LOSSES[1], x, target, backend, reduction=reduction, weight=weights["weight"])
 
 
+@every_engine
+@every_loss
+@pytest.mark.parametrize("weight", [(5, 1, 1), (3, 1, 4, 1), (1, 5, 1, 6), (4, 6)], ids=str)
+def test_classes_keep_their_axis(loss, weight, backend, device):
+    """Also where nothing but copies leads a kernel through all of the tensors."""
+    for reduction in ("sum", "none"):
+        x, target = make((3, 5, 4, 6), torch.float32, "index", device)
+        check(loss, x, target, backend, reduction=reduction, weight=torch.rand(weight, device=device))
+    expected, x = x.detach().double().requires_grad_(), x.detach().requires_grad_()
+    permuted = torch.randn(6, 5, 4, 3, device=device)
+    ORACLES[loss](expected, target, reduction="none").transpose(0, 3).backward(permuted.double())
+    with sigtorch.use_backend(backend):
+        loss(x, target, reduction="none").transpose(0, 3).backward(permuted)
+    torch.testing.assert_close(x.grad.double(), expected.grad, rtol=1e-4, atol=1e-6)
+
+
 @every_backend
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_torchvisions_own_grid(reduction, backend, device):

@@ -140,6 +140,42 @@ def test_twice_and_nested():
     assert [type(m) for m in model.modules()] == classes
 
 
+def test_a_replaced_activation_is_not_bypassed():
+    model = MLP()
+    model.act.forward = torch.relu
+    expected = run(model)
+    patch = sigtorch.patch(model)
+    assert patch.left[""].startswith("forward was replaced on the instance of act")
+    agree(expected, run(model), exactly=True)
+
+
+class Builtin(nn.Module):
+    forward = staticmethod(torch.tanh)
+
+
+class Registered(nn.Sigmoid):
+    """A class that keeps a list of its subclasses, and wants an argument of each."""
+
+    known = []
+
+    def __init_subclass__(cls, *, key):
+        cls.known.append(key)
+
+
+class Key(Registered, key="key"):
+    pass
+
+
+def test_classes_of_every_kind():
+    model = nn.Sequential(Builtin(), Key())
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == ["1"]
+    assert isinstance(model[1], Key)
+    assert Registered.known == ["key"]
+    patch.undo()
+    assert type(model[1]) is Key
+
+
 def test_ours_are_left():
     model = nn.Sequential(sigtorch.nn.Sigmoid(save="input"), sigtorch.nn.GatedMLP(6, 8))
     patch = sigtorch.patch(model)

@@ -62,7 +62,15 @@ def depends_on_values(self, x):
 
 def keeps_state(self, x):
     self.seen = x
-    return self.w2(self.act(self.w1(x)) * self.w3(x)).relu()
+    return self.w2(self.act(self.w1(x)) * self.w3(x))
+
+
+def asks_for_gradients(self, x):
+    return self.w2(self.act(self.w1(x)) * self.w3(x)) if torch.is_grad_enabled() else x
+
+
+def asks_for_autocast(self, x):
+    return self.w2(self.act(self.w1(x)) * self.w3(x)) if torch.is_autocast_enabled("cpu") else x
 
 
 @torch.no_grad()
@@ -90,6 +98,7 @@ def broken(self, x):
     [
         scaled, clamped, dropped_in_training, dropped_in_evaluation, with_an_option, two_inputs, hands_out_more,
         depends_on_values, keeps_state, without_gradients, without_autocast, checkpointed, broken,
+        asks_for_gradients, asks_for_autocast,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
