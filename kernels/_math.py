@@ -110,13 +110,13 @@ def sigmoid(x, PRECISE: tl.constexpr):
 
 @triton.jit
 def dsigmoid_from_output(grad, s, PRECISE: tl.constexpr):
-    """Grad * s * (1 - s), from the s that forward computed."""
+    """Gives grad * s * (1 - s), from the s that forward computed."""
     return grad * fma(-s, s, s)
 
 
 @triton.jit
 def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
-    """Grad * e / (1 + e)^2 with e = exp(-|x|): no difference of nearly equal numbers anywhere."""
+    """Gives grad * e / (1 + e)^2 with e = exp(-|x|): no difference of nearly equal numbers anywhere."""
     e = exp_neg(tl.abs(x), PRECISE)
     r = reciprocal(1.0 + e)
     return grad * (e * r * r)
@@ -124,7 +124,7 @@ def dsigmoid_from_input(grad, x, PRECISE: tl.constexpr):
 
 @triton.jit
 def _sigmoid_and_rest(x, PRECISE: tl.constexpr):
-    """S and 1 - s, without a difference, for their product: below x = -88 both are 0."""
+    """Gives s and 1 - s, without a difference, for their product: below x = -88 both are 0."""
     e = exp_neg(x, PRECISE)
     s = reciprocal(1.0 + e)
     return s, tl.minimum(e, 3.4e38) * s  # inf * 0 would be NaN
@@ -167,7 +167,7 @@ def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
 
 @triton.jit
 def _both_sides(x, PRECISE: tl.constexpr):
-    """S and 1 - s, each exact to its last bits for every x."""
+    """Gives s and 1 - s, each exact to its last bits for every x."""
     e = exp_neg(tl.abs(x), PRECISE)
     near = reciprocal(1.0 + e)
     far = e * near

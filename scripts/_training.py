@@ -85,17 +85,26 @@ def folder(text: str) -> Path:
     return path
 
 
-def add_options(parser: argparse.ArgumentParser, *, out: str) -> None:
-    """Add the options that mean the same in every training script."""
+def add_options(
+    parser: argparse.ArgumentParser, *, out: str, save: bool = False, dtypes: Iterable[str] = DTYPES
+) -> None:
+    """Add the options that mean the same in every training script; save only where there are sigmoids to choose it for."""
     add = parser.add_argument
     add("--seed", type=seed, default=0, help="start of every random number (%(default)s)")
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="of weights and activations (%(default)s)")
+    add("--dtype", choices=dtypes, default="float32", help="of weights and activations (%(default)s)")
     backend = os.environ.get("SIGTORCH_BACKEND") or "auto"
     add("--backend", choices=("auto", "triton", "aten"), default=backend, help="what computes (%(default)s)")
-    add("--save", choices=("output", "input"), default="output", help="what a sigmoid keeps for backward (%(default)s)")
+    parser.set_defaults(save="output")
+    if save:
+        add(
+            "--save",
+            choices=("output", "input"),
+            default="output",
+            help="what a sigmoid keeps for backward (%(default)s)",
+        )
     add("--out", type=folder, default=out, help="folder for metrics, curves and checkpoint (%(default)s)")
-    add("--compare", action="store_true", help="train with torch.sigmoid too, and show both")
+    add("--compare", action="store_true", help="train with PyTorch's own operators too, and show both")
 
 
 def check_backend(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -53,7 +53,7 @@ class Case:
 
 
 def normal(count: int) -> Callable[[int, torch.dtype, torch.device], tuple[Tensor, ...]]:
-    """Inputs of a Case: so many vectors of normal numbers, all of them differentiable."""
+    """Inputs of a Case: this number of normally distributed vectors, all of them differentiable."""
     return lambda n, dtype, device: tuple(
         torch.randn(n, dtype=dtype, device=device, requires_grad=True) for _ in range(count)
     )
@@ -75,6 +75,17 @@ def logits(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ..
     return torch.randn(n, dtype=dtype, device=device, requires_grad=True), (torch.rand(n, device=device) < 0.1).to(
         dtype
     )
+
+
+def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """One sigmoid, as people write it."""
+    s = torch.sigmoid(gate)
+    return s * x + (1 - s) * y
+
+
+def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """As in Llama."""
+    return F.silu(gate) * up
 
 
 def eager_focal(x: Tensor, t: Tensor) -> Tensor:
@@ -101,15 +112,15 @@ CASES = {
     ),
     "sigmoid_lerp": Case(
         normal(3),
-        lambda x, y, g: torch.sigmoid(g) * x + (1 - torch.sigmoid(g)) * y,
+        eager_lerp,
         sigtorch.sigmoid_lerp,
         lambda size: (4 * size, 7 * size),
     ),
     "glu": Case(packed, F.glu, sigtorch.glu, lambda size: (3 * size, 5 * size)),
-    "swiglu": Case(normal(2), lambda g, u: F.silu(g) * u, sigtorch.swiglu, lambda size: (3 * size, 5 * size)),
+    "swiglu": Case(normal(2), eager_swiglu, sigtorch.swiglu, lambda size: (3 * size, 5 * size)),
     "swiglu-packed": Case(
         packed,
-        lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
+        lambda x: eager_swiglu(*x.chunk(2, -1)),
         sigtorch.swiglu,
         lambda size: (3 * size, 5 * size),
     ),
@@ -266,9 +277,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     several: dict[str, Any] = {"nargs": "+", "metavar": ("NAME", "NAME")}
     add = parser.add_argument
     add("--ops", choices=CASES, default=list(CASES), help=f"of {', '.join(CASES)} (all)", **several)
-    add(
-        "--sizes", type=positive_int, nargs="+", default=[2**16, 2**20, 2**22], metavar="N", help="elements %(default)s"
-    )
+    add("--sizes", type=positive_int, nargs="+", default=SIZES, metavar="N", help="elements %(default)s")
     add(
         "--dtypes",
         choices=DTYPES,
@@ -285,7 +294,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         **several,
     )
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--rounds", type=positive_int, default=15, help="the median of so many counts (%(default)s)")
+    add("--rounds", type=positive_int, default=15, help="times each step is timed; the median counts (%(default)s)")
     add("--machine-code", action="store_true", help="count instructions of the kernels too")
     add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
     args = parser.parse_args(arguments)

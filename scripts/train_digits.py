@@ -99,7 +99,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=_training.positive_int, default=60, help="passes over the training set (%(default)s)")
     add("--batch", type=_training.positive_int, default=32, help="scans a step (%(default)s)")
     add("--lr", type=_training.positive_float, default=0.3, help="learning rate (%(default)s)")
-    _training.add_options(parser, out="runs/digits")
+    _training.add_options(parser, out="runs/digits", save=True)
     args = parser.parse_args(argv)
     weights = sum(above * below for above, below in pairwise((64, *args.layers, 10)))
     if weights > 10**8:

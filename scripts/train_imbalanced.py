@@ -1,7 +1,7 @@
 """Train a small classifier where positives are rare, with plain BCE, BCE that weights positives, and focal loss.
 
-The data are scikit-learn's 569 breast tumours. Each seed learns from half of them, in which so many malignant ones are
-left out that a few percent remain; in the other half each malignant one counts for less, which makes the same share.
+The data are scikit-learn's 569 breast tumours. Each seed learns from half of them, with malignant ones left out until
+a few percent remain; in the other half each malignant one counts for less, which makes the same share.
 Example: ``python scripts/train_imbalanced.py --seeds 20 --percent 4``
 """
 
@@ -65,7 +65,7 @@ def fit(loss: Loss, train_x: numpy.ndarray, train_y: numpy.ndarray, args: argpar
 def measure(scores: numpy.ndarray, is_malignant: numpy.ndarray, counts: numpy.ndarray) -> _training.Row:
     """Average precision, precision over RECALLS, and what a threshold of one half finds, rightly and wrongly."""
     precision, recall, _ = precision_recall_curve(is_malignant, scores, sample_weight=counts)
-    reached = [precision[recall >= wanted].max() for wanted in RECALLS]  # the best threshold that finds so many
+    reached = [precision[recall >= wanted].max() for wanted in RECALLS]  # the best precision at this recall or more
     found = scores > 0
     return {
         "average_precision": average_precision_score(is_malignant, scores, sample_weight=counts),

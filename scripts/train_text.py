@@ -7,7 +7,6 @@ Example: ``python scripts/train_text.py --steps 400 --compare``
 
 import argparse
 import math
-import os
 import statistics
 import sysconfig
 import time
@@ -231,14 +230,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     add("--batch", type=whole, default=16, help="windows a step (%(default)s)")
     add("--steps", type=whole, default=1000, help="(%(default)s)")
     add("--lr", type=_training.positive_float, default=3e-3, help="highest learning rate (%(default)s)")
-    add("--seed", type=_training.seed, default=0, help="start of every random number (%(default)s)")
-    add("--device", type=_training.device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations (%(default)s)")
-    backend = os.environ.get("SIGTORCH_BACKEND") or "auto"
-    add("--backend", choices=("auto", "triton", "aten"), default=backend, help="what computes the gates (%(default)s)")
-    add("--out", type=_training.folder, default="runs/text", help="folder for everything written (%(default)s)")
-    add("--compare", action="store_true", help="train with PyTorch's own operators too, and show both")
-    parser.set_defaults(save="output")  # which check_backend asks for; gates have no such choice
+    _training.add_options(parser, out="runs/text", dtypes=("float32", "bfloat16"))
     args = parser.parse_args(argv)
     if args.dim % (2 * args.heads):
         parser.error(f"argument --dim: {args.dim} features don't make {args.heads} heads of an even width")

@@ -93,9 +93,9 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: ``"auto"``, the fused kernels for CUDA tensors they take, and PyTorch's operators for all else;
-            ``"triton"``, the kernels or an error (CPU tensors are taken where Triton reaches them, as its interpreter
-            does); ``"aten"``, PyTorch's operators for everything. What is compiled, traced, transformed or a subclass
-            is PyTorch's in every case.
+            ``"triton"``, the kernels for every shape and gradient they fuse, and an error for a dtype or device that they
+            don't take (CPU tensors are taken where Triton reaches them, as its interpreter does); ``"aten"``, PyTorch's
+            operators for everything. Compiled, traced or transformed code and tensor subclasses always run PyTorch's.
 
     Raises:
         ValueError: for any other name.
@@ -107,8 +107,12 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def backend_of(*tensors: torch.Tensor) -> str:
-    """Tell what would run an operation on these tensors here and now.
+def backend_of(tensor: torch.Tensor, *tensors: torch.Tensor) -> str:
+    """Tell what would run an operation on these tensors here and now, if it fuses their shapes.
+
+    Args:
+        tensor: of any kind.
+        tensors: what else the operation is given.
 
     Returns:
         ``"triton"`` for the fused kernels, ``"aten"`` for PyTorch's operators.
@@ -116,7 +120,7 @@ def backend_of(*tensors: torch.Tensor) -> str:
     Raises:
         TypeError, ValueError, RuntimeError: where ``"triton"`` is forced and cannot be.
     """
-    return "triton" if select(*tensors) == "triton" else "aten"
+    return "triton" if select(tensor, *tensors) == "triton" else "aten"
 
 
 def _choice() -> str:

@@ -1,4 +1,4 @@
-"""Every error a user can meet, each one line that quotes what was seen."""
+"""What a user is told of a mistake, each time in one line that quotes what was seen; the losses have ``_loss_checks.py``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 BACKENDS = ("auto", "triton", "aten")
 SAVES = ("output", "input")
+WHOLE = (int, torch.SymInt)
+NUMBERS = (*WHOLE, float, torch.SymFloat)
 
 
 def backend(name: object, where: str) -> str:
@@ -33,32 +35,46 @@ def broadcastable(where: str, **arguments: torch.Tensor) -> None:
     """Tensors of shapes that broadcast, on one device (a 0-d CPU tensor goes with any)."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return  # PyTorch says it then: comparing sizes would specialise what is compiled, and is what tracing warns of
-    given = iter(arguments.values())
-    first = next(given)
-    if isinstance(first, torch.Tensor) and all(
-        isinstance(t, torch.Tensor) and t.shape == first.shape and t.device == first.device for t in given
-    ):
-        return  # the common case, and most of what a small tensor on a CPU would pay for
     tensors(where, **arguments)
     plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
+    if len({(t.shape, t.device) for t in plain.values()}) < 2:
+        return  # the common case, and most of what a small tensor on a CPU would pay for
     try:
         torch.broadcast_shapes(*(t.shape for t in plain.values()))
     except RuntimeError:
         seen = ", ".join(f"{k} {tuple(t.shape)}" for k, t in plain.items())
         raise ValueError(f"{where}: shapes do not broadcast: {seen}") from None
-    if len({t.device for t in plain.values() if t.dim() or t.device.type != "cpu"}) > 1:
-        seen = ", ".join(f"{k} on {t.device}" for k, t in plain.items())
+    one_device(where, **plain)
+
+
+def one_device(where: str, **arguments: torch.Tensor) -> None:
+    """But for 0-d CPU tensors, which go with any."""
+    if len({t.device for t in arguments.values() if t.dim() or t.device.type != "cpu"}) > 1:
+        seen = ", ".join(f"{k} on {t.device}" for k, t in arguments.items())
         raise ValueError(f"{where}: tensors on several devices: {seen}")
 
 
-def halves(where: str, x: torch.Tensor, dim: int) -> None:
-    tensors(where, x=x)
+def number(where: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, NUMBERS):
+            raise TypeError(f"{where}: {name} must be a number, got {type(value).__name__}")
+
+
+def whole(where: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, WHOLE):
+            raise TypeError(f"{where}: {name} must be a whole number, got {type(value).__name__}")
+
+
+def halves(where: str, name: str, x: torch.Tensor, dim: int) -> None:
+    tensors(where, **{name: x})
+    whole(where, dim=dim)
     if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
     if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"{where}: dim={dim} is not one of x, whose shape is {tuple(x.shape)}")
+        raise ValueError(f"{where}: dim={dim} is not one of {name}, whose shape is {tuple(x.shape)}")
     if x.shape[dim] % 2:
-        raise ValueError(f"{where}: dim={dim} must have an even size, got x of shape {tuple(x.shape)}")
+        raise ValueError(f"{where}: dim={dim} must have an even size, got {name} of shape {tuple(x.shape)}")
 
 
 def module(value: object, where: str) -> None:
@@ -77,7 +93,7 @@ def triton_missing(why: str) -> RuntimeError:
 
 
 def triton_dtype(dtype: torch.dtype, taken: Collection[torch.dtype]) -> TypeError:
-    return TypeError(f"backend 'triton' takes {_listed(sorted(map(str, taken)))}, got {dtype}")
+    return TypeError(f"backend 'triton' takes {', '.join(sorted(map(str, taken)))}, got {dtype}")
 
 
 def triton_device(device: torch.device) -> ValueError:
@@ -86,4 +102,4 @@ def triton_device(device: torch.device) -> ValueError:
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(repr(n) if "." not in n else n for n in names)
+    return ", ".join(map(repr, names))

@@ -22,10 +22,11 @@ def sigmoid_from_input_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[to
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
-    s = x.new_empty(CHUNK)
+    s, one = x.new_empty(CHUNK), x.new_ones(())
     for x_, y_, gate_, out_ in _chunks(x, y, gate, out):
         s_ = torch.sigmoid(gate_, out=s[: len(gate_)])
-        torch.lerp(y_, x_, s_, out=out_)
+        torch.mul(s_, x_, out=out_)  # torch.lerp takes x - y, which can be more than a float holds
+        out_.addcmul_(torch.sub(one, s_, out=s_), y_)
     return out
 
 

@@ -6,9 +6,18 @@ from typing import Any
 
 import torch
 
-from sigtorch import _backend
+from sigtorch import _backend, _checks
 
 REDUCTIONS = ("none", "mean", "sum")
+
+
+def tensors(where: str, **arguments: Any) -> None:
+    """Tensors alone: whatever else overrides torch functions knows nothing of these."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
+    if not torch.compiler.is_compiling():
+        _checks.one_device(where, **arguments)
 
 
 def reduction(value: object, where: str) -> None:
@@ -25,11 +34,14 @@ def legacy(where: str, size_average: object, reduce: object) -> None:
 
 
 def label_smoothing(value: float, where: str) -> None:
+    _checks.number(where, label_smoothing=value)
     if not 0 <= value <= 1:
         raise ValueError(f"{where}: label_smoothing must lie in [0, 1], got {value!r}")
 
 
-def focal(alpha: float, gamma: float, where: str) -> None:
+def focal(alpha: float, gamma: float, background_index: int, where: str) -> None:
+    _checks.number(where, alpha=alpha, gamma=gamma)
+    _checks.whole(where, background_index=background_index)
     if not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
     if not 0 <= gamma < float("inf"):
@@ -47,10 +59,11 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
         # Reading one would stall a device, and cannot be done to what is traced.
         if value.device.type != "cpu" or not _backend.plain(value) or value > 0:
             return
-    elif not isinstance(value, (int, float)):
+    elif not isinstance(value, _checks.NUMBERS):
         raise TypeError(f"{where}: normalizer must be a number or a 0-d tensor, got {type(value).__name__}")
-    if not value > 0:
-        raise ValueError(f"{where}: normalizer must be positive, got {float(value)!r}")
+    if not 0 < value < 1e308:
+        seen = value.item() if isinstance(value, torch.Tensor) else value
+        raise ValueError(f"{where}: normalizer must be positive and finite, got {seen}")
 
 
 def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
@@ -93,7 +106,7 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
     for name, t in tensors.items():
         if t is None:
             continue
-        if not t.is_floating_point() and t.dtype.is_complex:
+        if t.is_complex():
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
         bad = t.dim() > x.dim()
         for i in range(

@@ -63,7 +63,7 @@ def _each(
     else:
         chunks = _chunks((x, target, out, *(t if _is_one(t) else t.expand(x.shape) for t in others)), indexed)
         size = max(CHUNK, x.shape[-1] if indexed else 0)
-    memory = [torch.empty(size, dtype=wide) for _ in range(count)]
+    memory = [x.new_empty(size, dtype=wide) for _ in range(count)]
     buffers = memory
     for x_, t_, out_, *others_ in chunks:
         if buffers and buffers[0].shape != x_.shape:
@@ -108,7 +108,7 @@ def _forward(
             out_.copy_(addends[0])
     if out is not None:
         return out
-    return torch.tensor(total / (1 if divisor is None else float(divisor)), dtype=loss.dtype)
+    return x.new_tensor(total / (1 if divisor is None else float(divisor)), dtype=loss.dtype)
 
 
 def _sum(values: torch.Tensor) -> float:

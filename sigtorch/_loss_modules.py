@@ -43,6 +43,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar, or of input's shape for ``"none"``."""
         return losses.binary_cross_entropy_with_logits(
             input, target, self.weight, self.reduction, self.pos_weight, label_smoothing=self.label_smoothing
         )
@@ -80,7 +81,7 @@ class SigmoidFocalLoss(torch.nn.Module):
         super().__init__()
         where = "SigmoidFocalLoss()"
         _loss_checks.reduction(reduction, where)
-        _loss_checks.focal(alpha, gamma, where)
+        _loss_checks.focal(alpha, gamma, background_index, where)
         if weight is not None:
             _checks.tensors(where, weight=weight)
         self.alpha, self.gamma, self.reduction, self.background_index = alpha, gamma, reduction, background_index

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from sigtorch import _backend, _checks, _loss_checks
+from sigtorch import _backend, _loss_checks
 from sigtorch._loss_autograd import LossFunction
 from sigtorch._loss_formulas import Loss, formula
 from sigtorch.formulas import HALF_DTYPES
@@ -108,11 +110,11 @@ def sigmoid_focal_loss(
     """
     where = "sigmoid_focal_loss()"
     _loss_checks.reduction(reduction, where)
-    _loss_checks.focal(alpha, gamma, where)
+    _loss_checks.focal(alpha, gamma, background_index, where)
     _loss_checks.normalizer(normalizer, reduction, where)
     _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, weight=weight)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
-    number = None if normalizer is None or divisor is not None else float(normalizer)
+    number: Any = None if normalizer is None or divisor is not None else torch.sym_float(normalizer)
     loss = Loss(
         "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index,
         alpha=float(alpha), gamma=float(gamma), normalizer=number,
@@ -131,7 +133,7 @@ def _check_tensors(
     **weights: torch.Tensor | None,
 ) -> None:
     given = {name: t for name, t in weights.items() if t is not None}
-    _checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given)
+    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given)
     _loss_checks.target(where, names, input, target, background_index)
     _loss_checks.broadcasts(where, input, **given)
 

@@ -26,6 +26,7 @@ class Sigmoid(torch.nn.Sigmoid):
         self.save = save
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The sigmoid of every element."""
         return functional.sigmoid(input, save=self.save)
 
     def extra_repr(self) -> str:
@@ -36,6 +37,7 @@ class SigmoidGate(torch.nn.Module):
     """:func:`sigtorch.sigmoid_gate` as a module: ``forward(x, gate, residual=None)``."""
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """σ(gate)·x, plus residual: of the broadcast shape."""
         return functional.sigmoid_gate(x, gate, residual)
 
 
@@ -47,6 +49,7 @@ class GLU(torch.nn.GLU):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """One half times the sigmoid of the other: of input's shape with ``dim`` halved."""
         return functional.glu(input, self.dim)
 
 
@@ -54,6 +57,7 @@ class SwiGLU(torch.nn.Module):
     """:func:`sigtorch.swiglu` as a module: ``forward(gate, up)``, or packed ``forward(x)``."""
 
     def forward(self, gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+        """silu(gate)·up, of the broadcast shape; of both packed in one, with the last axis halved."""
         return functional.swiglu(gate, up)
 
 
@@ -64,13 +68,24 @@ class GatedMLP(torch.nn.Module):
         dim: features of the input and the output.
         hidden: features in between.
         bias: whether the projections have one.
+        device: of the parameters.
+        dtype: of the parameters.
     """
 
-    def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        bias: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.gate_proj = torch.nn.Linear(dim, hidden, bias)
-        self.up_proj = torch.nn.Linear(dim, hidden, bias)
-        self.down_proj = torch.nn.Linear(hidden, dim, bias)
+        self.gate_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
+        self.up_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
+        self.down_proj = torch.nn.Linear(hidden, dim, bias, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (..., dim) to (..., dim)."""
         return self.down_proj(functional.swiglu(self.gate_proj(x), self.up_proj(x)))

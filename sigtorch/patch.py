@@ -153,7 +153,7 @@ class Patch:
         return f"<sigtorch.patch: {len(self._rows)} swapped, {len(self._left)} left>"
 
 
-def patch(model: torch.nn.Module) -> Patch:
+def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
     """Swaps, in place, the modules of a model that sigtorch fuses.
 
     These are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU`, :class:`torch.nn.BCEWithLogitsLoss`, and every MLP that
@@ -165,6 +165,7 @@ def patch(model: torch.nn.Module) -> Patch:
 
     Args:
         model: any module; it may be one of those itself.
+        save: what the swapped sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
 
     Returns:
         A :class:`Patch`. ``print`` it for a table of what was swapped and what was left and why, with the line that
@@ -172,11 +173,13 @@ def patch(model: torch.nn.Module) -> Patch:
 
     Raises:
         TypeError: model is not a module.
+        ValueError: an unknown ``save``.
     """
     _checks.module(model, "patch()")
+    _checks.save(save, "patch()")
     swaps, left = [], []
     for name, module in model.named_modules():
-        found = _look_at(name, module)
+        found = _look_at(name, module, save)
         if isinstance(found, _Swap):
             swaps.append(found)
         elif found is not None:
@@ -184,7 +187,7 @@ def patch(model: torch.nn.Module) -> Patch:
     return Patch(swaps, left)
 
 
-def _look_at(name: str, module: torch.nn.Module) -> _Swap | str | None:
+def _look_at(name: str, module: torch.nn.Module, save: str) -> _Swap | str | None:
     """How to swap it, why not, or None where there is nothing to say."""
     cls: Any = type(module)
     if isinstance(module, _Swapped) or cls.__module__.startswith("sigtorch."):
@@ -194,8 +197,9 @@ def _look_at(name: str, module: torch.nn.Module) -> _Swap | str | None:
             if "forward" in vars(module) or cls.forward is not base.forward:
                 return "has a forward of its own"
             after = ours if cls is base else _subclass(ours, cls, None)
-            # The arguments that ours takes and PyTorch's does not, at their defaults.
-            extra = {k: v for k, v in vars(ours()).items() if k not in vars(module)}
+            # The arguments that ours takes and PyTorch's does not.
+            options = {"save": save} if ours is nn.Sigmoid else {}
+            extra = {k: v for k, v in vars(ours(**options)).items() if k not in vars(module)}
             return _Swap(name, module, after, extra, f"sigtorch.nn.{ours.__name__}")
     if cls.__module__.startswith("torch.") or cls.forward is torch.nn.Module.forward:
         return None
@@ -214,8 +218,8 @@ def _left(module: torch.nn.Module, reason: str | None) -> str | None:
     return "\n".join(filter(None, [reason, *hints])) or None
 
 
-def _sigmoid(input: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    return functional.sigmoid(input) if out is None else torch.sigmoid(input, out=out)
+def _sigmoid(input: torch.Tensor, *, out: torch.Tensor | None = None, save: str) -> torch.Tensor:
+    return functional.sigmoid(input, save=save) if out is None else torch.sigmoid(input, out=out)
 
 
 def _glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -249,8 +253,13 @@ _DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
 class _Divert(TorchFunctionMode):
     """Of this thread only, as every function mode; what it calls does not see it again."""
 
+    def __init__(self, save: str) -> None:
+        super().__init__()
+        self.save = save
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _DIVERTED.get(func, func)(*args, **(kwargs or {}))
+        ours, kwargs = _DIVERTED.get(func, func), kwargs or {}
+        return ours(*args, **kwargs, save=self.save) if ours is _sigmoid else ours(*args, **kwargs)
 
 
 class _Focal:
@@ -304,7 +313,7 @@ _backend.TRANSPARENT_MODES.add(_Divert)
 
 
 @contextmanager
-def patched_functions() -> Iterator[None]:
+def patched_functions(*, save: str = "output") -> Iterator[None]:
     """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
 
     These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
@@ -315,15 +324,18 @@ def patched_functions() -> Iterator[None]:
     ``out=`` and the legacy ``size_average`` and ``reduce`` stay PyTorch's. Every PyTorch call in the block costs some
     microseconds more, as under any function mode: where modules can be swapped, swap them.
 
-    Returns:
-        A context manager and decorator, which nests.
+    A context manager and decorator, which nests. What the block raises passes through, and PyTorch's functions are back.
+
+    Args:
+        save: what the sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
 
     Raises:
-        Nothing of its own; what the block raises passes through, and PyTorch's functions are back.
+        ValueError: an unknown ``save``.
     """
+    _checks.save(save, "patched_functions()")
     if torch.compiler.is_compiling():  # a compiled function rebinds no modules
-        with _Divert():
+        with _Divert(save):
             yield
     else:
-        with _focal, _Divert():
+        with _focal, _Divert(save):
             yield

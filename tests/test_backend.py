@@ -5,6 +5,7 @@ import builtins
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,18 @@ def test_bad_arguments():
     refused(TypeError, lambda: sigtorch.sigmoid(None, save="input"), "NoneType")
     refused(ValueError, lambda: sigtorch.sigmoid(x, save="both"), "'both'", "'output'", "'input'")
     refused(ValueError, lambda: sigtorch.nn.Sigmoid(save=1), "save=1")
+    y, meta = torch.randn(4), torch.randn(3, device="meta")
+    refused(ValueError, lambda: sigtorch.sigmoid_gate(x, y), "sigmoid_gate()", "x (3,)", "gate (4,)")
+    refused(ValueError, lambda: sigtorch.sigmoid_gate(x, x, y), "residual (4,)")
+    refused(ValueError, lambda: sigtorch.sigmoid_lerp(x, x, y), "sigmoid_lerp()", "gate (4,)")
+    refused(ValueError, lambda: sigtorch.swiglu(x, y), "swiglu()", "up (4,)")
+    refused(ValueError, lambda: sigtorch.swiglu(x, meta), "gate on cpu", "up on meta")
+    refused(ValueError, lambda: sigtorch.swiglu(x), "dim=-1", "gate of shape (3,)")
+    refused(ValueError, lambda: sigtorch.glu(x), "glu()", "x of shape (3,)")
+    refused(ValueError, lambda: sigtorch.glu(y, 1), "dim=1", "(4,)")
+    refused(TypeError, lambda: sigtorch.glu(y, "0"), "dim", "str")
+    refused(TypeError, lambda: sigtorch.sigmoid_gate(x, 1.0), "gate", "float")
+    refused(TypeError, lambda: sigtorch.swiglu([1.0]), "gate", "list")
 
 
 def test_an_unknown_backend_changes_nothing(variable):
@@ -109,15 +122,35 @@ def test_a_choice_is_the_tasks_own():
     assert asyncio.run(both()) == ["aten", "triton", "auto"]
 
 
-def test_auto_on_cuda_takes_what_the_kernels_take(monkeypatch):
-    """The decision for CUDA tensors, told from their dispatch keys, without a device."""
+def test_a_cuda_tensors_keys_are_ordinary():
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA) | torch._C.DispatchKeySet(
         torch._C.DispatchKey.AutocastCUDA
     )
     assert cuda.raw_repr() in _backend._ORDINARY
     assert torch._C._dispatch_keys(torch.randn(2)).raw_repr() in _backend._ORDINARY
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert not _backend._kernels_compile_for.__wrapped__(0)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "capability", "hip", "expected"),
+    [
+        ([torch.bfloat16], (9, 0), None, "triton"),
+        ([torch.float16, torch.float32], (8, 0), None, "triton"),
+        ([torch.float64, torch.float64], (10, 0), None, "triton"),
+        ([torch.float64, torch.float32], (9, 0), None, "formula"),
+        ([torch.int64], (9, 0), None, "formula"),
+        ([torch.bfloat16], (7, 5), None, "formula"),
+        ([torch.bfloat16], (9, 0), "6.0", "formula"),
+    ],
+)
+def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, capability, hip, expected, monkeypatch):
+    """The decision for CUDA tensors, by stand-ins for them."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    _backend._kernels_compile_for.cache_clear()
+    device = torch.device("cuda", 0)
+    tensors = [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]
+    assert _backend.select_plain(*tensors) == expected
+    _backend._kernels_compile_for.cache_clear()
 
 
 def test_plain_means_that_nothing_watches():

@@ -182,6 +182,14 @@ def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
         assert bad.any(-1).tolist() == [False, True, True, False]
 
 
+class Duck:
+    """What overrides torch functions."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return func
+
+
 X = torch.zeros(3, 4)
 ROW = torch.zeros(3, dtype=torch.int64)
 BAD = [
@@ -191,6 +199,13 @@ BAD = [
     (LOSSES[0], (X, X), {"reduce": False}, ValueError, "reduce=False"),
     (LOSSES[0], (X, X), {"label_smoothing": 1.5}, ValueError, "got 1.5"),
     (LOSSES[0], (X, X), {"label_smoothing": math.nan}, ValueError, "got nan"),
+    (LOSSES[0], (X, X), {"label_smoothing": "a"}, TypeError, "label_smoothing must be a number, got str"),
+    (LOSSES[0], (Duck(), X), {}, TypeError, "input must be a Tensor, got Duck"),
+    (LOSSES[0], (X, X.to("meta")), {}, ValueError, "several devices: input on cpu, target on meta"),
+    (LOSSES[0], (X, X), {"pos_weight": X.to("meta")}, ValueError, "pos_weight on meta"),
+    (LOSSES[1], (X, X), {"alpha": None}, TypeError, "alpha must be a number, got NoneType"),
+    (LOSSES[1], (X, X), {"background_index": 1.0}, TypeError, "background_index must be a whole number, got float"),
+    (LOSSES[1], (X, X), {"normalizer": 10**400}, ValueError, "normalizer must be positive and finite, got 10"),
     (LOSSES[0], (X, X[0]), {}, ValueError, r"\(3, 4\), got \(4,\)"),
     (LOSSES[0], (X, X), {"weight": X[:2]}, ValueError, r"weight of shape \(2, 4\) does not broadcast to \(3, 4\)"),
     (LOSSES[0], (X, X), {"pos_weight": X[None]}, ValueError, r"pos_weight of shape \(1, 3, 4\)"),
@@ -209,8 +224,14 @@ BAD = [
     (LOSSES[1], (X, X), {"gamma": -1}, ValueError, "gamma must be finite and at least 0, got -1"),
     (LOSSES[1], (X, X), {"alpha": 1.1}, ValueError, "got 1.1"),
     (LOSSES[1], (X, X), {"alpha": -0.5}, ValueError, "got -0.5"),
-    (LOSSES[1], (X, X), {"normalizer": 0}, ValueError, "normalizer must be positive, got 0"),
-    (LOSSES[1], (X, X), {"normalizer": torch.tensor(-1.0)}, ValueError, "normalizer must be positive, got -1.0"),
+    (LOSSES[1], (X, X), {"normalizer": 0}, ValueError, "normalizer must be positive and finite, got 0"),
+    (
+        LOSSES[1],
+        (X, X),
+        {"normalizer": torch.tensor(-1.0)},
+        ValueError,
+        "normalizer must be positive and finite, got -1.0",
+    ),
     (LOSSES[1], (X, X), {"normalizer": torch.ones(1)}, ValueError, r"0-d tensor, got shape \(1,\)"),
     (LOSSES[1], (X, X), {"normalizer": "3"}, TypeError, "got str"),
     (LOSSES[1], (X, X), {"normalizer": 3, "reduction": "mean"}, ValueError, "normalizer=3 cannot divide"),

@@ -156,7 +156,7 @@ class Builtin(nn.Module):
 class Registered(nn.Sigmoid):
     """A class that keeps a list of its subclasses, and wants an argument of each."""
 
-    known = []
+    known = []  # noqa: RUF012, that it is shared is the point
 
     def __init_subclass__(cls, *, key):
         cls.known.append(key)
@@ -307,6 +307,15 @@ def test_leaves_no_reference():
     del model
     gc.collect()
     assert alive() is None
+
+
+def test_what_a_sigmoid_saves_may_be_chosen():
+    model = nn.Sequential(nn.Sigmoid(), nn.GLU())
+    with sigtorch.patch(model, save="input"):
+        assert model[0].save == "input"
+    assert "save" not in vars(model[0])
+    with pytest.raises(ValueError, match=r"^patch\(\): unknown save='both'"):
+        sigtorch.patch(model, save="both")
 
 
 def test_not_a_module():

@@ -69,13 +69,28 @@ def test_functions_compile(function, name):
 
 
 def test_a_compiled_function_reaches_sigtorch(monkeypatch):
-    monkeypatch.setattr(functional, "sigmoid", lambda x: x + 7)
+    monkeypatch.setattr(functional, "sigmoid", lambda x, save: x + 7)
     compiled = torch.compile(torch.sigmoid, fullgraph=True, backend="aot_eager")
     x = torch.zeros(3)
     for _ in range(2):
         torch.testing.assert_close(compiled(x), x + 0.5)
         with sigtorch.patched_functions():
             torch.testing.assert_close(compiled(x), x + 7)
+
+
+def test_what_a_sigmoid_saves_may_be_chosen():
+    x = torch.full((2,), 40.0, requires_grad=True)
+    slope = torch.sigmoid(x.detach().double()) * torch.sigmoid(-x.detach().double())
+    for form in (torch.sigmoid, nn.Sigmoid(), torch.Tensor.sigmoid, torch.special.expit):
+        assert not torch.autograd.grad(form(x).sum(), x)[0].any()
+        with sigtorch.patched_functions(save="input"):
+            (found,) = torch.autograd.grad(form(x).sum(), x)
+        torch.testing.assert_close(found.double(), slope)
+    with (
+        pytest.raises(ValueError, match=r"^patched_functions\(\): unknown save='both'"),
+        sigtorch.patched_functions(save="both"),
+    ):
+        pytest.fail("entered")
 
 
 def test_in_place_and_out_stay_pytorchs(calls):

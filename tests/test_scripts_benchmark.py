@@ -2,28 +2,16 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import _machine_code
 import _report
 import benchmark as benchmark_script
 import pytest
 from matplotlib.image import imread
+from scripting import assert_picture, run
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 RECORD = _report.Record("op", "forward", "float32", "4x32", "eager", "cpu", "bandwidth", 1.5, "GB/s", "measured")
-
-
-def run(*arguments, **variables):
-    """Run Python outside of this process: here the interpreter may have taken the kernels' place."""
-    env = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "SIGTORCH_BACKEND")}
-    env["PYTHONPATH"] = os.pathsep.join(str(path) for path in (SCRIPTS, SCRIPTS.parent))
-    command = [sys.executable, "-W", "error", *map(str, arguments)]
-    return subprocess.run(command, env=env | variables, capture_output=True, text=True, check=False, timeout=120)
 
 
 # The report.
@@ -75,7 +63,7 @@ def test_picture_draws_only_the_metric_asked_for(tmp_path):
 def benchmark(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     settings = ["--ops", "sigmoid", "--sizes", 300, 4096, "--dtypes", "float32", "--device", "cpu", "--rounds", 2]
-    return run(SCRIPTS / "benchmark.py", *settings, "--machine-code", "--out", out), out
+    return run("benchmark.py", *settings, "--machine-code", "--out", out), out
 
 
 def test_benchmark_prints_its_tables(benchmark):
@@ -138,13 +126,11 @@ def test_benchmark_counts_machine_code(benchmark):
 
 
 def test_benchmark_draws_a_picture(benchmark):
-    picture = imread(benchmark[1] / "sigmoid.png")
-    assert picture.shape[1] > picture.shape[0] > 300  # three passes side by side
-    assert picture.std() > 0.05  # and not a blank sheet
+    assert_picture(benchmark[1] / "sigmoid.png")
 
 
 def test_benchmark_refuses_in_one_line():
-    result = run(SCRIPTS / "benchmark.py", "--sizes", 0)
+    result = run("benchmark.py", "--sizes", 0)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("argument --sizes: wants a whole number of at least 1, not '0'")
     assert "Traceback" not in result.stderr

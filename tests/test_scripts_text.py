@@ -1,39 +1,14 @@
 """The text and the imbalanced training as their users run them: in a process of their own, on tiny settings."""
 
-import csv
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import train_imbalanced
 import train_text
-from matplotlib.image import imread
+from scripting import assert_picture, assert_refuses, read_csv, run
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "4")
-
-
-def run(script, *arguments):
-    """What the script printed and how it ended; no variable of the test run's own decides which backend it takes."""
-    env = {key: value for key, value in os.environ.items() if key not in ("SIGTORCH_BACKEND", "TRITON_INTERPRET")}
-    env["OMP_NUM_THREADS"] = "1"  # on a busy machine, threads that wait for each other take ten times as long
-    command = [sys.executable, "-W", "error", str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=120)
-
-
-def read_csv(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_picture(path):
-    picture = imread(path)
-    assert picture.shape[1] > picture.shape[0] > 300  # panels side by side
-    assert picture.std() > 0.05  # and not a blank sheet
 
 
 def table(stdout):
@@ -160,8 +135,7 @@ def test_refused_in_one_line(tmp_path):
     ],
 )  # fmt: skip
 def test_text_refuses(options, capsys):
-    """In this process, for speed: parsing is the first thing that the script does."""
-    refused(train_text.parse, options, capsys)
+    assert_refuses(train_text.parse, options, capsys)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +146,7 @@ def test_text_refuses(options, capsys):
     ],
 )  # fmt: skip
 def test_imbalanced_refuses(options, capsys):
-    refused(train_imbalanced.parse, options, capsys)
-
-
-def refused(parse, options, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(options.split())
-    assert ended.value.code == 2
-    usage, _, error = capsys.readouterr().err.partition(": error: ")
-    assert usage.startswith("usage: ")
-    assert options.split()[0] in error
-    assert error.count("\n") == 1
+    assert_refuses(train_imbalanced.parse, options, capsys)
 
 
 def test_text_loss_that_is_no_number_ends_in_one_line(tmp_path):

@@ -1,29 +1,11 @@
 """The training scripts as their users run them: in a process of their own, on tiny settings."""
 
-import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import train_digits
+from scripting import assert_picture, assert_refuses, read_csv, run
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = ("--device", "cpu", "--epochs", "2", "--layers", "12", "9")
-
-
-def run(script, *arguments, **environment):
-    """What the script printed and how it ended; no variable of the test run's own decides which backend it takes."""
-    env = {key: value for key, value in os.environ.items() if key not in ("SIGTORCH_BACKEND", "TRITON_INTERPRET")}
-    command = [sys.executable, "-W", "error", str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env | environment, check=False)
-
-
-def read_csv(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +52,6 @@ def test_table(compared):
 def test_picture(compared):
     _, out = compared
     assert_picture(out / "curves.png")
-
-
-def assert_picture(path):
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    assert len(data) > 10_000  # empty axes are smaller
 
 
 def test_checkpoint_gives_the_accuracy_again(compared):
@@ -135,14 +111,7 @@ def test_refused_in_one_line(options, tmp_path):
     ],
 )  # fmt: skip
 def test_refused_option(options, capsys):
-    """In this process, for speed: parsing is the first thing that the script does."""
-    with pytest.raises(SystemExit) as ended:
-        train_digits.parse(options.split())
-    assert ended.value.code == 2
-    usage, _, error = capsys.readouterr().err.partition(": error: ")
-    assert usage.startswith("usage: ")
-    assert options.split()[0] in error
-    assert error.count("\n") == 1
+    assert_refuses(train_digits.parse, options, capsys)
 
 
 def test_refused_variable(monkeypatch, capsys):
