@@ -155,7 +155,7 @@ def implementations(case: Case, names: Sequence[str], inputs: Sequence[Any]) -> 
     """Every implementation's passes, compiled and warm."""
     torch._dynamo.reset()  # or the next size is compiled with dynamic shapes
     functions = {"eager": case.eager, "sigtorch": case.ours, "compile": torch.compile(case.eager, fullgraph=True)}
-    torch.atanh(torch.zeros(1))  # until a process has called it once, torch 2.14's F.logsigmoid is several times slower
+    torch.atanh(torch.zeros(2**20))  # until its threads have, torch 2.14's F.logsigmoid is several times slower
     made = {name: passes_of(functions[name], inputs) for name in IMPLEMENTATIONS if name in names}
     for steps in made.values():
         for step in steps.values():

@@ -8,7 +8,8 @@ import torch
 
 from sigtorch.formulas import HALF_DTYPES
 
-CHUNK = 2**17  # elements a piece: smaller ones lose to threading, larger ones to the caches
+CHUNK = 2**18  # elements a piece: smaller ones lose to threading, larger ones to the caches
+LEAST = 2 * CHUNK  # elements for which pieces pay
 
 
 def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:

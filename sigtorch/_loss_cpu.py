@@ -9,6 +9,7 @@ r + n (1 - 2r).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
@@ -23,6 +24,12 @@ SMALL = 16_384  # elements; up to here the number of operators is what costs, an
 
 Chunk = tuple[Any, ...]
 Buffers = list[torch.Tensor]
+
+
+@functools.cache
+def _wake() -> None:
+    """On some processors torch 2.14's log1p is several times slower in a thread until that has computed an atanh."""
+    torch.atanh(torch.zeros(CHUNK, device="cpu"))
 
 
 def _chunks(tensors: Chunk, whole_rows: bool) -> Iterator[Chunk]:
@@ -53,6 +60,7 @@ def _each(
 
     Where out has that dtype, it is the first of the buffers.
     """
+    _wake()
     wide, indexed = loss.wide(x), loss.indexed(target)
     target = target.unsqueeze(-1) if indexed else target
     first = [] if out is None or out.dtype != wide else [out]

@@ -6,7 +6,7 @@ import torch
 
 from sigtorch import _autograd, _checks, formulas
 from sigtorch._backend import select
-from sigtorch._cpu import CHUNK
+from sigtorch._cpu import LEAST
 
 
 def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
@@ -117,11 +117,11 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
 
 
 def _cpu_lerps(*tensors: torch.Tensor) -> bool:
-    """Where the pass in chunks beats the formula: below one chunk, threading eats the gain."""
+    """Where the pass in chunks beats the formula."""
     first = tensors[0]
     return (
         first.dtype in (torch.float32, torch.float64)
-        and first.numel() >= CHUNK
+        and first.numel() >= LEAST
         and all(t.is_contiguous() and t.dtype == first.dtype for t in tensors)
     )
 
