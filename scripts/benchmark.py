@@ -4,7 +4,8 @@ Forward (recording for backward, as in training), backward, and both. Implementa
 alike; the median of the rounds counts, and the spread is the middle half of them: ratios closer to 1 than the spreads
 are noise. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
 shows a lower one. Peak extra memory is that of one call, results included.
-``--machine-code`` adds what the kernels compile to for NVIDIA architectures: counted, not run, no GPU needed.
+``--machine-code`` adds what the kernels compile to for NVIDIA architectures, and ``--bytes`` what eager operators and
+kernels have to move: counted, not run, no GPU needed.
 
 Example: ``python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --dtypes float32 --machine-code``
 """
@@ -26,6 +27,8 @@ from _training import DTYPES, device, folder, positive_int, progress
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Measurement, Timer
 
 import sigtorch
@@ -194,6 +197,44 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
+class Traffic(TorchDispatchMode):
+    """Counts the operators that move data, and the bytes they read and write: every tensor once, views for free.
+
+    An operator of several kernels, as ``binary_cross_entropy_with_logits`` is, counts as one: it may move more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read, written = ([t for t in tree_leaves(of) if isinstance(t, Tensor)] for of in ((args, kwargs), out))
+        held = {t.untyped_storage().data_ptr() for t in read}
+        view = not func._schema.is_mutable and all(t.untyped_storage().data_ptr() in held for t in written)
+        if not view and "empty" not in func.__name__:
+            self.operators += 1
+            self.bytes += sum({t.data_ptr(): t.numel() * t.element_size() for t in read}.values())
+            self.bytes += sum(t.numel() * t.element_size() for t in written)
+        return out
+
+
+def traffic(op: str, dtype: str, n: int) -> list[Record]:
+    """What forward and backward have to move, as eager operators and as sigtorch's kernels."""
+    case = CASES[op]
+    inputs = case.inputs(n, DTYPES[dtype], torch.device("cpu"))
+    forward, backward = case.moved(inputs[0].element_size())
+    steps = passes_of(case.eager, inputs)
+    with Traffic() as eager:
+        steps["both"]()
+    figures = [
+        ("eager", "bytes per element", eager.bytes / n),
+        ("eager", "operators", eager.operators),
+        ("sigtorch", "bytes per element", forward + backward),
+    ]
+    return [Record(op, "both", dtype, str(n), name, "any", m, float(v), "", "modelled") for name, m, v in figures]
+
+
 def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -> list[Record]:
     """All figures of one operation at one dtype and size."""
     case, records = CASES[op], []
@@ -296,6 +337,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--rounds", type=positive_int, default=15, help="times each step is timed; the median counts (%(default)s)")
     add("--machine-code", action="store_true", help="count instructions of the kernels too")
+    add("--bytes", action="store_true", help="count the bytes that have to be moved too")
     add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
     args = parser.parse_args(arguments)
     if args.machine_code:
@@ -325,6 +367,8 @@ def main() -> None:
             for op, dtype in work:
                 records += machine_code(op, dtype, args.passes)
                 done()
+    if args.bytes:
+        records += [record for op, dtype in work for record in traffic(op, dtype, MODELLED_ELEMENTS)]
     head = _report.header() | {"backend": sigtorch.backend_of(torch.ones(1, device=args.device))}
     _report.show(head, records)
     _report.write_csv(args.out / "benchmark.csv", records)

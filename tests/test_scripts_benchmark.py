@@ -63,7 +63,7 @@ def test_picture_draws_only_the_metric_asked_for(tmp_path):
 def benchmark(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     settings = ["--ops", "sigmoid", "--sizes", 300, 4096, "--dtypes", "float32", "--device", "cpu", "--rounds", 2]
-    return run("benchmark.py", *settings, "--machine-code", "--out", out), out
+    return run("benchmark.py", *settings, "--machine-code", "--bytes", "--out", out), out
 
 
 def test_benchmark_prints_its_tables(benchmark):
@@ -123,6 +123,24 @@ def test_benchmark_counts_machine_code(benchmark):
         assert figures[arch, "backward", "MUFU per element"] == 0
         assert 2 < figures[arch, "forward", "instructions per element"] < 30
         assert figures[arch, "forward", "narrowest access"] >= 128
+
+
+def test_benchmark_counts_bytes(benchmark):
+    _, records = _report.read_json(benchmark[1] / "benchmark.json")
+    figures = {(r.implementation, r.metric): r.value for r in records if r.device == "any"}
+    assert figures == {
+        ("eager", "bytes per element"): 20,  # read and write; read two and write one
+        ("eager", "operators"): 2,
+        ("sigtorch", "bytes per element"): 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"), [("swiglu", (28, 5)), ("swiglu-packed", (36, 6)), ("sigmoid_lerp", (66, 12)), ("glu", (16, 2))]
+)
+def test_bytes_of_eager_operators(op, expected):
+    eager = [r.value for r in benchmark_script.traffic(op, "bfloat16", 4096) if r.implementation == "eager"]
+    assert tuple(eager) == expected
 
 
 def test_benchmark_draws_a_picture(benchmark):
