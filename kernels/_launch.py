@@ -32,11 +32,12 @@ def place(ptr, strides, which, at, STEP: tl.constexpr, UNIT: tl.constexpr):
     """A tensor's elements of a tile: a 64-bit corner, 32-bit lanes from there. A STEP of 0 is one value a row."""
     batch_strides, row_strides = strides
     batch, row, col, m, n = at
+    unit: tl.constexpr = UNIT if STEP else 1
     if batch_strides is not None:
-        ptr += batch * batch_strides[which] * UNIT
+        ptr += batch * batch_strides[which] * unit
     if row_strides is not None:
-        ptr += row * row_strides[which] * UNIT
-        m = (m * UNIT).to(tl.int64) * row_strides[which]
+        ptr += row * row_strides[which] * unit
+        m = (m * unit).to(tl.int64) * row_strides[which]
     if STEP:
         ptr += col
         m += n

@@ -12,7 +12,7 @@ GRID = 2**16  # where a grid's second and third axes end
 
 
 class Layout(NamedTuple):
-    """Strides are in units of ``unit`` elements, and None where that axis is not there.
+    """Strides are in units of ``unit`` elements where a row has steps, and None where that axis is not there.
 
     Tensors whose strides are the same share them, for a kernel to compute an offset once: ``whose`` has the place of each
     tensor's.
@@ -54,15 +54,15 @@ def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], colu
         tensors = (*(_ordered(t.expand(like.shape), like) for t in inputs), *outputs)
         axes = axes_of(tensors, like, columns)
     *outer, (cols, steps) = axes
-    sizes, strides = [n for n, _ in outer], [by for _, by in outer]
-    vectors = bool(outer) and cols % VECTOR == 0 and all(s % VECTOR == 0 for by in strides for s in by)
+    strides = list(zip(*(by for _, by in outer), strict=True)) or [()] * len(tensors)  # of each tensor
+    vectors = bool(outer) and cols % VECTOR == 0
+    vectors = vectors and all(s % VECTOR == 0 for by, step in zip(strides, steps, strict=True) if step for s in by)
     unit = VECTOR if vectors else 1
-    by_tensor = list(zip(*strides, strict=True)) or [()] * len(tensors)
-    distinct = list(dict.fromkeys(by_tensor))
-    row_by, batch_by = [*(tuple(s // unit for s in by) for by in [*zip(*distinct, strict=True)][::-1]), None, None][:2]
-    rows, batches = [*reversed(sizes), 1, 1][:2]
-    whose = tuple(map(distinct.index, by_tensor))
-    return Layout(tensors, batches, rows, cols, batch_by, row_by, whose, steps, unit)
+    strides = [tuple(s // unit if step else s for s in by) for by, step in zip(strides, steps, strict=True)]
+    distinct = list(dict.fromkeys(strides))
+    rows, batches = [*reversed([n for n, _ in outer]), 1, 1][:2]
+    row_by, batch_by = [*reversed([*zip(*distinct, strict=True)]), None, None][:2]
+    return Layout(tensors, batches, rows, cols, batch_by, row_by, tuple(map(distinct.index, strides)), steps, unit)
 
 
 def axes_of(
