@@ -156,10 +156,11 @@ def picture(path: Path, records: Iterable[Record], metric: str, title: str) -> N
                 points = sorted((record.elements, record.value) for record in found)
                 style = {"color": "0.6", "linestyle": "--"} if name == "copy" else {"color": f"C{number}"}
                 panels[i, j].plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style)
-            panels[i, j].set(ylim=(0, None), title=f"{pass_}, {dtype}")
+            panels[i, j].set(yscale="log", title=f"{pass_}, {dtype}")  # or a copy leaves no room for a loss
             panels[i, j].set_xscale("log", base=2)
-            panels[i, j].grid(alpha=0.3)
+            panels[i, j].grid(alpha=0.3, which="both")
         panels[i, 0].set_ylabel(f"{metric}, {records[0].unit}")
+        panels[i, 0].yaxis.set_major_formatter("{x:g}")
     for panel in panels[-1]:
         panel.set_xlabel("elements")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(implementations))
