@@ -127,12 +127,15 @@ def seed_everything(number: int) -> None:
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[..., None]]:
     """A live bar over total steps; what it yields takes one step and shows the metrics given by name."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Short enough for the metrics to fit beside it on 80 columns.
+    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[metrics]}")) as bar:
         task = bar.add_task(name, total=total, metrics="")
 
         def step(**metrics: float) -> None:
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+            shown = "  ".join(
+                f"{key} {value:,.0f}" if value >= 1e4 else f"{key} {value:.4g}" for key, value in metrics.items()
+            )
             bar.update(task, advance=1, metrics=shown)
 
         yield step

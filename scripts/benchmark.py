@@ -187,6 +187,7 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -352,7 +353,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):
         args.backends = [name for name in args.backends if name != "compile"]

@@ -202,7 +202,7 @@ def train(names: list[str], text: Text, args: argparse.Namespace) -> list[Run]:
     runs = [Run(name, args) for name in names]
     random = torch.Generator().manual_seed(args.seed)
     every = math.ceil(args.steps / MEASUREMENTS)
-    with _training.progress(" and ".join(names), args.steps) as step:
+    with _training.progress(names[0] if len(names) == 1 else "both", args.steps) as step:
         for number in range(1, args.steps + 1):
             starts = torch.randint(len(text.train) - args.context, (args.batch,), generator=random)
             for run in runs if number % 2 else reversed(runs):
@@ -213,7 +213,7 @@ def train(names: list[str], text: Text, args: argparse.Namespace) -> list[Run]:
                     run.measure(text, args)
             shown = {"tokens/s": args.batch * args.context / statistics.median(runs[0].seconds[-every:])}
             for row in runs[0].rows[-1:]:
-                shown["validation bits per byte"] = row["validation_bits_per_byte"]
+                shown["bits"] = row["validation_bits_per_byte"]
             step(**shown, loss=runs[0].losses[-1])
     return runs
 
