@@ -97,7 +97,7 @@ def launch_sum(
     with torch.cuda.device_of(like):
         _map_sum_kernel[(kept_blocks, at.batches, chunks)](
             at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, (at.batch_strides, at.row_strides), at.rows,
-            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, precise((*outputs, small)),
+            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, precise([t.dtype for t in (*outputs, small)]),
             at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,
         )  # fmt: skip
     total = sums.sum(0) if lines > 1 else sums[0]
@@ -146,10 +146,9 @@ def reduce(fn: Any, inputs: tuple[Input, ...], like: torch.Tensor, divisor: Inpu
     block_m, block_n = tile_of(at, like)
     tiles = at.batches * -(-at.rows // block_m) * -(-at.cols // block_n)
     partials = like.new_empty(min(tiles, LOSS_PROGRAMS), dtype=torch.float64)
-    precise = dtype not in (torch.float16, torch.bfloat16)
     with torch.cuda.device_of(like):
         _sum_kernel[(partials.numel(),)](
             at.tensors[: len(inputs)], partials, (at.batch_strides, at.row_strides), at.batches, at.rows, at.cols,
-            fn, at.whose, at.steps, precise, like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
+            fn, at.whose, at.steps, precise([dtype]), like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
         )  # fmt: skip
     return (partials.sum() / divisor).to(dtype)

@@ -198,6 +198,11 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
+def addressed(t: Tensor) -> int:
+    """Bytes that it covers; what is expanded is read once."""
+    return t.element_size() * math.prod(n for n, step in zip(t.shape, t.stride(), strict=True) if step)
+
+
 class Traffic(TorchDispatchMode):
     """Counts the operators that move data, and the bytes they read and write: every tensor once, views for free.
 
@@ -215,8 +220,7 @@ class Traffic(TorchDispatchMode):
         view = not func._schema.is_mutable and all(t.untyped_storage().data_ptr() in held for t in written)
         if not view and "empty" not in func.__name__:
             self.operators += 1
-            self.bytes += sum({t.data_ptr(): t.numel() * t.element_size() for t in read}.values())
-            self.bytes += sum(t.numel() * t.element_size() for t in written)
+            self.bytes += sum({t.data_ptr(): addressed(t) for t in read}.values()) + sum(map(addressed, written))
         return out
 
 

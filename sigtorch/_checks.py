@@ -9,8 +9,6 @@ import torch
 
 BACKENDS = ("auto", "triton", "aten")
 SAVES = ("output", "input")
-WHOLE = (int, torch.SymInt)
-NUMBERS = (*WHOLE, float, torch.SymFloat)
 
 
 def backend(name: object, where: str) -> str:
@@ -56,13 +54,13 @@ def one_device(where: str, **arguments: torch.Tensor) -> None:
 
 def number(where: str, **arguments: Any) -> None:
     for name, value in arguments.items():
-        if not isinstance(value, NUMBERS):
+        if not hasattr(type(value), "__float__"):  # as numpy's numbers have one, and those that are traced
             raise TypeError(f"{where}: {name} must be a number, got {type(value).__name__}")
 
 
 def whole(where: str, **arguments: Any) -> None:
     for name, value in arguments.items():
-        if not isinstance(value, WHOLE):
+        if not hasattr(type(value), "__index__"):
             raise TypeError(f"{where}: {name} must be a whole number, got {type(value).__name__}")
 
 

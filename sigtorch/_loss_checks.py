@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -57,13 +58,14 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
         if value.dim():
             raise ValueError(f"{where}: normalizer must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
         # Reading one would stall a device, and cannot be done to what is traced.
-        if value.device.type != "cpu" or not _backend.plain(value) or value > 0:
+        if value.device.type != "cpu" or not _backend.plain(value):
             return
-    elif not isinstance(value, _checks.NUMBERS):
+        value = value.item()
+    elif not hasattr(type(value), "__float__"):
         raise TypeError(f"{where}: normalizer must be a number or a 0-d tensor, got {type(value).__name__}")
-    if not 0 < value < 1e308:
-        seen = value.item() if isinstance(value, torch.Tensor) else value
-        raise ValueError(f"{where}: normalizer must be positive and finite, got {seen}")
+    # Of a number that is being traced, a compiler can be asked no more than this.
+    if not value > 0 or (not torch.compiler.is_compiling() and value > sys.float_info.max):
+        raise ValueError(f"{where}: normalizer must be positive and finite, got {value}")
 
 
 def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import itertools
@@ -70,56 +71,62 @@ def _ambient() -> tuple[Any, ...]:
 
 
 @contextmanager
-def _everything(on: bool) -> Iterator[None]:
-    """Gradients and autocast on, or both off, so that a forward shows that turns them round or asks for them."""
+def _mode(gradients: bool, autocast: bool) -> Iterator[None]:
+    """So that a forward shows that turns them round, or asks for them."""
     before = [torch.is_autocast_enabled(d) for d in _DEVICES]
     try:
-        with torch.inference_mode(False), torch.set_grad_enabled(on), warnings.catch_warnings():
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for d in _DEVICES:
-                torch.set_autocast_enabled(d, on)
+                torch.set_autocast_enabled(d, autocast)
             yield
     finally:
         for d, was in zip(_DEVICES, before, strict=True):
             torch.set_autocast_enabled(d, was)
 
 
-def _trace(module: nn.Module, training: bool, on: bool = True) -> list[fx.Node] | None:
+def _trace(module: nn.Module, training: bool, gradients: bool = True, autocast: bool = True) -> list[fx.Node] | None:
     """The nodes of its forward; None where it cannot be traced, or leaves something in the module."""
-    # A copy, for a forward that writes to self: tracing leaves nothing in the module.
-    twin = object.__new__(type(module))
-    twin.__dict__ = _copy(vars(module))
-    twin.training = training
-    before = _copy(vars(twin))
     try:
-        with _everything(on):
+        with _mode(gradients, autocast):
+            # A copy, for a forward that writes to self.
+            twin = object.__new__(type(module))
+            twin.__dict__ = _copy(vars(module))
+            twin.training = training
+            twin._buffers = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
+            before, versions = _copy(vars(twin)), _versions(twin)
             nodes = list(_Tracer().trace(twin).nodes)
-        return nodes if vars(twin) == before else None
+        return nodes if (vars(twin), _versions(twin)) == (before, versions) else None
     except Exception:  # a stranger's forward, run on proxies, may raise anything
         return None
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.copy() if isinstance(v, dict) else v for k, v in state.items()}
+    return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in state.items()}
+
+
+def _versions(module: nn.Module) -> list[int]:
+    return [b._version for b in module._buffers.values() if b is not None]
 
 
 def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
     """The parts of an MLP that is exactly silu(gate)·up → down; why it is not, or None for what is nothing like one."""
     if len(module._modules) < 3 or not _takes_one(type(module)):
         return None
-    modes = itertools.product((module.training, not module.training), (True, False))
-    graphs = [graph for training, on in modes if (graph := _trace(module, training, on)) is not None]
-    if len(graphs) < 4:
+    graph = _trace(module, module.training)
+    if graph is None:
         return None
-    found = _match(graphs[0], module)
-    if found is not None and any(found != _match(graph, module) for graph in graphs[1:]):
-        return "computes something else in another mode (training, gradients, autocast)"
+    found = _match(graph, module)
     if found is None:
-        steps = [_step(n, module) for n in graphs[0] if n.op not in ("placeholder", "output")]
+        steps = [_step(n, module) for n in graph if n.op not in ("placeholder", "output")]
         if not {"silu", "mul"} <= {*steps}:
             return None
         listed = ", ".join(steps) if len(steps) < 12 else f"{len(steps)} steps"
         return f"not exactly silu(gate)·up → down, but {listed}"
+    for mode in itertools.product((True, False), repeat=3):
+        other = _trace(module, *mode)
+        if other is None or _match(other, module) != found:
+            return "computes something else in another mode (training, gradients, autocast)"
     for name, child in module.named_modules():
         if name.split(".")[0] in found:  # which are called as before
             continue

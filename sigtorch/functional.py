@@ -17,9 +17,9 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
             float dtype.
         save: what is kept for backward. ``"output"`` keeps s and computes :math:`g \cdot s (1 - s)`, as PyTorch does;
             nothing is computed twice. ``"input"`` keeps x and computes :math:`g \cdot \sigma(x)\,\sigma(-x)`, which
-            does not cancel as s nears 1: a saved s makes bfloat16 gradients off by up to 53 % between 4 and 6, and 0
-            from 6.24 on; float32 ones are 0 from 16.64 on. It costs the same memory. Complex and sparse tensors have
-            PyTorch's gradient in either case.
+            does not cancel as s nears 1: a saved s makes bfloat16 gradients off by up to 53 % from x = 4 to 6, more from
+            there, and 0 from 6.24 on; float32 ones are 0 from 16.64 on. It costs the same memory. Complex and sparse
+            tensors have PyTorch's gradient in either case.
 
     Returns:
         A tensor of x's shape and memory format.

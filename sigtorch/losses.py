@@ -163,6 +163,6 @@ def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torc
         return "formula"
     if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
         return "formula"
-    if target.device != input.device:
+    if any(t.device != input.device for t in given):
         return "formula"
     return _backend.select_plain(input, *(t for t in given if t.is_floating_point()), cpu_pass=True)

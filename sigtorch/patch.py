@@ -158,7 +158,8 @@ def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
 
     These are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU`, :class:`torch.nn.BCEWithLogitsLoss`, and every MLP that
     is exactly ``down(silu(gate(x)) * up(x))``. Names don't tell: an MLP is one where :mod:`torch.fx` traces exactly
-    these steps, in training and in evaluation, as the module stands now; hooks on its activation keep it as it is. A
+    these steps and finds nothing left in the module, in training and in evaluation, with and without gradients and
+    autocast, as the module stands now; hooks on its activation keep it as it is. A
     swapped module is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a
     class that is a subclass of the one it had. It pickles, deep-copies and compiles. Subclasses with a forward of their
     own are left.
@@ -198,8 +199,10 @@ def _look_at(name: str, module: torch.nn.Module, save: str) -> _Swap | str | Non
                 return "has a forward of its own"
             after = ours if cls is base else _subclass(ours, cls, None)
             # The arguments that ours takes and PyTorch's does not.
-            options = {"save": save} if ours is nn.Sigmoid else {}
-            extra = {k: v for k, v in vars(ours(**options)).items() if k not in vars(module)}
+            options, theirs = {"save": save} if ours is nn.Sigmoid else {}, vars(base())
+            extra = {k: v for k, v in vars(ours(**options)).items() if k not in theirs}
+            if taken := extra.keys() & vars(module).keys():
+                return f"has a {min(taken)!r} of its own"
             return _Swap(name, module, after, extra, f"sigtorch.nn.{ours.__name__}")
     if cls.__module__.startswith("torch.") or cls.forward is torch.nn.Module.forward:
         return None

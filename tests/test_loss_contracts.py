@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
 
 @every_backend
 @pytest.mark.parametrize(
-    "normalizer", [7, 2.5, torch.tensor(7), torch.tensor(2.5), torch.tensor(2.5).double()], ids=str
+    "normalizer", [7, 2.5, numpy.int64(7), torch.tensor(7), torch.tensor(2.5), torch.tensor(2.5).double()], ids=str
 )
 def test_normalizer_divides(normalizer, backend, device):
     divisor = normalizer.to(device) if isinstance(normalizer, torch.Tensor) else normalizer
@@ -99,6 +100,29 @@ def test_transforms(loss, kind, backend, device):
     torch.testing.assert_close(per_sample, torch.stack(grads))
     torch.testing.assert_close(jvp, torch.func.jvp(lambda x: oracle(x, target, **given), (x,), (tangent,))[1])
     torch.testing.assert_close(hessian, torch.func.hessian(lambda x: oracle(x, target[:1], **given))(x[:1]))
+
+
+def test_a_class_weight_elsewhere_is_not_for_a_kernel(monkeypatch):
+    """A 0-d CPU tensor goes with any device, but not into its kernels."""
+    monkeypatch.setattr("sigtorch._backend.plain", lambda *_: True)
+    x = torch.randn(4, 6, device="meta")
+    for weight in (torch.tensor(2), torch.tensor(2.0), torch.tensor(True)):
+        out = binary_cross_entropy_with_logits(x, x, weight, "none")  # a pass would read what is not there
+        assert out.device.type == "meta"
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="its compiler loses such a number itself")
+def test_a_normalizer_found_while_compiling():
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager", dynamic=True)
+    def per_positive(x, index):
+        found = (index < 9).sum().item()
+        torch._check(found > 0)
+        return sigmoid_focal_loss(x, index, reduction="sum", normalizer=found)
+
+    x, index = torch.randn(6, 20), torch.arange(6)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        torch.testing.assert_close(per_positive(x, index), sigmoid_focal_loss(x, index, reduction="sum", normalizer=6))
 
 
 @every_loss

@@ -3,6 +3,7 @@
 import shutil
 import threading
 
+import numpy
 import pytest
 import torch
 from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
@@ -241,6 +242,11 @@ def test_extreme_values(case, device):
         check(case, inputs[:1] + [torch.ones_like(t).requires_grad_() for t in inputs[1:]], torch.ones_like, backend)
     with sigtorch.use_backend("triton"):
         assert case.ours(*[torch.full_like(t, torch.nan) for t in inputs]).isnan().all()
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(sigtorch.glu(x, numpy.int64(1)), sigtorch.glu(x, 1))
 
 
 @every_case

@@ -149,6 +149,18 @@ def test_a_replaced_activation_is_not_bypassed():
     agree(expected, run(model), exactly=True)
 
 
+class Saving(nn.Sigmoid):
+    """A class whose attribute is called as an argument of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.save = "mine"
+
+
+def test_an_attribute_of_the_same_name_is_left():
+    assert sigtorch.patch(Saving()).left == {"": "has a 'save' of its own"}
+
+
 class Builtin(nn.Module):
     forward = staticmethod(torch.tanh)
 

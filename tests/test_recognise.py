@@ -69,6 +69,11 @@ def asks_for_gradients(self, x):
     return self.w2(self.act(self.w1(x)) * self.w3(x)) if torch.is_grad_enabled() else x
 
 
+def asks_for_both(self, x):
+    evaluated = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+    return x if evaluated else self.w2(self.act(self.w1(x)) * self.w3(x))
+
+
 def asks_for_autocast(self, x):
     return self.w2(self.act(self.w1(x)) * self.w3(x)) if torch.is_autocast_enabled("cpu") else x
 
@@ -98,7 +103,7 @@ def broken(self, x):
     [
         scaled, clamped, dropped_in_training, dropped_in_evaluation, with_an_option, two_inputs, hands_out_more,
         depends_on_values, keeps_state, without_gradients, without_autocast, checkpointed, broken,
-        asks_for_gradients, asks_for_autocast,
+        asks_for_gradients, asks_for_autocast, asks_for_both,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
@@ -108,6 +113,28 @@ def test_what_computes_more_is_left(body, training):
     patch = sigtorch.patch(model)
     assert not patch.swapped
     assert vars(model) == before
+
+
+class Counting(MLP):
+    """Keeps count, in a tensor and in a list."""
+
+    def __init__(self, counter):
+        super().__init__()
+        self.seen = []
+        self.register_buffer("calls", torch.zeros(1))
+        self.counter = counter
+
+    def forward(self, x):
+        self.calls.add_(1) if self.counter == "calls" else self.seen.append(x)
+        return self.w2(self.act(self.w1(x)) * self.w3(x))
+
+
+@pytest.mark.parametrize("counter", ["calls", "seen"])
+def test_what_keeps_count_is_left_and_not_counted_up(counter):
+    model = Counting(counter)
+    assert not sigtorch.patch(model).swapped
+    assert model.calls == 0
+    assert not model.seen
 
 
 def test_the_same_projection_twice_is_one_mlp():
