@@ -95,14 +95,11 @@ def add_options(
     add("--dtype", choices=dtypes, default="float32", help="of weights and activations (%(default)s)")
     backend = os.environ.get("SIGTORCH_BACKEND") or "auto"
     add("--backend", choices=("auto", "triton", "aten"), default=backend, help="what computes (%(default)s)")
-    parser.set_defaults(save="output")
     if save:
-        add(
-            "--save",
-            choices=("output", "input"),
-            default="output",
-            help="what a sigmoid keeps for backward (%(default)s)",
-        )
+        saves = {"choices": ("output", "input"), "default": "output"}
+        add("--save", **saves, help="what a sigmoid keeps for backward (%(default)s)")
+    else:
+        parser.set_defaults(save="output")
     add("--out", type=folder, default=out, help="folder for metrics, curves and checkpoint (%(default)s)")
     add("--compare", action="store_true", help="train with PyTorch's own operators too, and show both")
 

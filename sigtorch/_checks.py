@@ -26,7 +26,11 @@ def tensors(where: str, **arguments: Any) -> None:
     """Tensors, or what overrides torch functions and so passes for one."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor) and not hasattr(type(value), "__torch_function__"):
-            raise TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
+            raise no_tensor(where, name, value)
+
+
+def no_tensor(where: str, name: str, value: object) -> TypeError:
+    return TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
 
 
 def broadcastable(where: str, **arguments: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ def tensors(where: str, **arguments: Any) -> None:
     """Tensors alone: whatever else overrides torch functions knows nothing of these."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
+            raise _checks.no_tensor(where, name, value)
     if not torch.compiler.is_compiling():
         _checks.one_device(where, **arguments)
 

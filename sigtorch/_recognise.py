@@ -113,7 +113,8 @@ def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
     """The parts of an MLP that is exactly silu(gate)·up → down; why it is not, or None for what is nothing like one."""
     if len(module._modules) < 3 or not _takes_one(type(module)):
         return None
-    graph = _trace(module, module.training)
+    first, *modes = itertools.product((module.training, not module.training), (True, False), (True, False))
+    graph = _trace(module, *first)
     if graph is None:
         return None
     found = _match(graph, module)
@@ -123,7 +124,7 @@ def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
             return None
         listed = ", ".join(steps) if len(steps) < 12 else f"{len(steps)} steps"
         return f"not exactly silu(gate)·up → down, but {listed}"
-    for mode in itertools.product((True, False), repeat=3):
+    for mode in modes:
         other = _trace(module, *mode)
         if other is None or _match(other, module) != found:
             return "computes something else in another mode (training, gradients, autocast)"

@@ -120,12 +120,9 @@ def check(case, inputs, grad=None, backend="auto"):
     with sigtorch.use_backend(backend):
         out, grads = gradients(case.ours, inputs, grad)
     # A broadcast input is broadcast before, so that what its gradient sums is seen.
-    wide = [
-        (t.detach().double().expand(exact.shape) if t.numel() < exact.numel() else t.detach().double()).requires_grad_(
-            t.requires_grad
-        )
-        for t in inputs
-    ]
+    wide = [t.detach().double() for t in inputs]
+    wide = [t.expand(exact.shape) if t.numel() < exact.numel() else t for t in wide]
+    wide = [t.requires_grad_(given.requires_grad) for t, given in zip(wide, inputs, strict=True)]
     expected, expected_grads = gradients(case.oracle, wide, lambda o: grad(out).double())
     eager = case.oracle(*[t.detach() for t in inputs])
     dtype = out.dtype
