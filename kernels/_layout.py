@@ -7,66 +7,73 @@ from typing import NamedTuple
 
 import torch
 
-VECTOR = 8  # elements: 16 bytes of a half type
-GRID = 2**16  # where a grid's second and third axes end
+Operand = torch.Tensor | float | None  # None stands for a column's number
+
+ONE_A_ROW, EVERY_ELEMENT, NUMBER, COLUMN = range(4)  # what an operand is to a kernel
+MAX_GRID = 2**16  # where a grid's second and third axes end
 
 
 class Layout(NamedTuple):
-    """Strides are in units of ``unit`` elements where a row has steps, and None where that axis is not there.
+    """Strides are in units of ``vector`` elements for an operand read at every element, and None without that axis.
 
-    Tensors whose strides are the same share them, for a kernel to compute an offset once: ``whose`` has the place of each
-    tensor's.
+    Tensors whose strides are the same share one set of them, so that a kernel computes an offset once.
     """
 
-    tensors: tuple[torch.Tensor, ...]
     batches: int
     rows: int
     cols: int
-    batch_strides: tuple[int, ...] | None
+    batch_strides: tuple[int, ...] | None  # of each set
     row_strides: tuple[int, ...] | None
-    whose: tuple[int, ...]
-    steps: tuple[int, ...]  # along a row: 1, or 0 where the row shares one value
-    unit: int
+    sets: tuple[int, ...]  # of each operand: which set of strides it uses
+    kinds: tuple[int, ...]
+    vector: int  # elements that one access reads: all row strides are multiples of it
 
 
-def layout(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], columns: bool = False) -> Layout:
-    """The common layout of inputs, broadcastable to the outputs, and of outputs of one shape and one set of strides.
+def reached(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tuple[Operand, ...]:
+    """The inputs themselves, or with copies of those that no common layout reaches, in the outputs' order."""
+    like, keep_columns = outputs[0], None in inputs
 
-    An input that no such layout reaches is copied into the outputs' order first. Where columns are asked for, a column is
-    the place along the outputs' last dimension, of stride 1, and not along what that could be merged with.
+    def all_reachable(inputs: tuple[Operand, ...]) -> bool:
+        return reachable(axes_of([*_tensors(inputs), *outputs], like, keep_columns))
+
+    if all_reachable(inputs):
+        return inputs
+    alone = tuple(t if not isinstance(t, torch.Tensor) or all_reachable((t,)) else _ordered(t, like) for t in inputs)
+    if all_reachable(alone):
+        return alone
+    return tuple(_ordered(t.expand(like.shape), like) if isinstance(t, torch.Tensor) else t for t in inputs)
+
+
+def layout(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layout:
+    """The common layout of inputs, reached and broadcastable to the outputs, and of outputs of one shape and strides.
+
+    Where a column's number is asked for, a column is a place along the outputs' innermost dimension, which is then merged
+    with no other.
     """
-    like = outputs[0]
-    shape, dense = like.shape, like.is_contiguous()
-    tensors = (*inputs, *outputs)
-    for t in inputs:  # plain loops here and in launch(): this is what every launch costs the host
-        dense = dense and t.shape == shape and t.is_contiguous()
-    if dense:
-        count = len(tensors)
-        return Layout(tensors, 1, 1, like.numel(), None, None, (0,) * count, (1,) * count, 1)
-    axes = axes_of(tensors, like, columns)
-    if not reachable(axes):
-        tensors = (
-            *(t if reachable(axes_of((t, like), like, columns)) else _ordered(t, like) for t in inputs),
-            *outputs,
-        )
-        axes = axes_of(tensors, like, columns)
-    if not reachable(axes):  # each one may be, but not together
-        tensors = (*(_ordered(t.expand(like.shape), like) for t in inputs), *outputs)
-        axes = axes_of(tensors, like, columns)
-    *outer, (cols, steps) = axes
+    tensors, like = [*_tensors(inputs), *outputs], outputs[0]
+    *outer, (cols, steps) = axes_of(tensors, like, None in inputs)
     strides = list(zip(*(by for _, by in outer), strict=True)) or [()] * len(tensors)  # of each tensor
-    vectors = bool(outer) and cols % VECTOR == 0
-    vectors = vectors and all(s % VECTOR == 0 for by, step in zip(strides, steps, strict=True) if step for s in by)
-    unit = VECTOR if vectors else 1
-    strides = [tuple(s // unit if step else s for s in by) for by, step in zip(strides, steps, strict=True)]
+    every = [t for t, step in zip(tensors, steps, strict=True) if step]
+    vector = min(8, 16 // min(t.element_size() for t in every))
+    aligned = all(s % vector == 0 for by, step in zip(strides, steps, strict=True) if step for s in by)
+    vector = vector if outer and aligned and cols % vector == 0 else 1
+    strides = [tuple(s // vector if step else s for s in by) for by, step in zip(strides, steps, strict=True)]
     distinct = list(dict.fromkeys(strides))
     rows, batches = [*reversed([n for n, _ in outer]), 1, 1][:2]
     row_by, batch_by = [*reversed([*zip(*distinct, strict=True)]), None, None][:2]
-    return Layout(tensors, batches, rows, cols, batch_by, row_by, tuple(map(distinct.index, strides)), steps, unit)
+    sets, kinds = map(distinct.index, strides), (EVERY_ELEMENT if step else ONE_A_ROW for step in steps)
+    # Numbers in between use no strides.
+    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, COLUMN if t is None else NUMBER)
+          for t in (*inputs, *outputs)]  # fmt: skip
+    return Layout(batches, rows, cols, batch_by, row_by, *zip(*at, strict=True), vector)
+
+
+def _tensors(operands: Sequence[Operand]) -> list[torch.Tensor]:
+    return [t for t in operands if isinstance(t, torch.Tensor)]
 
 
 def axes_of(
-    tensors: Sequence[torch.Tensor], like: torch.Tensor, columns: bool = False
+    tensors: Sequence[torch.Tensor], like: torch.Tensor, keep_columns: bool = False
 ) -> list[tuple[int, tuple[int, ...]]]:
     """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
@@ -76,7 +83,7 @@ def axes_of(
         reverse=True,
         key=lambda axis: axis[1][-1],
     ):
-        apart = columns and by[-1] == 1
+        apart = keep_columns and by[-1] == 1
         if axes and not apart and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
             axes[-1] = (axes[-1][0] * n, by)
         else:
@@ -88,7 +95,7 @@ def axes_of(
 
 def reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
     """Three axes at most, the innermost one read in steps of 1 or 0; the outermost is a grid's second."""
-    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < GRID)
+    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < MAX_GRID)
 
 
 def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

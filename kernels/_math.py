@@ -32,8 +32,8 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
             return tl.fma(x, y, z)
 
     @triton.jit
-    def widened(x):
-        return x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
+    def widened(x, WIDE: tl.constexpr):
+        return x.to(WIDE)
 
     @triton.jit
     def rounded(x, dtype: tl.constexpr):
@@ -63,11 +63,9 @@ else:
             )
 
     @triton.jit
-    def widened(x):
-        """Gives float32, or float64 as it is; two instructions a pair of bfloat16, where the compiler's cast takes three."""
-        if x.dtype == tl.float64:
-            return x
-        elif x.dtype == tl.bfloat16:
+    def widened(x, WIDE: tl.constexpr):
+        """x.to(WIDE); two instructions a pair of bfloat16, where the compiler's cast takes three."""
+        if x.dtype == tl.bfloat16:  # never beside float64
             return tl.inline_asm_elementwise(
                 "{ .reg .b32 low, high; shl.b32 low, $2, 16; and.b32 high, $2, 0xffff0000;"
                 " mov.b32 $0, low; mov.b32 $1, high; }",
@@ -78,7 +76,7 @@ else:
                 pack=2,
             )
         else:
-            return x.to(tl.float32)
+            return x.to(WIDE)
 
     @triton.jit
     def rounded(x, dtype: tl.constexpr):

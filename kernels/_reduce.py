@@ -11,36 +11,38 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import OPTIONS, Input, arrange, place, precise, tile, tile_of
-from sigtorch.kernels._layout import layout
+from sigtorch.kernels._launch import TILE_BYTES, Call, form, odd, plan, tile_of
+from sigtorch.kernels._layout import EVERY_ELEMENT, Operand, layout
+from sigtorch.kernels._math import rounded
+from sigtorch.kernels._tile import compute, pointers
 
 # At most, whatever the device: the order of a sum is part of its result. A large GPU is filled by either.
 GATE_PROGRAMS, LOSS_PROGRAMS = 1024, 4096
+LOSS_TILE_BYTES = TILE_BYTES // 2  # more elements at a time cost a loss more registers than a chip has to give
 # A lane's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
 SCALE = tl.constexpr(2.0**-12)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "cols", "sums_size", "chunk_tiles"])
 def _map_sum_kernel(
-    ins,
-    outs,
-    sums_ptr,
-    strides,  # of batches and of rows
+    inputs,
+    outputs,
+    batch_strides,
+    row_strides,
     rows,
     cols,
     sums_size,
     chunk_tiles,
     FN: tl.constexpr,
-    WHOSE: tl.constexpr,
-    STEPS: tl.constexpr,
-    PRECISE: tl.constexpr,
-    UNIT: tl.constexpr,
-    KEPT: tl.constexpr,  # the input whose shape the sums have
+    FORM: tl.constexpr,
+    SUMMED: tl.constexpr,  # the input whose shape the sums have
     OVER_ROWS: tl.constexpr,
-    BATCHES_TOO: tl.constexpr,
+    OVER_BATCHES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """The last of the outputs are the sums: one a chunk, or also one a batch."""
+    strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     batch = tl.program_id(1).to(tl.int64)
@@ -48,107 +50,141 @@ def _map_sum_kernel(
     chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if sums_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
-        at = (batch, row, col, m, n)
-        total = tile(ins, outs, strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, 1.0, total)
+        tile = (batch, row, col, m, n)
+        total = compute(inputs, outputs[:-1], strides, tile, rows, cols, FN, FORM, 1.0, total)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
         else:
             col += BLOCK_N
-    line = chunk * tl.num_programs(1) + batch if BATCHES_TOO else chunk
-    at = (batch, 0 if OVER_ROWS else row, col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n)
-    ptr = place(sums_ptr + line * sums_size, strides, WHOSE[KEPT], at, OVER_ROWS, UNIT)
+    part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk
+    corner = (batch, 0 if OVER_ROWS else row, col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n)
+    ptr = pointers(outputs[-1] + part * sums_size, strides, corner, FORM[0][SUMMED], FORM[1][SUMMED], FORM[2])
     if OVER_ROWS:
-        tl.store(ptr + m * 0, tl.sum(total, 0, keep_dims=True), mask=n < cols - col)
+        ptr += m * 0
+        total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col
     else:
-        tl.store(ptr, tl.sum(total, 1, keep_dims=True), mask=m < rows - row)
+        total, mask = tl.sum(total, 1, keep_dims=True), m < rows - row
+    tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
-def launch_sum(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], kept: int
+def launch_map_sum(
+    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int
 ) -> torch.Tensor | None:
-    """Runs fn on inputs into outputs; its last result is summed to the shape of ``inputs[kept]`` and returned.
+    """Runs fn on inputs into outputs; its last result is summed to the shape of ``inputs[summed]`` and returned.
 
     That input is broadcast along the rows or along the columns; None, and nothing done, where it is along neither.
     """
-    like, small = outputs[0], inputs[kept]
-    at = layout(inputs, outputs)
-    held = at.tensors[kept]
-    row_stride = at.row_strides[at.whose[kept]] if at.row_strides is not None else 0
-    over_rows = at.steps[kept] == 1
-    if (
-        held.shape != small.shape
-        or not torch.ops.aten.is_non_overlapping_and_dense(held)
-        or (at.rows > 1 and over_rows == (row_stride > 0))
-    ):
+    ready, inputs = plan(_map_sum_call, fn, inputs, outputs, summed)
+    small, parts = inputs[summed], ready.call.partials
+    if not parts:
         return None
-    block_m, block_n = tile_of(at, like)
-    kept_blocks = -(-at.cols // block_n) if over_rows else -(-at.rows // block_m)
-    tiles = -(-at.rows // block_m) if over_rows else -(-at.cols // block_n)
-    chunk_tiles = min(tiles, -(-tiles * kept_blocks * at.batches // GATE_PROGRAMS))
-    chunks = -(-tiles // chunk_tiles)
-    batches_too = at.batch_strides is not None and at.batch_strides[at.whose[kept]] == 0
-    lines = chunks * at.batches if batches_too else chunks
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    sums = torch.empty((lines, small.numel()), dtype=wide, device=like.device)
-    with torch.cuda.device_of(like):
-        _map_sum_kernel[(kept_blocks, at.batches, chunks)](
-            at.tensors[: len(inputs)], at.tensors[len(inputs) :], sums, (at.batch_strides, at.row_strides), at.rows,
-            at.cols, small.numel(), chunk_tiles, fn, at.whose, at.steps, precise([t.dtype for t in (*outputs, small)]),
-            at.unit, kept, over_rows, batches_too, block_m, block_n, **OPTIONS,
-        )  # fmt: skip
-    total = sums.sum(0) if lines > 1 else sums[0]
-    return total.as_strided(held.shape, held.stride()).to(small.dtype)
+    if parts == 1:
+        sums = torch.empty_like(small)
+        ready.launch(inputs, (*outputs, sums))
+        return sums
+    wide = torch.float64 if small.dtype == torch.float64 else torch.float32
+    sums = torch.empty((parts, small.numel()), dtype=wide, device=small.device)
+    ready.launch(inputs, (*outputs, sums))
+    return sums.sum(0, dtype=wide).as_strided(small.shape, small.stride()).to(small.dtype)
 
 
-@triton.jit
+def _map_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int) -> Call:
+    at, small = layout(inputs, outputs), inputs[summed]
+    strides_of, over_rows = at.sets[summed], at.kinds[summed] == EVERY_ELEMENT
+    row_stride = at.row_strides[strides_of] if at.row_strides is not None else 0
+    dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
+    if not dense or (at.rows > 1 and over_rows == (row_stride > 0)):
+        return Call(_map_sum_kernel, (0, 0, 0), ())
+    block_m, block_n = tile_of(at, outputs[0], TILE_BYTES)
+    down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
+    kept, tiles = (across, down) if over_rows else (down, across)
+    chunk_tiles = min(tiles, triton.cdiv(tiles * kept * at.batches, GATE_PROGRAMS))
+    chunks = triton.cdiv(tiles, chunk_tiles)
+    over_batches = at.batch_strides is not None and at.batch_strides[strides_of] == 0
+    of = form(at, inputs, [t.dtype for t in (*outputs, small)])
+    arguments = (
+        odd(at.batch_strides), odd(at.row_strides), at.rows, at.cols, small.numel(), chunk_tiles,
+        fn, of, summed, over_rows, over_batches, block_m, block_n,
+    )  # fmt: skip
+    return Call(_map_sum_kernel, (kept, at.batches, chunks), arguments, chunks * at.batches if over_batches else chunks)
+
+
+@triton.jit(do_not_specialize=["batches", "rows", "cols"])
 def _sum_kernel(
-    ins,
-    partials,
-    strides,  # of batches and of rows
+    inputs,
+    outputs,
+    batch_strides,
+    row_strides,
     batches,
     rows,
     cols,
     FN: tl.constexpr,
-    WHOSE: tl.constexpr,
-    STEPS: tl.constexpr,
-    PRECISE: tl.constexpr,
-    DOUBLE: tl.constexpr,
-    UNIT: tl.constexpr,
+    FORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Each program's sum goes to its place in the one output."""
+    strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    across = tl.cdiv(cols, BLOCK_N)
-    down = tl.cdiv(rows, BLOCK_M)
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if DOUBLE else tl.float32)
-    number = tl.program_id(0)
+    across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
+    down = tl.cdiv(rows.to(tl.int64), BLOCK_M)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)
+    number = tl.program_id(0).to(tl.int64)
     while number < batches * down * across:
-        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number.to(tl.int64) * BLOCK_N
-        if strides[1] is not None:
-            batch = (number // (down * across)).to(tl.int64)
-            row = (number // across % down).to(tl.int64) * BLOCK_M
-            col = (number % across).to(tl.int64) * BLOCK_N
-        at = (batch, row, col, m, n)
-        total = tile(ins, (), strides, at, rows, cols, FN, WHOSE, STEPS, PRECISE, UNIT, SCALE, total)
+        batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number * BLOCK_N
+        if row_strides is not None:
+            batch = number // (down * across)
+            row = number // across % down * BLOCK_M
+            col = number % across * BLOCK_N
+        tile = (batch, row, col, m, n)
+        total = compute(inputs, (), strides, tile, rows, cols, FN, FORM, SCALE, total)
         number += tl.num_programs(0)
-    total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N]).to(tl.float64), 0) * (1.0 / SCALE)
-    tl.store(partials + tl.program_id(0), total)
+    # A thread's own elements in float32, as a tree; float64 is slow on many chips, and left to what threads share.
+    total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N // 8, 8]), 1)
+    tl.store(outputs[0] + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * (1.0 / SCALE))
 
 
-def reduce(fn: Any, inputs: tuple[Input, ...], like: torch.Tensor, divisor: Input, dtype: torch.dtype) -> torch.Tensor:
+@triton.jit(do_not_specialize=["count"])
+def _finish_kernel(inputs, outputs, count, NUMBER: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the partial sums, and divides by a number or what a pointer shows."""
+    at = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    start = 0
+    while start < count:
+        total += tl.load(inputs[0] + start + at, mask=at < count - start, other=0.0)
+        start += BLOCK
+    divisor = tl.cast(inputs[1] if NUMBER else tl.load(inputs[1]), tl.float64)
+    result = tl.sum(total, 0) / divisor
+    if outputs[0].dtype.element_ty != tl.float64:
+        result = result.to(tl.float32)
+    tl.store(outputs[0], rounded(result, outputs[0].dtype.element_ty))
+
+
+def reduce(
+    fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, divisor: Operand, dtype: torch.dtype
+) -> torch.Tensor:
     """The sum of fn over all elements, divided, in one order whatever the device does."""
-    at = arrange(inputs, (like,))
-    block_m, block_n = tile_of(at, like)
-    tiles = at.batches * -(-at.rows // block_m) * -(-at.cols // block_n)
-    partials = like.new_empty(min(tiles, LOSS_PROGRAMS), dtype=torch.float64)
-    with torch.cuda.device_of(like):
-        _sum_kernel[(partials.numel(),)](
-            at.tensors[: len(inputs)], partials, (at.batch_strides, at.row_strides), at.batches, at.rows, at.cols,
-            fn, at.whose, at.steps, precise([dtype]), like.dtype == torch.float64, at.unit, block_m, block_n, **OPTIONS,
-        )  # fmt: skip
-    return (partials.sum() / divisor).to(dtype)
+    ready, inputs = plan(_sum_call, fn, inputs, (like,), dtype)
+    partials = torch.empty(ready.call.partials, dtype=torch.float64, device=like.device)
+    ready.launch(inputs, (partials,))
+    total = torch.empty((), dtype=dtype, device=like.device)
+    ready, inputs = plan(_finish_call, None, (partials, divisor), (total,))
+    ready.launch(inputs, (total,))
+    return total
+
+
+def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Call:
+    at = layout(inputs, outputs)
+    block_m, block_n = tile_of(at, outputs[0], LOSS_TILE_BYTES)
+    programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
+    arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn, form(at, inputs, [dtype])
+    return Call(_sum_kernel, (programs, 1, 1), (*arguments, block_m, block_n), programs)
+
+
+def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
+    return Call(_finish_kernel, (1, 1, 1), (inputs[0].numel(), not isinstance(inputs[1], torch.Tensor), LOSS_PROGRAMS // 4))

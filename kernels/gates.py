@@ -1,12 +1,12 @@
-"""The gates' passes. Inputs are read where they lie, chunk halves too; backward recomputes the sigmoid from them."""
+"""The gates' passes. Operands are read where they lie, chunk halves too; backward recomputes the sigmoid from them."""
 
 from __future__ import annotations
 
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import launch
-from sigtorch.kernels._reduce import launch_sum
+from sigtorch.kernels._map import launch_map
+from sigtorch.kernels._reduce import launch_map_sum
 
 
 def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -19,10 +19,10 @@ def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
 def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     if residual is None:
         out = _result(x, gate)
-        launch(_math.sigmoid_gate, (x, gate), (out,))
+        launch_map(_math.sigmoid_gate, (x, gate), (out,))
     else:
         out = _result(x, gate, residual)
-        launch(_math.sigmoid_gate_residual, (x, gate, residual), (out,))
+        launch_map(_math.sigmoid_gate_residual, (x, gate, residual), (out,))
     return out
 
 
@@ -30,18 +30,18 @@ def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tenso
     """Gradients of x and of gate; a broadcast gate's is summed in the same pass."""
     grad_x = torch.empty_like(x)
     if gate.shape != x.shape and x.numel():
-        grad_gate = launch_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), kept=2)
+        grad_gate = launch_map_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
         if grad_gate is not None:
             return grad_x, grad_gate
     wide = gate.dtype if gate.shape == x.shape else torch.promote_types(gate.dtype, torch.float32)  # what is summed
     grad_gate = torch.empty_like(grad_x, dtype=wide)
-    launch(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
+    launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
     return grad_x, grad_gate.sum_to_size(gate.shape).to(gate.dtype)
 
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     out = _result(x, y, gate)
-    launch(_math.sigmoid_lerp, (x, y, gate), (out,))
+    launch_map(_math.sigmoid_lerp, (x, y, gate), (out,))
     return out
 
 
@@ -50,7 +50,7 @@ def sigmoid_lerp_backward(
 ) -> tuple[torch.Tensor, ...]:
     grad_x = torch.empty_like(x)
     grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
-    launch(_math.dsigmoid_lerp, (grad, x, y, gate), grads)
+    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads)
     return grads
 
 
@@ -61,20 +61,20 @@ def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 def glu_backward(grad: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
-    launch(_math.dsigmoid_gate, (grad, *x.chunk(2, dim)), grad_x.chunk(2, dim))
+    launch_map(_math.dsigmoid_gate, (grad, *x.chunk(2, dim)), grad_x.chunk(2, dim))
     return (grad_x,)
 
 
 def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     out = _result(gate, up)
-    launch(_math.swiglu, (gate, up), (out,))
+    launch_map(_math.swiglu, (gate, up), (out,))
     return out
 
 
 def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     grad_gate = torch.empty_like(gate)
     grad_up = torch.empty_like(grad_gate, dtype=up.dtype)
-    launch(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
+    launch_map(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
     return grad_gate, grad_up
 
 
@@ -84,5 +84,5 @@ def swiglu_packed_forward(x: torch.Tensor) -> torch.Tensor:
 
 def swiglu_packed_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
-    launch(_math.dswiglu, (grad, *x.chunk(2, -1)), grad_x.chunk(2, -1))
+    launch_map(_math.dswiglu, (grad, *x.chunk(2, -1)), grad_x.chunk(2, -1))
     return (grad_x,)

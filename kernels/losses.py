@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from sigtorch.kernels import _loss_math
-from sigtorch.kernels._launch import Input, launch
-from sigtorch.kernels._layout import axes_of, reachable
-from sigtorch.kernels._reduce import reduce
+from sigtorch.kernels._layout import Operand, axes_of, reachable
+from sigtorch.kernels._map import launch_map
+from sigtorch.kernels._reduce import LOSS_TILE_BYTES, reduce
 
 # An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
 
 
-def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Input) -> tuple[Input, ...]:
+def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Operand) -> tuple[Operand, ...]:
     """What a scalar function takes: a class index comes with the column it is compared to."""
     if loss.indexed(target):
         # Contiguous, as x or the output is, so that the innermost axis is the classes'.
@@ -30,7 +30,7 @@ def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return x.contiguous()
 
 
-def _divisor(loss: Any, x: torch.Tensor, normalizer: Input) -> Input:
+def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand) -> Operand:
     """One number or 0-d tensor."""
     if loss.reduction == "mean":
         return float(x.numel())
@@ -43,21 +43,21 @@ def _like(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) 
 
 
 def _bce_operands(
-    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input, pos_weight: Input
-) -> tuple[Input, ...]:
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
+) -> tuple[Operand, ...]:
     keep = 1 - loss.label_smoothing if loss.label_smoothing else 1
     weights = (1 if w is None else w for w in (weight, pos_weight))
     return _operands(loss, x, target, *weights, keep)
 
 
-def _focal_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input) -> tuple[Input, ...]:
+def _focal_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand) -> tuple[Operand, ...]:
     pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
     sign = {0.0: 1, 1.0: -1.0}.get(loss.gamma % 2, float("nan"))
     return _operands(loss, x, target, 1 if weight is None else weight, pos, neg, loss.gamma, sign)
 
 
 def binary_cross_entropy_with_logits_forward(
-    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input, pos_weight: Input, normalizer: Input
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _bce_operands(loss, x, target, weight, pos_weight)
@@ -65,7 +65,7 @@ def binary_cross_entropy_with_logits_forward(
     if loss.reduction != "none":
         return reduce(fn, operands, x, _divisor(loss, x, normalizer), loss.dtype)
     out = _like(loss, x, target, loss.dtype)
-    launch(fn, operands, (out,))
+    launch_map(fn, operands, (out,), LOSS_TILE_BYTES)
     return out
 
 
@@ -74,19 +74,19 @@ def binary_cross_entropy_with_logits_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     target: torch.Tensor,
-    weight: Input,
-    pos_weight: Input,
-    normalizer: Input,
+    weight: Operand,
+    pos_weight: Operand,
+    normalizer: Operand,
 ) -> torch.Tensor:
     fn = _loss_math.dbce_of_class if loss.indexed(target) else _loss_math.dbce
     grad_x = _like(loss, x, target, x.dtype)
     operands = _bce_operands(loss, x, target, weight, pos_weight)
-    launch(fn, (grad, _divisor(loss, x, normalizer), *operands), (grad_x,))
+    launch_map(fn, (grad, _divisor(loss, x, normalizer), *operands), (grad_x,), LOSS_TILE_BYTES)
     return grad_x
 
 
 def sigmoid_focal_loss_forward(
-    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Input, pos_weight: Input, normalizer: Input
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _focal_operands(loss, x, target, weight)
@@ -95,7 +95,7 @@ def sigmoid_focal_loss_forward(
     if loss.reduction != "none":
         return reduce(fn, (1, *operands), x, divisor, loss.dtype)
     out = _like(loss, x, target, loss.dtype)
-    launch(fn, (divisor, *operands), (out,))
+    launch_map(fn, (divisor, *operands), (out,), LOSS_TILE_BYTES)
     return out
 
 
@@ -104,11 +104,13 @@ def sigmoid_focal_loss_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     target: torch.Tensor,
-    weight: Input,
-    pos_weight: Input,
-    normalizer: Input,
+    weight: Operand,
+    pos_weight: Operand,
+    normalizer: Operand,
 ) -> torch.Tensor:
     fn = _loss_math.dfocal_of_class if loss.indexed(target) else _loss_math.dfocal
     grad_x = _like(loss, x, target, x.dtype)
-    launch(fn, (grad, _divisor(loss, x, normalizer), *_focal_operands(loss, x, target, weight)), (grad_x,))
+    launch_map(
+        fn, (grad, _divisor(loss, x, normalizer), *_focal_operands(loss, x, target, weight)), (grad_x,), LOSS_TILE_BYTES
+    )
     return grad_x

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import launch
+from sigtorch.kernels._map import launch_map
 
 
 def sigmoid_forward(x: torch.Tensor) -> torch.Tensor:
     s = torch.empty_like(x)
-    launch(_math.sigmoid, (x,), (s,))
+    launch_map(_math.sigmoid, (x,), (s,))
     return s
 
 
 def sigmoid_backward(grad: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     grad_x = torch.empty_like(s)
-    launch(_math.dsigmoid_from_output, (grad, s), (grad_x,))
+    launch_map(_math.dsigmoid_from_output, (grad, s), (grad_x,))
     return grad_x
 
 
@@ -26,5 +26,5 @@ def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:
 
 def sigmoid_from_input_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
-    launch(_math.dsigmoid_from_input, (grad, x), (grad_x,))
+    launch_map(_math.dsigmoid_from_input, (grad, x), (grad_x,))
     return (grad_x,)

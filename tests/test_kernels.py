@@ -8,7 +8,7 @@ from cases import CASES, DTYPES, HALF, STRIDES, check, gradients
 from torch.autograd.graph import save_on_cpu
 
 import sigtorch
-from sigtorch.kernels import _launch, _reduce, gates
+from sigtorch.kernels import _map, _reduce, gates
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -64,14 +64,14 @@ def test_every_half_value(case, dtype, device):
 
 @every_case
 def test_nothing_is_launched_for_nothing(case, device, monkeypatch):
-    monkeypatch.setattr(_launch, "_map_kernel", None)
+    monkeypatch.setattr(_map, "_map_kernel", None)
     check(case, case.inputs((0, 4), torch.float32, device), backend="triton")
 
 
 @pytest.mark.parametrize("name", ["swiglu-packed", "gate-token"])
 @pytest.mark.parametrize(("shape", "grid"), [((5, 9000), 4), ((3, 20000), 4), ((600, 22), 2)], ids=str)
 def test_the_long_axis_leads_the_grid(name, shape, grid, device, monkeypatch):
-    monkeypatch.setattr(_launch, "GRID", grid)
+    monkeypatch.setattr(_map, "MAX_GRID", grid)
     (case,) = (c for c in CASES if c.name == name)
     check(case, case.inputs(shape, torch.float32, device), backend="triton")
 
@@ -85,7 +85,7 @@ def test_few_programs_add_many_tiles(case, programs, device, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_gate_that_no_kernel_sums_keeps_its_precision(dtype, device, monkeypatch):
-    monkeypatch.setattr(gates, "launch_sum", lambda *args, **kwargs: None)
+    monkeypatch.setattr(gates, "launch_map_sum", lambda *args, **kwargs: None)
     (case,) = (c for c in CASES if c.name == "gate-channel")
     check(case, case.inputs((2, 3, 5, 4), dtype, device), backend="triton")
 

@@ -1,0 +1,81 @@
+"""One tile of an elementwise operation: where its elements lie, and what is loaded, computed and stored.
+
+An operation is a scalar function from ``_math.py`` or ``_loss_math.py``, a constexpr parameter ``FN``. ``FORM`` is what
+``_launch.form`` gives; a ``tile`` is its batch, row and column, and its rows and columns from there.
+"""
+
+import triton
+import triton.language as tl
+
+from sigtorch.kernels import _layout
+from sigtorch.kernels._math import rounded, widened
+
+EVERY_ELEMENT, NUMBER, COLUMN = map(tl.constexpr, (_layout.EVERY_ELEMENT, _layout.NUMBER, _layout.COLUMN))
+
+
+@triton.jit
+def pointers(ptr, strides, tile, STRIDES, KIND, VECTOR):
+    """An operand's elements of a tile: a 64-bit corner, 32-bit lanes from there. Strides count vectors of elements."""
+    batch_strides, row_strides = strides
+    batch, row, col, m, n = tile
+    unit: tl.constexpr = VECTOR if KIND == EVERY_ELEMENT else 1
+    if batch_strides is not None:
+        ptr += batch * (batch_strides[STRIDES] >> 1) * unit
+    if row_strides is not None:
+        stride = row_strides[STRIDES] >> 1
+        ptr += row * stride * unit
+        m = (m * unit).to(tl.int64) * stride
+    if KIND == EVERY_ELEMENT:
+        ptr += col
+        m += n
+    return ptr + m
+
+
+@triton.jit
+def _load(inputs, strides, tile, row_mask, mask, FORM: tl.constexpr):
+    """A tile of every input, in float32 or all in float64."""
+    WIDE: tl.constexpr = tl.float64 if FORM[4] else tl.float32
+    values = ()
+    for i in tl.static_range(len(inputs)):
+        if FORM[1][i] == NUMBER:
+            value = tl.cast(inputs[i], tl.float32)
+        elif FORM[1][i] == COLUMN:
+            value = (tile[2] + tile[4]).to(tl.float32)
+        elif FORM[1][i] == EVERY_ELEMENT:
+            ptr = pointers(inputs[i], strides, tile, FORM[0][i], FORM[1][i], FORM[2])
+            value = widened(tl.load(ptr, mask=mask), WIDE)
+        else:
+            ptr = pointers(inputs[i], strides, tile, FORM[0][i], FORM[1][i], FORM[2])
+            value = tl.load(ptr, mask=row_mask).to(WIDE)
+        values = values + (value,)  # noqa: RUF005, Triton's tuples take no star
+    return values
+
+
+@triton.jit
+def _compute(inputs, outputs, strides, tile, row_mask, mask, FN, FORM: tl.constexpr, SCALE, total):
+    """Load, compute, round once, store, and add to total; masks are None for a full tile."""
+    results = FN(*_load(inputs, strides, tile, row_mask, mask, FORM), FORM[3])
+    for i in tl.static_range(len(outputs)):
+        ptr = pointers(outputs[i], strides, tile, FORM[0][len(inputs) + i], EVERY_ELEMENT, FORM[2])
+        result = results if SCALE is None and len(outputs) == 1 else results[i]
+        tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=mask)
+    if SCALE is not None:
+        last = (results[len(outputs)] if len(outputs) else results) * SCALE
+        total += last if mask is None else tl.where(mask, last, 0.0)
+    return total
+
+
+@triton.jit
+def compute(inputs, outputs, strides, tile, rows, cols, FN, FORM: tl.constexpr, SCALE, total):
+    """One tile of all operands; where there is a SCALE, the last result, times that, is no output but adds to total."""
+    _, row, col, m, n = tile
+    # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
+    if (row + m.shape[0] <= rows) & (col + n.shape[1] <= cols):
+        total = _compute(inputs, outputs, strides, tile, None, None, FN, FORM, SCALE, total)
+    else:
+        row_mask = m < rows - row
+        mask = row_mask & (n < cols - col)
+        if FORM[2] > 1:
+            mask = tl.max_constancy(mask, [1, FORM[2]])
+        total = _compute(inputs, outputs, strides, tile, row_mask, mask, FN, FORM, SCALE, total)
+    return total
