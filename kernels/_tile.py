@@ -75,7 +75,8 @@ def compute(inputs, outputs, strides, tile, rows, cols, FN, FORM: tl.constexpr, 
     else:
         row_mask = m < rows - row
         mask = row_mask & (n < cols - col)
-        if FORM[2] > 1:
-            mask = tl.max_constancy(mask, [1, FORM[2]])
+        VECTOR: tl.constexpr = FORM[2]
+        if VECTOR > 1:
+            mask = tl.max_constancy(mask, [1, VECTOR])
         total = _compute(inputs, outputs, strides, tile, row_mask, mask, FN, FORM, SCALE, total)
     return total

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.utils.checkpoint import CheckpointError
 
-from sigtorch import _backend, formulas
+from sigtorch import _backend, _checks, formulas
 
 
 @functools.cache
@@ -28,8 +30,33 @@ def fused(*tensors: torch.Tensor) -> bool:
     return not torch.is_grad_enabled() and _backend.plain(*tensors)
 
 
+_numbers = itertools.count(1)
+
+
+@functools.cache
+def marker(op: str) -> torch.Tensor:
+    """An empty tensor that an operation saves first, of a shape of its own.
+
+    Non-reentrant checkpointing hands saved tensors back by position. Where the recompute takes another path than forward
+    did, this tensor's place shows it, to the checkpoint or to backward: no other path saves this shape there.
+    """
+    with torch.inference_mode(False):
+        return torch.empty((0, next(_numbers)), dtype=torch.uint8, device="cpu")
+
+
+def saved(ctx: Any, op: str) -> list[torch.Tensor]:
+    """What forward saved behind its marker, if that is what comes back."""
+    try:
+        first, *tensors = ctx.saved_tensors
+    except CheckpointError as error:
+        raise _checks.recomputed(f"{op}()") from error
+    if first.shape != marker(op).shape:
+        raise _checks.recomputed(f"{op}()")
+    return tensors
+
+
 def formula_grads(
-    needs: Sequence[bool], formula: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad: torch.Tensor
+    needs: Sequence[bool], formula: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """Gradients by differentiating the formula at the saved inputs, themselves differentiable where that is asked for."""
     if not any(needs):  # as where only a residual wants one
@@ -46,7 +73,10 @@ def formula_grads(
 
 
 class SigmoidFunction(Function):
-    """Saves the output, as torch.sigmoid does: forward has computed all that backward needs."""
+    """Saves the output, as torch.sigmoid does: forward has computed all that backward needs.
+
+    Without a marker: a checkpoint may hand back what torch.sigmoid saved, which is the same.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, backend: str) -> torch.Tensor:
@@ -64,7 +94,7 @@ class SigmoidFunction(Function):
 
 
 class _FromInputs(Function):
-    """Saves its input tensors and nothing else; a subclass names its passes and the formula they stand for.
+    """Saves its input tensors behind a marker; a subclass names its passes and the formula they stand for.
 
     Called with the tensors, then what else the passes take, then the backend.
     """
@@ -80,12 +110,13 @@ class _FromInputs(Function):
         ctx.passes = passes_of(backend, cls.family)
         tensors = [a for a in given if isinstance(a, torch.Tensor)]
         ctx.rest = given[len(tensors) :]
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(marker(cls.op), *tensors)
         return getattr(ctx.passes, f"{cls.op}_forward")(*given)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cls, tensors = ctx._forward_cls, ctx.saved_tensors
+        cls = ctx._forward_cls
+        tensors = saved(ctx, cls.op)
         if fused(grad, *tensors):
             grads = getattr(ctx.passes, f"{cls.op}_backward")(grad, *tensors, *ctx.rest)
         else:
@@ -108,12 +139,12 @@ class SigmoidGateResidualFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
         ctx.passes = passes_of(backend, "gates")
-        ctx.save_for_backward(x, gate)
+        ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
         return ctx.passes.sigmoid_gate_forward(x, gate, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, gate = ctx.saved_tensors
+        x, gate = saved(ctx, "sigmoid_gate")
         if fused(grad, x, gate):
             return *ctx.passes.sigmoid_gate_backward(grad, x, gate), grad, None
         return *formula_grads(ctx.needs_input_grad[:2], formulas.sigmoid_gate, (x, gate), grad), grad, None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,6 +18,8 @@ from torch.utils._device import DeviceContext
 from sigtorch import _checks
 
 KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+CAPABILITY = (8, 0)  # Triton's own floor
 
 # Function modes that leave what exists alone, and so do not watch it: a default device is one.
 TRANSPARENT_MODES: set[type] = {DeviceContext}
@@ -56,32 +60,35 @@ def _function_modes_watch() -> bool:
     return any(type(mode) not in TRANSPARENT_MODES for mode in torch.overrides._get_current_function_mode_stack())
 
 
-def select(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
-    """What runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula"."""
-    return select_plain(*tensors, cpu_pass=cpu_pass) if plain(*tensors) else "formula"
+def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False) -> str:
+    """What runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula".
 
-
-def select_plain(*tensors: torch.Tensor, cpu_pass: bool = False) -> str:
-    """The same for tensors known to be plain."""
-    choice = _choice()
-    if choice == "aten":
+    Tensors beside them, such as class indices, may be of any dtype.
+    """
+    if torch.compiler.is_compiling():  # before a ContextVar is read, which Dynamo refuses under fullgraph
         return "formula"
-    if len(tensors) > 1 and not _alike(tensors):
+    choice = _forced.get() or _named()
+    if choice == "aten" or (choice == "auto" and not cpu_pass and not getattr(tensors[0], "is_cuda", False)):
+        return "formula"  # whatever watches
+    if not plain(*tensors, *beside) or not _alike(tensors, beside):
         return "formula"
     if choice == "triton":
         _require_kernels(tensors)
         return "triton"
     if not tensors[0].is_cuda:
-        return "cpu" if cpu_pass else "formula"
-    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _kernels_compile_for(tensors[0].get_device()):
+        return "cpu"
+    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _runs_on(tensors[0].get_device()):
         return "triton"
     return "formula"
 
 
-def _alike(tensors: tuple[torch.Tensor, ...]) -> bool:
+def _alike(tensors: Sequence[torch.Tensor], beside: Sequence[torch.Tensor]) -> bool:
     """On one device, and all of them float64 or none: a kernel computes in one or the other."""
     device, double = tensors[0].device, tensors[0].dtype == torch.float64
-    return all(t.device == device and (t.dtype == torch.float64) == double for t in tensors)
+    for t in tensors[1:]:
+        if t.device != device or (t.dtype == torch.float64) != double:
+            return False
+    return not beside or all(t.device == device for t in beside)
 
 
 @contextmanager
@@ -123,10 +130,6 @@ def backend_of(tensor: torch.Tensor, *tensors: torch.Tensor) -> str:
     return "triton" if select(tensor, *tensors) == "triton" else "aten"
 
 
-def _choice() -> str:
-    return _forced.get() or _named()
-
-
 @functools.cache
 def _named() -> str:
     named = os.environ.get("SIGTORCH_BACKEND")
@@ -143,28 +146,57 @@ def _triton_missing() -> str | None:
 
 
 @functools.cache
-def _kernels_compile_for(index: int) -> bool:
-    """Triton's own floor is compute capability 8.0; ROCm builds call their devices CUDA too."""
-    return torch.version.hip is None and _triton_missing() is None and torch.cuda.get_device_capability(index) >= (8, 0)
+def _runs_on(index: int) -> bool:
+    """Whether kernels run on a CUDA device; where Triton is there but fails, a warning says so once."""
+    if torch.version.hip is not None or _triton_missing() or torch.cuda.get_device_capability(index) < CAPABILITY:
+        return False
+    failure = _probe(index)
+    if failure is not None:
+        warnings.warn(_checks.triton_fails(index, failure), RuntimeWarning, stacklevel=2)
+    return failure is None
+
+
+def _probe(index: int) -> str | None:
+    """Why no kernel compiles and loads on a CUDA device, in a line; None where one does."""
+    why: str | None = importlib.import_module("sigtorch.kernels._probe").failure(index)
+    return why
 
 
 def _require_kernels(tensors: tuple[torch.Tensor, ...]) -> None:
-    missing = _triton_missing()
-    if missing is not None:
-        raise _checks.triton_missing(missing)
+    error = _obstacle(tensors[0].device)
+    if error is not None:
+        raise error
     for t in tensors:
         if t.dtype not in KERNEL_DTYPES:
             raise _checks.triton_dtype(t.dtype, KERNEL_DTYPES)
-        if not _reaches(t.device):
-            raise _checks.triton_device(t.device)
 
 
-def _reaches(device: torch.device) -> bool:
+@functools.cache
+def _obstacle(device: torch.device) -> Exception | None:
+    """The error where "triton" is forced and cannot run on a device."""
+    missing = _triton_missing()
+    if missing is not None:
+        return _checks.triton_missing(missing)
+    if _interprets_or_stands_in(device.type):
+        return None
+    if device.type != "cuda":
+        return _checks.triton_device(device)
+    if torch.version.hip is not None:
+        return _checks.triton_on_rocm()
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return _checks.triton_capability(device, capability, CAPABILITY)
+    failure = _probe(device.index)
+    return RuntimeError(_checks.triton_fails(device.index, failure, forced=True)) if failure is not None else None
+
+
+def _interprets_or_stands_in(kind: str) -> bool:
+    """Whether Triton's interpreter is on, or its driver is one that takes tensors of another kind of device."""
     import triton
 
     if triton.knobs.runtime.interpret:
         return True
     try:
-        return bool(triton.runtime.driver.active.get_active_torch_device().type == device.type)
-    except RuntimeError:  # no driver at all
+        return kind != "cuda" and bool(triton.runtime.driver.active.get_active_torch_device().type == kind)
+    except Exception:  # no driver, or none that can be built: of whatever kind
         return False

@@ -103,5 +103,29 @@ def triton_device(device: torch.device) -> ValueError:
     return ValueError(f"backend 'triton' cannot reach a tensor on {device}{hint}")
 
 
+def triton_on_rocm() -> RuntimeError:
+    return RuntimeError("backend 'triton' was asked for, but this PyTorch is built for ROCm, where no kernel was tried")
+
+
+def triton_capability(device: torch.device, seen: tuple[int, int], least: tuple[int, int]) -> RuntimeError:
+    return RuntimeError(
+        f"backend 'triton' needs compute capability {least[0]}.{least[1]}, got {seen[0]}.{seen[1]} on {device}"
+    )
+
+
+def triton_fails(index: int, why: str, forced: bool = False) -> str:
+    """Of a device that Triton should run on: a warning's text, or an error's where it is forced."""
+    if forced:
+        return f"backend 'triton' was asked for, but Triton fails on cuda:{index}: {why}"
+    return f"sigtorch runs PyTorch's operators on cuda:{index}, for Triton fails there: {why}"
+
+
+def recomputed(where: str) -> RuntimeError:
+    return RuntimeError(
+        f"{where}: backward got tensors that its forward did not save: a checkpoint recomputed it another way "
+        "(use_backend, patched_functions, a mode or another thread); run both under the same settings"
+    )
+
+
 def _listed(names: Collection[str]) -> str:
     return ", ".join(map(repr, names))

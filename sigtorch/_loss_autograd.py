@@ -8,7 +8,7 @@ import torch
 from torch.autograd import Function
 
 from sigtorch import _loss_cpu
-from sigtorch._autograd import formula_grads, fused, passes_of
+from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved
 from sigtorch._loss_formulas import Loss, formula
 
 
@@ -20,12 +20,12 @@ class LossFunction(Function):
         ctx: Any, loss: Loss, backend: str, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.loss, ctx.passes = loss, _loss_cpu if backend == "cpu" else passes_of(backend, "losses")
-        ctx.save_for_backward(x, target, *others)
+        ctx.save_for_backward(marker(loss.name), x, target, *others)
         return getattr(ctx.passes, f"{loss.name}_forward")(loss, x, target, *others)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, *others = ctx.saved_tensors
+        x, *others = saved(ctx, ctx.loss.name)
         if fused(grad, x):
             grad_x = getattr(ctx.passes, f"{ctx.loss.name}_backward")(ctx.loss, grad, x, *others)
         else:

@@ -157,12 +157,10 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
 def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:
     """A fused pass where it can: on one device, with a gradient for the logits alone."""
     given = [t for t in (target, *others) if t is not None]
-    if not _backend.plain(input, *given) or not input.numel():
-        return "formula"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if not input.numel() or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
         return "formula"
     if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
         return "formula"
-    if any(t.device != input.device for t in given):
-        return "formula"
-    return _backend.select_plain(input, *(t for t in given if t.is_floating_point()), cpu_pass=True)
+    floating = [t for t in given if t.is_floating_point()]
+    whole = [t for t in given if not t.is_floating_point()]
+    return _backend.select(input, *floating, beside=whole, cpu_pass=True)

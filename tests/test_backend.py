@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import os
 import subprocess
 import sys
 import threading
@@ -53,7 +54,7 @@ def test_an_unknown_backend_changes_nothing(variable):
     with sigtorch.use_backend("aten"):
         refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
         refused(ValueError, lambda: use(None), "None")
-        assert _backend._choice() == "aten"
+        assert (_backend._forced.get() or _backend._named()) == "aten"
     variable("tritn")
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
 
@@ -76,10 +77,14 @@ def test_triton_forced_where_it_cannot_be(monkeypatch):
     with sigtorch.use_backend("triton"):
         refused(TypeError, lambda: sigtorch.sigmoid(torch.arange(3)), "torch.int64")
         refused(TypeError, lambda: sigtorch.sigmoid(torch.randn(3, dtype=torch.complex64)), "torch.complex64")
-        monkeypatch.setattr(_backend, "_reaches", lambda device: False)
-        refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(3)), "cpu", "TRITON_INTERPRET")
-        monkeypatch.setattr(_backend, "_triton_missing", lambda: "No module named 'triton'")
-        refused(RuntimeError, lambda: sigtorch.sigmoid(torch.randn(3)), "No module named 'triton'")
+        monkeypatch.setattr(_backend, "_interprets_or_stands_in", lambda kind: False)
+        for missing, kind, quoted in [
+            (None, ValueError, ("cpu", "TRITON_INTERPRET")),
+            ("No module named 'triton'", RuntimeError, ("No module named 'triton'",)),
+        ]:
+            monkeypatch.setattr(_backend, "_triton_missing", lambda missing=missing: missing)
+            _backend._obstacle.cache_clear()
+            refused(kind, lambda: sigtorch.sigmoid(torch.randn(3)), *quoted)
 
 
 def test_without_an_engine_a_cpu_tensor_is_out_of_reach():
@@ -104,7 +109,7 @@ def test_works_where_triton_is_missing():
 def test_a_choice_is_the_threads_own():
     seen = []
     with sigtorch.use_backend("triton"):
-        thread = threading.Thread(target=lambda: seen.append(_backend._choice()))
+        thread = threading.Thread(target=lambda: seen.append((_backend._forced.get() or _backend._named())))
         thread.start()
         thread.join()
     assert seen == ["auto"]
@@ -114,7 +119,7 @@ def test_a_choice_is_the_tasks_own():
     async def choose(name):
         with sigtorch.use_backend(name):
             await asyncio.sleep(0.01)
-            return _backend._choice()
+            return _backend._forced.get() or _backend._named()
 
     async def both():
         return await asyncio.gather(choose("aten"), choose("triton"), choose("auto"))
@@ -130,27 +135,105 @@ def test_a_cuda_tensors_keys_are_ordinary():
     assert torch._C._dispatch_keys(torch.randn(2)).raw_repr() in _backend._ORDINARY
 
 
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Stand-ins for CUDA tensors, of a device as described; what does not look at more of them than _backend does."""
+
+    def make(dtypes, capability=(9, 0), hip=None, failure=None):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(_backend, "_probe", lambda index: failure)
+        monkeypatch.setattr(_backend, "plain", lambda *_: True)
+        monkeypatch.setattr(_backend, "_interprets_or_stands_in", lambda kind: False)
+        device = torch.device("cuda", 0)
+        return [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]
+
+    forget = (_backend._runs_on.cache_clear, _backend._obstacle.cache_clear)
+    for f in forget:
+        f()
+    yield make
+    for f in forget:
+        f()
+
+
 @pytest.mark.parametrize(
-    ("dtypes", "capability", "hip", "expected"),
+    ("dtypes", "seen", "expected"),
     [
-        ([torch.bfloat16], (9, 0), None, "triton"),
-        ([torch.float16, torch.float32], (8, 0), None, "triton"),
-        ([torch.float64, torch.float64], (10, 0), None, "triton"),
-        ([torch.float64, torch.float32], (9, 0), None, "formula"),
-        ([torch.int64], (9, 0), None, "formula"),
-        ([torch.bfloat16], (7, 5), None, "formula"),
-        ([torch.bfloat16], (9, 0), "6.0", "formula"),
+        ([torch.bfloat16], {}, "triton"),
+        ([torch.float16, torch.float32], {"capability": (8, 0)}, "triton"),
+        ([torch.float64, torch.float64], {"capability": (10, 0)}, "triton"),
+        ([torch.float64, torch.float32], {}, "formula"),
+        ([torch.int64], {}, "formula"),
+        ([torch.bfloat16], {"capability": (7, 5)}, "formula"),
+        ([torch.bfloat16], {"hip": "6.0"}, "formula"),
     ],
 )
-def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, capability, hip, expected, monkeypatch):
-    """The decision for CUDA tensors, by stand-ins for them."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    _backend._kernels_compile_for.cache_clear()
-    device = torch.device("cuda", 0)
-    tensors = [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]
-    assert _backend.select_plain(*tensors) == expected
-    _backend._kernels_compile_for.cache_clear()
+def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, seen, expected, on_cuda):
+    assert _backend.select(*on_cuda(dtypes, **seen)) == expected
+
+
+def test_auto_says_once_that_triton_fails(on_cuda):
+    tensors = on_cuda([torch.float32], failure="RuntimeError: Failed to find C compiler.")
+    with pytest.warns(RuntimeWarning, match="PyTorch's operators on cuda:0, .*: Failed to find C compiler") as seen:
+        assert [_backend.select(*tensors) for _ in range(3)] == ["formula"] * 3
+    assert len(seen) == 1
+    assert "\n" not in str(seen[0].message)
+
+
+@pytest.mark.parametrize(
+    ("seen", "quoted"),
+    [
+        ({"failure": "AssertionError: libcuda.so cannot found!"}, ("cuda:0", "libcuda.so cannot found!")),
+        ({"hip": "6.0"}, ("ROCm",)),
+        ({"capability": (7, 5)}, ("8.0", "7.5", "cuda:0")),
+    ],
+    ids=str,
+)
+def test_triton_forced_where_it_fails(seen, quoted, on_cuda):
+    with sigtorch.use_backend("triton"):
+        tensors = on_cuda([torch.float32], **seen)
+        refused(RuntimeError, lambda: _backend.select(*tensors), *quoted)
+
+
+PROBE = """
+import sys
+sys.path.insert(0, "tests")
+{before}
+from sigtorch.kernels import _probe
+print(_probe.failure(0))
+"""
+BELIEVED = """
+import contextlib, torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device = lambda index: contextlib.nullcontext()
+"""
+STAND_IN = (
+    BELIEVED
+    + """
+from host import standin
+standin.install({arch})
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "env", "said"),
+    [
+        ("", {}, "RuntimeError: "),
+        (BELIEVED, {"PATH": ""}, "C compiler"),
+        (BELIEVED, {}, "libcuda"),
+        (STAND_IN.format(arch=999), {}, "sm_999"),
+        (STAND_IN.format(arch=90), {}, "None"),
+    ],
+    ids=["no device", "no compiler", "no driver", "a chip newer than the assembler", "none"],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a driver that is there")
+def test_why_triton_fails_is_a_line(before, env, said, tmp_path):
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), **env}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROBE.format(before=before)], env=env, capture_output=True, text=True
+    )
+    assert said in done.stdout.splitlines()[-1], done.stderr  # Triton itself may print before
 
 
 def test_plain_means_that_nothing_watches():
