@@ -75,7 +75,12 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         if target.shape != x.shape[:-1] or not x.dim():
             raise ValueError(
                 f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must lack its last dimension, "
-                f"got {names[1]} of shape {tuple(target.shape)}"
+                f"got {names[1]} of shape {tuple(target.shape)}; for 0 or 1 an element give {names[1]}.to({names[0]}.dtype)"
+            )
+        if x.shape[-1] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
+            raise ValueError(
+                f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
+                f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
             )
         _classes(where, names[1], x.shape[-1], target, background_index)
         return
@@ -110,10 +115,13 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
             continue
         if t.is_complex():
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
-        bad = t.dim() > x.dim()
-        for i in range(
-            1, min(t.dim(), x.dim()) + 1
-        ):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
-            bad = bad or t.shape[-i] not in (1, x.shape[-i])
-        if bad:
+        if not fits(t, x):
             raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
+
+
+def fits(t: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether t broadcasts to the shape of x."""
+    fitting = t.dim() <= x.dim()
+    for i in range(1, min(t.dim(), x.dim()) + 1):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
+        fitting = fitting and t.shape[-i] in (1, x.shape[-i])
+    return fitting

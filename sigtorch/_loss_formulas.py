@@ -83,8 +83,6 @@ def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: to
     """A target of 0 everywhere, then one element a row replaced: no one-hot matrix."""
     values = _one(loss, x, 0.0, pos_weight)
     classes = x.shape[-1]
-    if not classes:
-        return values
     background = index == loss.background_index
     column = ((index >= 0) & (index < classes) & ~background).unsqueeze(-1)
     at = torch.where(column, index.unsqueeze(-1), 0)

@@ -32,8 +32,8 @@ def binary_cross_entropy_with_logits(
 
     Args:
         input: logits x of any shape and floating dtype.
-        target: t, floating, bool or uint8 of input's shape; or int64 class indices of the shape of input without its
-            last dimension, in which -1 and the number of classes mean no class.
+        target: t, floating, bool or uint8 of input's shape; or int64 class indices, of two classes or more, of the
+            shape of input without its last dimension, in which -1 and the number of classes mean no class.
         weight: w, broadcastable to input's shape.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         pos_weight: p, broadcastable to input's shape.
@@ -85,8 +85,9 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: logits x of any shape and floating dtype.
-        targets: t, floating, bool or uint8 of inputs' shape; or int64 class indices of the shape of inputs without its
-            last dimension, in which ``background_index`` and the number of classes mean no class.
+        targets: t, floating, bool or uint8 of inputs' shape; or int64 class indices, of two classes or more, of the
+            shape of inputs without its last dimension, in which ``background_index`` and the number of classes mean no
+            class.
         alpha: weight of the positive class in [0, 1], or -1 for none.
         gamma: how much less an easy element counts, at least 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -161,7 +162,7 @@ def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torc
         return "formula"
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return "formula"
-    if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
+    if loss.indexed(target) and input.shape[-1] >= 2**24:  # counted in float32
         return "formula"
     if any(t.device != input.device for t in given):
         return "formula"

@@ -173,7 +173,8 @@ def test_empty(loss, backend, device):
             assert loss(x, target, reduction="sum") == 0
             assert loss(x, target, reduction="mean").isnan()
             assert loss(x, target, reduction="none").shape == shape
-            loss(x, torch.zeros(shape[:-1], dtype=torch.int64, device=device), reduction="sum").backward()
+            index = torch.zeros(shape[:-1], dtype=torch.int64, device=device)
+            loss(x, index if shape == (0, 4) else target, reduction="sum").backward()
         assert x.grad.shape == shape
 
 
@@ -240,7 +241,11 @@ BAD = [
     (LOSSES[0], (X, X, 2.0), {}, TypeError, "weight must be a Tensor, got float"),
     (LOSSES[0], (X, X), {"weight": X.to(torch.complex64)}, TypeError, "weight must be real, got torch.complex64"),
     (LOSSES[0], (X, ROW[:2]), {}, ValueError, r"got target of shape \(2,\)"),
-    (LOSSES[0], (X, X.long()), {}, ValueError, r"got target of shape \(3, 4\)"),
+    (LOSSES[0], (X, X.long()), {}, ValueError, r"got target of shape \(3, 4\); .* give target.to\(input.dtype\)"),
+    (LOSSES[0], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got input of shape \(3, 1\); .*target.unsqueeze"),
+    (LOSSES[1], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 1\)"),
+    (LOSSES[1], (X[:, :0], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 0\)"),
+    (LOSSES[1], (X[0, :1], ROW[0]), {}, ValueError, r"two classes or more, got inputs of shape \(1,\)"),
     (LOSSES[0], (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4"),
     (LOSSES[0], (X, ROW - 2), {}, ValueError, "holds class -2"),
     (LOSSES[1], (X, ROW - 1), {"background_index": 0}, ValueError, "holds class -1"),
