@@ -21,6 +21,26 @@ def tensors(where: str, **arguments: Any) -> None:
         _checks.one_device(where, **arguments)
 
 
+def pytorch_takes(input: Any, target: Any, weight: Any, reduction: Any, pos_weight: Any) -> bool:
+    """Whether PyTorch's own loss would take these, too: all else is left to that, for its own answer or error."""
+    if not isinstance(input, torch.Tensor) or not isinstance(target, torch.Tensor) or reduction not in REDUCTIONS:
+        return False
+    if not input.is_floating_point() or not target.is_floating_point() or target.shape != input.shape:
+        return False
+    for t in (target, weight, pos_weight):
+        if t is None:
+            continue
+        if not isinstance(t, torch.Tensor) or t.is_complex() or not fits(t, input) or not reaches(t, input):
+            return False
+    return True
+
+
+def torchvision_takes(alpha: Any, gamma: Any) -> bool:
+    """Whether these mean to torchvision what they mean here: it takes any number, and tensors."""
+    numbers = isinstance(alpha, int | float) and isinstance(gamma, int | float)
+    return numbers and (0 <= alpha <= 1 or alpha == -1) and 0 <= gamma < float("inf")
+
+
 def reduction(value: object, where: str) -> None:
     if value not in REDUCTIONS:
         listed = ", ".join(map(repr, REDUCTIONS))
@@ -117,6 +137,11 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
         if not fits(t, x):
             raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
+
+
+def reaches(t: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether t is where x is; a 0-d CPU tensor goes anywhere."""
+    return t.device == x.device or (not t.dim() and t.device.type == "cpu")
 
 
 def fits(t: torch.Tensor, x: torch.Tensor) -> bool:
