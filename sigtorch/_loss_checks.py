@@ -77,8 +77,7 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
     if isinstance(value, torch.Tensor):
         if value.dim():
             raise ValueError(f"{where}: normalizer must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-        # Reading one would stall a device, and cannot be done to what is traced.
-        if value.device.type != "cpu" or not _backend.plain(value):
+        if _unread(value):
             return
         value = value.item()
     elif not hasattr(type(value), "__float__"):
@@ -112,11 +111,28 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         raise ValueError(
             f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
         )
+    if target.dtype == torch.uint8:
+        _mask(where, names[1], target)
+
+
+def _mask(where: str, name: str, target: torch.Tensor) -> None:
+    """As images store them, masks hold 0 and 255."""
+    if _unread(target):
+        return
+    highest = int(target.max())
+    if highest > 1:
+        raise ValueError(
+            f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
+        )
+
+
+def _unread(t: torch.Tensor) -> bool:
+    """Whether t's values stay unseen: on a device, looking would stall; under a transform there is nothing to look at."""
+    return t.device.type != "cpu" or not t.numel() or not _backend.plain(t)
 
 
 def _classes(where: str, name: str, classes: int, target: torch.Tensor, background_index: int) -> None:
-    """On a device, looking would stall; under a transform there is nothing to look at."""
-    if target.device.type != "cpu" or not target.numel() or not _backend.plain(target):
+    if _unread(target):
         return
     low, high = (int(v) for v in target.aminmax())
     if low >= 0 and high <= classes:

@@ -45,7 +45,9 @@ def formula(
     wide = loss.wide(x)
     x = x.to(wide)
     values = (
-        _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
+        _of_classes(loss, x, target, pos_weight)
+        if loss.indexed(target)
+        else _one(loss, x, _share(target, wide), pos_weight)
     )
     if weight is not None:
         values = values * weight
@@ -57,6 +59,12 @@ def formula(
     if divisor is not None:
         values = values / divisor
     return values.to(loss.dtype)
+
+
+def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """Of the positive class; a uint8 other than 0 and 1, which nobody could look at before, is none."""
+    t = target.to(wide)
+    return torch.where(target > 1, torch.nan, t) if target.dtype == torch.uint8 else t
 
 
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:

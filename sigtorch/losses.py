@@ -32,8 +32,8 @@ def binary_cross_entropy_with_logits(
 
     Args:
         input: logits x of any shape and floating dtype.
-        target: t, floating, bool or uint8 of input's shape; or int64 class indices, of two classes or more, of the
-            shape of input without its last dimension, in which -1 and the number of classes mean no class.
+        target: t of input's shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
+            of the shape of input without its last dimension, in which -1 and the number of classes mean no class.
         weight: w, broadcastable to input's shape.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         pos_weight: p, broadcastable to input's shape.
@@ -48,7 +48,8 @@ def binary_cross_entropy_with_logits(
     Raises:
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index out of
-            range. On a device other than the CPU, where looking would stall, such an index makes its row's losses NaN.
+            range, a uint8 above 1. On a device other than the CPU, where looking would stall, such an index makes its
+            row's losses NaN, and such a uint8 its element's.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
@@ -85,9 +86,9 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: logits x of any shape and floating dtype.
-        targets: t, floating, bool or uint8 of inputs' shape; or int64 class indices, of two classes or more, of the
-            shape of inputs without its last dimension, in which ``background_index`` and the number of classes mean no
-            class.
+        targets: t of inputs' shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
+            of the shape of inputs without its last dimension, in which ``background_index`` and the number of classes
+            mean no class.
         alpha: weight of the positive class in [0, 1], or -1 for none.
         gamma: how much less an easy element counts, at least 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -103,8 +104,8 @@ def sigmoid_focal_loss(
     Raises:
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range, a
-            normalizer with ``"mean"``, a class index out of range. On a device other than the CPU, where looking would
-            stall, such an index makes its row's losses NaN.
+            normalizer with ``"mean"``, a class index out of range, a uint8 above 1. On a device other than the CPU,
+            where looking would stall, such an index makes its row's losses NaN, and such a uint8 its element's.
 
     Source:
         Lin et al., "Focal Loss for Dense Object Detection", 2017.

@@ -207,6 +207,24 @@ def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
         assert bad.any(-1).tolist() == [False, True, True, False]
 
 
+@pytest.mark.kernels
+@every_loss
+def test_unchecked_masks_are_nan(loss, device, monkeypatch):
+    """Likewise each element of a uint8 that is neither 0 nor 1, and its gradient."""
+    monkeypatch.setattr("sigtorch._loss_checks._mask", lambda *_: None)
+    x, _ = make((2, 5), torch.float32, "soft", device)
+    mask = torch.tensor([0, 1, 2, 128, 255], dtype=torch.uint8, device=device).expand(2, 5)
+    for backend, reduction in itertools.product(("triton", "aten"), ("none", "sum")):
+        with sigtorch.use_backend(backend):
+            values = loss(x, mask, reduction=reduction)
+            (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
+        for seen in (values, grad) if reduction == "none" else (grad,):
+            assert seen.isnan().tolist() == [[False, False, True, True, True]] * 2
+        assert values.isnan().any()
+    ones = torch.func.vmap(lambda x, t: loss(x, t, reduction="none"))(x.detach(), mask)
+    assert ones.isnan().tolist() == [[False, False, True, True, True]] * 2
+
+
 class Duck:
     """What overrides torch functions."""
 
@@ -242,10 +260,18 @@ BAD = [
     (LOSSES[0], (X, X), {"weight": X.to(torch.complex64)}, TypeError, "weight must be real, got torch.complex64"),
     (LOSSES[0], (X, ROW[:2]), {}, ValueError, r"got target of shape \(2,\)"),
     (LOSSES[0], (X, X.long()), {}, ValueError, r"got target of shape \(3, 4\); .* give target.to\(input.dtype\)"),
-    (LOSSES[0], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got input of shape \(3, 1\); .*target.unsqueeze"),
+    (
+        LOSSES[0],
+        (X[:, :1], ROW),
+        {},
+        ValueError,
+        r"two classes or more, got input of shape \(3, 1\); .*target.unsqueeze",
+    ),
     (LOSSES[1], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 1\)"),
     (LOSSES[1], (X[:, :0], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 0\)"),
     (LOSSES[1], (X[0, :1], ROW[0]), {}, ValueError, r"two classes or more, got inputs of shape \(1,\)"),
+    (LOSSES[0], (X, (X + 255).byte()), {}, ValueError, "target of torch.uint8 holds 255, .* give target > 0"),
+    (LOSSES[1], (X, (X + 2).byte()), {}, ValueError, "targets of torch.uint8 holds 2, expected 0 and 1"),
     (LOSSES[0], (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4"),
     (LOSSES[0], (X, ROW - 2), {}, ValueError, "holds class -2"),
     (LOSSES[1], (X, ROW - 1), {"background_index": 0}, ValueError, "holds class -1"),

@@ -132,7 +132,9 @@ def test_what_pytorch_refuses_is_refused_by_pytorch(args, kwargs):
             assert actual == expected
         else:
             assert actual.dtype == expected.dtype
-            torch.testing.assert_close(actual, expected, rtol=1e-2 if expected.dtype in DTYPES[7:9] else 1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                actual, expected, rtol=1e-2 if expected.dtype in DTYPES[7:9] else 1e-5, atol=1e-6
+            )
 
 
 def test_a_module_of_ours_keeps_class_indices():
