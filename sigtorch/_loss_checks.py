@@ -13,17 +13,22 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def tensors(where: str, **arguments: Any) -> None:
-    """Tensors alone: whatever else overrides torch functions knows nothing of these."""
+    """Tensors alone, whatever else overrides torch functions knows nothing of these; and all of them where the first is."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             raise _checks.no_tensor(where, name, value)
-    if not torch.compiler.is_compiling():
-        _checks.one_device(where, **arguments)
+    if torch.compiler.is_compiling():
+        return
+    first, *others = arguments.values()  # the logits are where the loss is
+    if not all(reaches(t, first) for t in others):
+        raise _checks.several_devices(where, **arguments)
 
 
 def pytorch_takes(input: Any, target: Any, weight: Any, reduction: Any, pos_weight: Any) -> bool:
     """Whether PyTorch's own loss would take these, too: all else is left to that, for its own answer or error."""
-    if not isinstance(input, torch.Tensor) or not isinstance(target, torch.Tensor) or reduction not in REDUCTIONS:
+    if not isinstance(input, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return False
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         return False
     if not input.is_floating_point() or not target.is_floating_point() or target.shape != input.shape:
         return False
@@ -37,14 +42,14 @@ def pytorch_takes(input: Any, target: Any, weight: Any, reduction: Any, pos_weig
 
 def torchvision_takes(alpha: Any, gamma: Any) -> bool:
     """Whether these mean to torchvision what they mean here: it takes any number, and tensors."""
-    numbers = isinstance(alpha, int | float) and isinstance(gamma, int | float)
+    numbers = isinstance(alpha, (int, float)) and isinstance(gamma, (int, float))
     return numbers and (0 <= alpha <= 1 or alpha == -1) and 0 <= gamma < float("inf")
 
 
 def reduction(value: object, where: str) -> None:
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         listed = ", ".join(map(repr, REDUCTIONS))
-        raise ValueError(f"{where}: unknown reduction={value!r}, expected one of {listed}")
+        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of {listed}")
 
 
 def legacy(where: str, size_average: object, reduce: object) -> None:
@@ -54,37 +59,43 @@ def legacy(where: str, size_average: object, reduce: object) -> None:
         )
 
 
-def label_smoothing(value: float, where: str) -> None:
+def label_smoothing(value: Any, where: str) -> None:
     _checks.number(where, label_smoothing=value)
-    if not 0 <= value <= 1:
+    if _readable(value) and not 0 <= value <= 1:
         raise ValueError(f"{where}: label_smoothing must lie in [0, 1], got {value!r}")
 
 
-def focal(alpha: float, gamma: float, background_index: int, where: str) -> None:
+def focal(alpha: Any, gamma: Any, background_index: Any, where: str) -> int:
+    """Gives background_index as Python's number."""
     _checks.number(where, alpha=alpha, gamma=gamma)
-    _checks.whole(where, background_index=background_index)
-    if not (0 <= alpha <= 1 or alpha == -1):
+    background_index = _checks.whole(where, "background_index", background_index)
+    if _readable(alpha) and not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
-    if not 0 <= gamma < float("inf"):
+    if _readable(gamma) and not 0 <= gamma <= sys.float_info.max:
         raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
+    if not -(2**63) <= background_index < 2**63:
+        raise ValueError(f"{where}: background_index must fit into 64 bits, got {background_index}")
+    return background_index
 
 
 def normalizer(value: Any, reduction: str, where: str) -> None:
     if value is None:
         return
+    _checks.number(where, normalizer=value)
     if reduction == "mean":
         raise ValueError(f"{where}: normalizer={value!r} cannot divide reduction='mean', which divides by the count")
     if isinstance(value, torch.Tensor):
-        if value.dim():
-            raise ValueError(f"{where}: normalizer must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
         if _unread(value):
             return
         value = value.item()
-    elif not hasattr(type(value), "__float__"):
-        raise TypeError(f"{where}: normalizer must be a number or a 0-d tensor, got {type(value).__name__}")
     # Of a number that is being traced, a compiler can be asked no more than this.
     if not value > 0 or (not torch.compiler.is_compiling() and value > sys.float_info.max):
         raise ValueError(f"{where}: normalizer must be positive and finite, got {value}")
+
+
+def _readable(value: Any) -> bool:
+    """Whether a number's value can be looked at: not a tensor's that is transformed, traced, or has none."""
+    return not isinstance(value, torch.Tensor) or _backend.plain(value)
 
 
 def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:

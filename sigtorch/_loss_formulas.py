@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ class Loss(NamedTuple):
     reduction: str
     dtype: torch.dtype  # of the result
     background_index: int = -1
-    label_smoothing: float = 0.0
-    alpha: float = -1.0
-    gamma: float = 0.0
+    # Numbers, or 0-d tensors that are differentiated, transformed or traced.
+    label_smoothing: Any = 0.0
+    alpha: Any = -1.0
+    gamma: Any = 0.0
     normalizer: float | None = None  # where that is no tensor
 
     def indexed(self, target: torch.Tensor) -> bool:
@@ -74,7 +75,7 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)
     values = torch.lerp(negative, positive, t)
-    if loss.label_smoothing:
+    if isinstance(loss.label_smoothing, torch.Tensor) or loss.label_smoothing:
         values = values * (1 - loss.label_smoothing) + (negative + positive) * (loss.label_smoothing / 2)
     if loss.name == "sigmoid_focal_loss":
         near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
@@ -82,8 +83,11 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
         tiny = torch.finfo(q.dtype).tiny
         # The derivative of q ** gamma at 0 is infinite for a gamma below 1, and the loss there is 0.
         values = values * torch.where(q.abs() < tiny, tiny, q) ** loss.gamma
-        if loss.alpha >= 0:
-            values = values * (loss.alpha * t + (1 - loss.alpha) * (1 - t))
+        alpha = loss.alpha
+        if isinstance(alpha, torch.Tensor):  # whose value a branch would have to look at
+            values = values * torch.where(alpha >= 0, alpha * t + (1 - alpha) * (1 - t), 1.0)
+        elif alpha >= 0:
+            values = values * (alpha * t + (1 - alpha) * (1 - t))
     return values
 
 

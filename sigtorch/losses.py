@@ -43,7 +43,8 @@ def binary_cross_entropy_with_logits(
 
     Returns:
         A scalar, or a tensor of input's shape for ``"none"``, of the dtype of a floating target, else of input's; under
-        autocast float32 for half types. Differentiable in input, target, weight and pos_weight.
+        autocast float32 for half types. Differentiable in input, target, weight, pos_weight and, where that is a 0-d
+        tensor, label_smoothing.
 
     Raises:
         TypeError: what is no tensor, or of no dtype above.
@@ -58,9 +59,10 @@ def binary_cross_entropy_with_logits(
     _loss_checks.legacy(where, size_average, reduce)
     _loss_checks.reduction(reduction, where)
     _loss_checks.label_smoothing(label_smoothing, where)
-    _check_tensors(where, ("input", "target"), input, target, -1, weight=weight, pos_weight=pos_weight)
+    numbers = {"label_smoothing": label_smoothing}
+    _check_tensors(where, ("input", "target"), input, target, -1, numbers, weight=weight, pos_weight=pos_weight)
     loss = Loss(
-        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=float(label_smoothing)
+        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=_number(label_smoothing)
     )
     return _run(loss, input, target, weight, pos_weight, None)
 
@@ -99,7 +101,7 @@ def sigmoid_focal_loss(
 
     Returns:
         A scalar, or a tensor of inputs' shape for ``"none"``, of the dtype of floating targets, else of inputs'; under
-        autocast float32 for half types. Differentiable in all of its tensors.
+        autocast float32 for half types. Differentiable in all of its tensors, 0-d ones for alpha and gamma too.
 
     Raises:
         TypeError: what is no tensor, or of no dtype above.
@@ -112,14 +114,15 @@ def sigmoid_focal_loss(
     """
     where = "sigmoid_focal_loss()"
     _loss_checks.reduction(reduction, where)
-    _loss_checks.focal(alpha, gamma, background_index, where)
+    background_index = _loss_checks.focal(alpha, gamma, background_index, where)
     _loss_checks.normalizer(normalizer, reduction, where)
-    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, weight=weight)
+    numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
+    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, numbers, weight=weight)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
-    number: Any = None if normalizer is None or divisor is not None else torch.sym_float(normalizer)
+    number = None if normalizer is None or divisor is not None else _number(normalizer)
     loss = Loss(
         "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index,
-        alpha=float(alpha), gamma=float(gamma), normalizer=number,
+        alpha=_number(alpha), gamma=_number(gamma), normalizer=number,
     )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
@@ -132,12 +135,22 @@ def _check_tensors(
     input: torch.Tensor,
     target: torch.Tensor,
     background_index: int,
+    numbers: dict[str, Any],
     **weights: torch.Tensor | None,
 ) -> None:
     given = {name: t for name, t in weights.items() if t is not None}
-    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given)
+    scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
+    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
     _loss_checks.target(where, names, input, target, background_index)
     _loss_checks.broadcasts(where, input, **given)
+
+
+def _number(value: Any) -> Any:
+    """Python's, or a tensor as it is where its value is differentiated, transformed or traced."""
+    if isinstance(value, torch.Tensor):
+        differentiated = value.requires_grad and torch.is_grad_enabled()
+        return value if differentiated or not _backend.plain(value) else float(value)
+    return torch.sym_float(value)
 
 
 def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
@@ -161,9 +174,11 @@ def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torc
     given = [t for t in (target, *others) if t is not None]
     if not _backend.plain(input, *given) or not input.numel():
         return "formula"
+    if any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma)):
+        return "formula"
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return "formula"
-    if loss.indexed(target) and input.shape[-1] >= 2**24:  # counted in float32
+    if loss.indexed(target) and max(input.shape[-1], abs(loss.background_index)) >= 2**24:  # counted in float32
         return "formula"
     if any(t.device != input.device for t in given):
         return "formula"

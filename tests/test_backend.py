@@ -7,6 +7,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +31,8 @@ def test_bad_arguments():
     refused(TypeError, lambda: sigtorch.sigmoid([1.0]), "list", "Tensor")
     refused(TypeError, lambda: sigtorch.sigmoid(None, save="input"), "NoneType")
     refused(ValueError, lambda: sigtorch.sigmoid(x, save="both"), "'both'", "'output'", "'input'")
+    refused(ValueError, lambda: sigtorch.sigmoid(x, save=torch.zeros(9, 9)), "save=tensor([[0.")
+    refused(ValueError, lambda: sigtorch.sigmoid(x, save=numpy.zeros(9)), "save=array([0.")
     refused(ValueError, lambda: sigtorch.nn.Sigmoid(save=1), "save=1")
     y, meta = torch.randn(4), torch.randn(3, device="meta")
     refused(ValueError, lambda: sigtorch.sigmoid_gate(x, y), "sigmoid_gate()", "x (3,)", "gate (4,)")
@@ -41,6 +44,10 @@ def test_bad_arguments():
     refused(ValueError, lambda: sigtorch.glu(x), "glu()", "x of shape (3,)")
     refused(ValueError, lambda: sigtorch.glu(y, 1), "dim=1", "(4,)")
     refused(TypeError, lambda: sigtorch.glu(y, "0"), "dim", "str")
+    refused(TypeError, lambda: sigtorch.glu(y, torch.arange(2)), "dim", "tensor([0, 1])")
+    refused(TypeError, lambda: sigtorch.glu(y, numpy.zeros((3, 3), int)), "dim", "array([[0,")
+    refused(TypeError, lambda: sigtorch.glu(y, torch.tensor(0.0)), "dim", "tensor(0.)")
+    refused(TypeError, lambda: sigtorch.nn.GLU(torch.rand(2))(y), "dim", "tensor([")
     refused(TypeError, lambda: sigtorch.sigmoid_gate(x, 1.0), "gate", "float")
     refused(TypeError, lambda: sigtorch.swiglu([1.0]), "gate", "list")
 
@@ -53,6 +60,7 @@ def test_an_unknown_backend_changes_nothing(variable):
     with sigtorch.use_backend("aten"):
         refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
         refused(ValueError, lambda: use(None), "None")
+        refused(ValueError, lambda: use(numpy.zeros(2)), "array([0., 0.])")
         assert _backend._choice() == "aten"
     variable("tritn")
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")

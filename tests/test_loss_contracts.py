@@ -82,6 +82,45 @@ def test_targets_and_weights_have_gradients(backend, device):
         assert torch.autograd.gradcheck(focal, (x, t, w, n))
 
 
+LEARNT = {
+    "alpha": (LOSSES[1], {"alpha": 0.3}),
+    "gamma": (LOSSES[1], {"gamma": 1.5}),
+    "both": (LOSSES[1], {"alpha": 0.7, "gamma": 2.5}),
+    "label_smoothing": (LOSSES[0], {"label_smoothing": 0.2}),
+}
+
+
+@every_backend
+@pytest.mark.parametrize(("loss", "options"), LEARNT.values(), ids=LEARNT)
+@pytest.mark.parametrize("kind", ["soft", "index"])
+def test_numbers_that_are_learnt_have_gradients(loss, options, kind, backend, device):
+    x, target = make((4, 6), torch.float64, kind, device)
+    x = x.detach()
+    given = [torch.tensor(v, dtype=torch.float64, device=device, requires_grad=True) for v in options.values()]
+
+    def call(loss, *given):
+        return loss(x, target, reduction="sum", **dict(zip(options, given, strict=True)))
+
+    with sigtorch.use_backend(backend):
+        torch.testing.assert_close(call(loss, *given), call(ORACLES[loss], *options.values()))
+        grads = torch.autograd.grad(call(loss, *given), given)
+        torch.testing.assert_close(grads, torch.autograd.grad(call(ORACLES[loss], *given), given))
+        several = [t.detach() * torch.tensor([0.5, 1.0], dtype=torch.float64, device=device) for t in given]
+        batched = torch.vmap(lambda *given: call(loss, *given))(*several)
+        with torch.no_grad():
+            torch.testing.assert_close(call(loss, *given), call(ORACLES[loss], *options.values()))
+    each = [call(ORACLES[loss], *[t[i].item() for t in several]) for i in range(2)]
+    torch.testing.assert_close(batched, torch.stack(each))
+
+
+def test_a_module_learns_its_alpha():
+    x, target = make((4, 6), torch.float64, "soft", "cpu")
+    focal = SigmoidFocalLoss(torch.nn.Parameter(torch.tensor(0.3)), reduction="sum")
+    focal(x.detach(), target).backward()
+    assert focal.alpha.grad is not None
+    assert [*dict(focal.named_parameters())] == ["alpha"]
+
+
 @every_backend
 @every_loss
 @pytest.mark.parametrize("kind", ["soft", "bool", "index"])
@@ -235,7 +274,39 @@ class Duck:
 
 X = torch.zeros(3, 4)
 ROW = torch.zeros(3, dtype=torch.int64)
+# What is no number, though some of it has a __float__ or an __index__.
+NO_NUMBERS = [
+    (torch.rand(2), ValueError, r"a number or a 0-d tensor, got shape \(2,\)"),
+    (torch.rand(1), ValueError, r"a number or a 0-d tensor, got shape \(1,\)"),
+    (numpy.zeros((2, 3)), ValueError, r"a number or a 0-d tensor, got shape \(2, 3\)"),
+    (torch.tensor(1j), TypeError, "a real number, got torch.complex64"),
+    (numpy.complex64(1j), TypeError, "a real number, got complex64"),
+    (numpy.array("a"), TypeError, "a real number, got <U1"),
+    (1j, TypeError, "a number, got complex"),
+    ([1.0], TypeError, "a number, got list"),
+    ("1", TypeError, "a number, got str"),
+    (torch.tensor(0.5, device="meta"), ValueError, "on cpu, .* on meta"),
+]
+NO_INDICES = [
+    (torch.arange(2), TypeError, r"a whole number, got tensor\(\[0, 1\]\)"),
+    (torch.zeros(9, 3), TypeError, r"a whole number, got tensor\(\[\[0"),
+    (numpy.arange(2), TypeError, r"a whole number, got array\(\[0, 1\]\)"),
+    (torch.tensor(1.0), TypeError, r"a whole number, got tensor\(1.\)"),
+    (torch.tensor(1, device="meta"), TypeError, "a whole number, got tensor"),
+    (None, TypeError, "a whole number, got NoneType"),
+    (2**63, ValueError, "must fit into 64 bits, got 9223372036854775808"),
+    (-(2**70), ValueError, "must fit into 64 bits, got -118"),
+]
+NUMBERS = [(LOSSES[0], "label_smoothing"), *((LOSSES[1], name) for name in ("alpha", "gamma", "normalizer"))]
 BAD = [
+    *((f, (X, X), {name: v}, e, s) for f, name in NUMBERS for v, e, s in NO_NUMBERS),
+    *((LOSSES[1], (X, ROW), {"background_index": v}, e, s) for v, e, s in NO_INDICES),
+    (LOSSES[1], (X, X), {"gamma": 10**400}, ValueError, "gamma must be finite and at least 0, got 10"),
+    (LOSSES[0], (X, X), {"reduction": X}, ValueError, "unknown reduction=tensor"),
+    (LOSSES[0], (X, X), {"reduction": X.numpy()}, ValueError, "unknown reduction=array"),
+    (LOSSES[0], (X[0, 0], X[0, 0].to("meta")), {}, ValueError, "several devices: input on cpu, target on meta"),
+    (LOSSES[1], (X[0, 0], X[0, 0]), {"normalizer": torch.ones((), device="meta")}, ValueError, "normalizer on meta"),
+    (SigmoidFocalLoss, (torch.rand(2),), {}, ValueError, r"alpha must be a number or a 0-d tensor, got shape \(2,\)"),
     (LOSSES[0], (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
     (LOSSES[0], (X, X, None, None), {}, ValueError, "unknown reduction=None"),
     (LOSSES[0], (X, X), {"size_average": True}, ValueError, "size_average=True"),
@@ -287,8 +358,6 @@ BAD = [
         ValueError,
         "normalizer must be positive and finite, got -1.0",
     ),
-    (LOSSES[1], (X, X), {"normalizer": torch.ones(1)}, ValueError, r"0-d tensor, got shape \(1,\)"),
-    (LOSSES[1], (X, X), {"normalizer": "3"}, TypeError, "got str"),
     (LOSSES[1], (X, X), {"normalizer": 3, "reduction": "mean"}, ValueError, "normalizer=3 cannot divide"),
     (BCEWithLogitsLoss, (), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
     (BCEWithLogitsLoss, (), {"size_average": True}, ValueError, "size_average=True"),
