@@ -1,11 +1,12 @@
-# make train | make train-text | make test | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
+# make train | make train-text | make test | make test-tritons | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 PYTHON ?= python3
+TRITONS ?= 3.4 3.5 3.6 3.7 3.8 3.9 newest
 VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train train-text test lint clean
+.PHONY: train train-text test test-tritons lint clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -15,6 +16,13 @@ train-text: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Compiles and launches everything on other releases of Triton, over a driver that does nothing; -j2 takes two at a time.
+test-tritons: $(TRITONS:%=.tritons/%.tested)
+
+.tritons/%.tested: $(READY)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .tritons/$* triton$(if $(filter-out newest,$*),==$*.*)
+	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(BIN)/python -m pytest -p no:cacheprovider tests/host/test_every_triton.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,4 +36,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-torch-* runs build dist *.egg-info
+	rm -rf .venv .venv-torch-* .tritons runs build dist *.egg-info

@@ -57,6 +57,12 @@ def _share(index, column, background, classes):
 
 
 @triton.jit
+def _mask(t):
+    """The target of a uint8: 0 or 1, and anything else an error."""
+    return tl.where(t <= 1, t, float("nan"))
+
+
+@triton.jit
 def _smoothed(t, keep):
     return fma(t, keep, 0.5 * (1.0 - keep))
 
@@ -118,6 +124,26 @@ def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.const
     slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
     factor = grad * (1.0 / divisor) * weight * fma(pos, t, neg * (1.0 - t))
     return factor * (_power(q, gamma, sign, PRECISE) * slope)
+
+
+@triton.jit
+def bce_of_mask(x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
+    return bce(x, _mask(t), weight, pos_weight, keep, PRECISE)
+
+
+@triton.jit
+def dbce_of_mask(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
+    return dbce(grad, divisor, x, _mask(t), weight, pos_weight, keep, PRECISE)
+
+
+@triton.jit
+def focal_of_mask(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
+    return focal(divisor, x, _mask(t), weight, pos, neg, gamma, sign, PRECISE)
+
+
+@triton.jit
+def dfocal_of_mask(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
+    return dfocal(grad, divisor, x, _mask(t), weight, pos, neg, gamma, sign, PRECISE)
 
 
 @triton.jit

@@ -14,6 +14,12 @@ from sigtorch.kernels._reduce import LOSS_TILE_BYTES, reduce
 # An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
 
 
+def _function(name: str, loss: Any, target: torch.Tensor) -> Any:
+    """The scalar function of that name for this kind of target."""
+    kind = "_of_class" if loss.indexed(target) else "_of_mask" if target.dtype == torch.uint8 else ""
+    return getattr(_loss_math, name + kind)
+
+
 def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Operand) -> tuple[Operand, ...]:
     """What a scalar function takes: a class index comes with the column it is compared to."""
     if loss.indexed(target):
@@ -61,7 +67,7 @@ def binary_cross_entropy_with_logits_forward(
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _bce_operands(loss, x, target, weight, pos_weight)
-    fn = _loss_math.bce_of_class if loss.indexed(target) else _loss_math.bce
+    fn = _function("bce", loss, target)
     if loss.reduction != "none":
         return reduce(fn, operands, x, _divisor(loss, x, normalizer), loss.dtype)
     out = _like(loss, x, target, loss.dtype)
@@ -78,7 +84,7 @@ def binary_cross_entropy_with_logits_backward(
     pos_weight: Operand,
     normalizer: Operand,
 ) -> torch.Tensor:
-    fn = _loss_math.dbce_of_class if loss.indexed(target) else _loss_math.dbce
+    fn = _function("dbce", loss, target)
     grad_x = _like(loss, x, target, x.dtype)
     operands = _bce_operands(loss, x, target, weight, pos_weight)
     launch_map(fn, (grad, _divisor(loss, x, normalizer), *operands), (grad_x,), LOSS_TILE_BYTES)
@@ -90,7 +96,7 @@ def sigmoid_focal_loss_forward(
 ) -> torch.Tensor:
     x = _readable(loss, x, target)
     operands = _focal_operands(loss, x, target, weight)
-    fn = _loss_math.focal_of_class if loss.indexed(target) else _loss_math.focal
+    fn = _function("focal", loss, target)
     divisor = _divisor(loss, x, normalizer)
     if loss.reduction != "none":
         return reduce(fn, (1, *operands), x, divisor, loss.dtype)
@@ -108,7 +114,7 @@ def sigmoid_focal_loss_backward(
     pos_weight: Operand,
     normalizer: Operand,
 ) -> torch.Tensor:
-    fn = _loss_math.dfocal_of_class if loss.indexed(target) else _loss_math.dfocal
+    fn = _function("dfocal", loss, target)
     grad_x = _like(loss, x, target, x.dtype)
     launch_map(
         fn, (grad, _divisor(loss, x, normalizer), *_focal_operands(loss, x, target, weight)), (grad_x,), LOSS_TILE_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -12,14 +13,19 @@ SAVES = ("output", "input")
 
 
 def backend(name: object, where: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{where}: unknown backend {name!r}, expected one of {_listed(BACKENDS)}")
-    return str(name)
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"{where}: unknown backend {quoted(name)}, expected one of {_listed(BACKENDS)}")
+    return name
 
 
 def save(value: object, where: str) -> None:
-    if value not in SAVES:
-        raise ValueError(f"{where}: unknown save={value!r}, expected one of {_listed(SAVES)}")
+    if not isinstance(value, str) or value not in SAVES:
+        raise ValueError(f"{where}: unknown save={quoted(value)}, expected one of {_listed(SAVES)}")
+
+
+def quoted(value: object) -> str:
+    """Its repr in a line, which a tensor's is not."""
+    return " ".join(repr(value).split())
 
 
 def tensors(where: str, **arguments: Any) -> None:
@@ -52,31 +58,50 @@ def broadcastable(where: str, **arguments: torch.Tensor) -> None:
 def one_device(where: str, **arguments: torch.Tensor) -> None:
     """But for 0-d CPU tensors, which go with any."""
     if len({t.device for t in arguments.values() if t.dim() or t.device.type != "cpu"}) > 1:
-        seen = ", ".join(f"{k} on {t.device}" for k, t in arguments.items())
-        raise ValueError(f"{where}: tensors on several devices: {seen}")
+        raise several_devices(where, **arguments)
+
+
+def several_devices(where: str, **arguments: torch.Tensor) -> ValueError:
+    seen = ", ".join(f"{k} on {t.device}" for k, t in arguments.items())
+    return ValueError(f"{where}: tensors on several devices: {seen}")
 
 
 def number(where: str, **arguments: Any) -> None:
+    """Real numbers: Python's, numpy's, those that are traced, and 0-d tensors."""
     for name, value in arguments.items():
-        if not hasattr(type(value), "__float__"):  # as numpy's numbers have one, and those that are traced
+        if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+            continue
+        if not hasattr(type(value), "__float__"):
             raise TypeError(f"{where}: {name} must be a number, got {type(value).__name__}")
+        if getattr(value, "shape", ()):
+            raise ValueError(f"{where}: {name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+        dtype: Any = getattr(value, "dtype", None)
+        if dtype.is_complex if isinstance(value, torch.Tensor) else getattr(dtype, "kind", "f") not in "biuf":
+            raise TypeError(f"{where}: {name} must be a real number, got {dtype}")
 
 
-def whole(where: str, **arguments: Any) -> None:
-    for name, value in arguments.items():
-        if not hasattr(type(value), "__index__"):
-            raise TypeError(f"{where}: {name} must be a whole number, got {type(value).__name__}")
+def whole(where: str, name: str, value: Any) -> int:
+    """Gives it as Python's number, or as the one that is traced."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # the latter of a tensor without data
+        kind = quoted(value) if hasattr(value, "dtype") else type(value).__name__
+        raise TypeError(f"{where}: {name} must be a whole number, got {kind}") from None
 
 
-def halves(where: str, name: str, x: torch.Tensor, dim: int) -> None:
+def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
+    """Gives dim as ``whole`` does."""
     tensors(where, **{name: x})
-    whole(where, dim=dim)
+    dim = whole(where, "dim", dim)
     if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return
+        return dim
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"{where}: dim={dim} is not one of {name}, whose shape is {tuple(x.shape)}")
     if x.shape[dim] % 2:
         raise ValueError(f"{where}: dim={dim} must have an even size, got {name} of shape {tuple(x.shape)}")
+    return dim
 
 
 def module(value: object, where: str) -> None:

@@ -13,18 +13,43 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def tensors(where: str, **arguments: Any) -> None:
-    """Tensors alone: whatever else overrides torch functions knows nothing of these."""
+    """Tensors alone, whatever else overrides torch functions knows nothing of these; and all of them where the first is."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             raise _checks.no_tensor(where, name, value)
-    if not torch.compiler.is_compiling():
-        _checks.one_device(where, **arguments)
+    if torch.compiler.is_compiling():
+        return
+    first, *others = arguments.values()  # the logits are where the loss is
+    if not all(reaches(t, first) for t in others):
+        raise _checks.several_devices(where, **arguments)
+
+
+def pytorch_takes(input: Any, target: Any, weight: Any, reduction: Any, pos_weight: Any) -> bool:
+    """Whether PyTorch's own loss would take these, too: all else is left to that, for its own answer or error."""
+    if not isinstance(input, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return False
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        return False
+    if not input.is_floating_point() or not target.is_floating_point() or target.shape != input.shape:
+        return False
+    for t in (target, weight, pos_weight):
+        if t is None:
+            continue
+        if not isinstance(t, torch.Tensor) or t.is_complex() or not fits(t, input) or not reaches(t, input):
+            return False
+    return True
+
+
+def torchvision_takes(alpha: Any, gamma: Any) -> bool:
+    """Whether these mean to torchvision what they mean here: it takes any number, and tensors."""
+    numbers = isinstance(alpha, (int, float)) and isinstance(gamma, (int, float))
+    return numbers and (0 <= alpha <= 1 or alpha == -1) and 0 <= gamma < float("inf")
 
 
 def reduction(value: object, where: str) -> None:
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         listed = ", ".join(map(repr, REDUCTIONS))
-        raise ValueError(f"{where}: unknown reduction={value!r}, expected one of {listed}")
+        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of {listed}")
 
 
 def legacy(where: str, size_average: object, reduce: object) -> None:
@@ -34,38 +59,43 @@ def legacy(where: str, size_average: object, reduce: object) -> None:
         )
 
 
-def label_smoothing(value: float, where: str) -> None:
+def label_smoothing(value: Any, where: str) -> None:
     _checks.number(where, label_smoothing=value)
-    if not 0 <= value <= 1:
+    if _readable(value) and not 0 <= value <= 1:
         raise ValueError(f"{where}: label_smoothing must lie in [0, 1], got {value!r}")
 
 
-def focal(alpha: float, gamma: float, background_index: int, where: str) -> None:
+def focal(alpha: Any, gamma: Any, background_index: Any, where: str) -> int:
+    """Gives background_index as Python's number."""
     _checks.number(where, alpha=alpha, gamma=gamma)
-    _checks.whole(where, background_index=background_index)
-    if not (0 <= alpha <= 1 or alpha == -1):
+    background_index = _checks.whole(where, "background_index", background_index)
+    if _readable(alpha) and not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
-    if not 0 <= gamma < float("inf"):
+    if _readable(gamma) and not 0 <= gamma <= sys.float_info.max:
         raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
+    if not -(2**63) <= background_index < 2**63:
+        raise ValueError(f"{where}: background_index must fit into 64 bits, got {background_index}")
+    return background_index
 
 
 def normalizer(value: Any, reduction: str, where: str) -> None:
     if value is None:
         return
+    _checks.number(where, normalizer=value)
     if reduction == "mean":
         raise ValueError(f"{where}: normalizer={value!r} cannot divide reduction='mean', which divides by the count")
     if isinstance(value, torch.Tensor):
-        if value.dim():
-            raise ValueError(f"{where}: normalizer must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-        # Reading one would stall a device, and cannot be done to what is traced.
-        if value.device.type != "cpu" or not _backend.plain(value):
+        if _unread(value):
             return
         value = value.item()
-    elif not hasattr(type(value), "__float__"):
-        raise TypeError(f"{where}: normalizer must be a number or a 0-d tensor, got {type(value).__name__}")
     # Of a number that is being traced, a compiler can be asked no more than this.
     if not value > 0 or (not torch.compiler.is_compiling() and value > sys.float_info.max):
         raise ValueError(f"{where}: normalizer must be positive and finite, got {value}")
+
+
+def _readable(value: Any) -> bool:
+    """Whether a number's value can be looked at: not a tensor's that is transformed, traced, or has none."""
+    return not isinstance(value, torch.Tensor) or _backend.plain(value)
 
 
 def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
@@ -75,7 +105,12 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         if target.shape != x.shape[:-1] or not x.dim():
             raise ValueError(
                 f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must lack its last dimension, "
-                f"got {names[1]} of shape {tuple(target.shape)}"
+                f"got {names[1]} of shape {tuple(target.shape)}; for 0 or 1 an element give {names[1]}.to({names[0]}.dtype)"
+            )
+        if x.shape[-1] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
+            raise ValueError(
+                f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
+                f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
             )
         _classes(where, names[1], x.shape[-1], target, background_index)
         return
@@ -87,11 +122,28 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         raise ValueError(
             f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
         )
+    if target.dtype == torch.uint8:
+        _mask(where, names[1], target)
+
+
+def _mask(where: str, name: str, target: torch.Tensor) -> None:
+    """As images store them, masks hold 0 and 255."""
+    if _unread(target):
+        return
+    highest = int(target.max())
+    if highest > 1:
+        raise ValueError(
+            f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
+        )
+
+
+def _unread(t: torch.Tensor) -> bool:
+    """Whether t's values stay unseen: on a device, looking would stall; under a transform there is nothing to look at."""
+    return t.device.type != "cpu" or not t.numel() or not _backend.plain(t)
 
 
 def _classes(where: str, name: str, classes: int, target: torch.Tensor, background_index: int) -> None:
-    """On a device, looking would stall; under a transform there is nothing to look at."""
-    if target.device.type != "cpu" or not target.numel() or not _backend.plain(target):
+    if _unread(target):
         return
     low, high = (int(v) for v in target.aminmax())
     if low >= 0 and high <= classes:
@@ -110,10 +162,18 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
             continue
         if t.is_complex():
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
-        bad = t.dim() > x.dim()
-        for i in range(
-            1, min(t.dim(), x.dim()) + 1
-        ):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
-            bad = bad or t.shape[-i] not in (1, x.shape[-i])
-        if bad:
+        if not fits(t, x):
             raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
+
+
+def reaches(t: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether t is where x is; a 0-d CPU tensor goes anywhere."""
+    return t.device == x.device or (not t.dim() and t.device.type == "cpu")
+
+
+def fits(t: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether t broadcasts to the shape of x."""
+    fitting = t.dim() <= x.dim()
+    for i in range(1, min(t.dim(), x.dim()) + 1):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
+        fitting = fitting and t.shape[-i] in (1, x.shape[-i])
+    return fitting

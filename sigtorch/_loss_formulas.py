@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ class Loss(NamedTuple):
     reduction: str
     dtype: torch.dtype  # of the result
     background_index: int = -1
-    label_smoothing: float = 0.0
-    alpha: float = -1.0
-    gamma: float = 0.0
+    # Numbers, or 0-d tensors that are differentiated, transformed or traced.
+    label_smoothing: Any = 0.0
+    alpha: Any = -1.0
+    gamma: Any = 0.0
     normalizer: float | None = None  # where that is no tensor
 
     def indexed(self, target: torch.Tensor) -> bool:
@@ -45,7 +46,9 @@ def formula(
     wide = loss.wide(x)
     x = x.to(wide)
     values = (
-        _of_classes(loss, x, target, pos_weight) if loss.indexed(target) else _one(loss, x, target.to(wide), pos_weight)
+        _of_classes(loss, x, target, pos_weight)
+        if loss.indexed(target)
+        else _one(loss, x, _share(target, wide), pos_weight)
     )
     if weight is not None:
         values = values * weight
@@ -59,6 +62,12 @@ def formula(
     return values.to(loss.dtype)
 
 
+def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """Of the positive class; a uint8 other than 0 and 1, which nobody could look at before, is none."""
+    t = target.to(wide)
+    return torch.where(target > 1, torch.nan, t) if target.dtype == torch.uint8 else t
+
+
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
     """Every element's loss: between softplus(x) and softplus(-x), which cancels nowhere."""
     # PyTorch's own threshold of 20 would cost float64 its last digits.
@@ -66,7 +75,7 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)
     values = torch.lerp(negative, positive, t)
-    if loss.label_smoothing:
+    if isinstance(loss.label_smoothing, torch.Tensor) or loss.label_smoothing:
         values = values * (1 - loss.label_smoothing) + (negative + positive) * (loss.label_smoothing / 2)
     if loss.name == "sigmoid_focal_loss":
         near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
@@ -74,8 +83,11 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
         tiny = torch.finfo(q.dtype).tiny
         # The derivative of q ** gamma at 0 is infinite for a gamma below 1, and the loss there is 0.
         values = values * torch.where(q.abs() < tiny, tiny, q) ** loss.gamma
-        if loss.alpha >= 0:
-            values = values * (loss.alpha * t + (1 - loss.alpha) * (1 - t))
+        alpha = loss.alpha
+        if isinstance(alpha, torch.Tensor):  # whose value a branch would have to look at
+            values = values * torch.where(alpha >= 0, alpha * t + (1 - alpha) * (1 - t), 1.0)
+        elif alpha >= 0:
+            values = values * (alpha * t + (1 - alpha) * (1 - t))
     return values
 
 
@@ -83,8 +95,6 @@ def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: to
     """A target of 0 everywhere, then one element a row replaced: no one-hot matrix."""
     values = _one(loss, x, 0.0, pos_weight)
     classes = x.shape[-1]
-    if not classes:
-        return values
     background = index == loss.background_index
     column = ((index >= 0) & (index < classes) & ~background).unsqueeze(-1)
     at = torch.where(column, index.unsqueeze(-1), 0)

@@ -81,7 +81,7 @@ class SigmoidFocalLoss(torch.nn.Module):
         super().__init__()
         where = "SigmoidFocalLoss()"
         _loss_checks.reduction(reduction, where)
-        _loss_checks.focal(alpha, gamma, background_index, where)
+        background_index = _loss_checks.focal(alpha, gamma, background_index, where)
         if weight is not None:
             _checks.tensors(where, weight=weight)
         self.alpha, self.gamma, self.reduction, self.background_index = alpha, gamma, reduction, background_index

@@ -32,7 +32,7 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
         Han and Moraga, "The influence of the sigmoid function parameters on the speed of backpropagation learning",
         1995; the derivation is in ``docs/derivation.md``.
     """
-    if save == "output":
+    if isinstance(save, str) and save == "output":
         backend = select(x)
         if backend == "formula":
             _checks.tensors("sigmoid()", x=x)
@@ -144,7 +144,7 @@ def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
         Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
     """
     backend = select(x)
-    _checks.halves("glu()", "x", x, dim)
+    dim = _checks.halves("glu()", "x", x, dim)
     if backend == "formula":
         return formulas.glu(x, dim)
     return _autograd.GLUFunction.apply(x, dim, backend)

@@ -32,8 +32,8 @@ def binary_cross_entropy_with_logits(
 
     Args:
         input: logits x of any shape and floating dtype.
-        target: t, floating, bool or uint8 of input's shape; or int64 class indices of the shape of input without its
-            last dimension, in which -1 and the number of classes mean no class.
+        target: t of input's shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
+            of the shape of input without its last dimension, in which -1 and the number of classes mean no class.
         weight: w, broadcastable to input's shape.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         pos_weight: p, broadcastable to input's shape.
@@ -43,12 +43,14 @@ def binary_cross_entropy_with_logits(
 
     Returns:
         A scalar, or a tensor of input's shape for ``"none"``, of the dtype of a floating target, else of input's; under
-        autocast float32 for half types. Differentiable in input, target, weight and pos_weight.
+        autocast float32 for half types. Differentiable in input, target, weight, pos_weight and, where that is a 0-d
+        tensor, label_smoothing.
 
     Raises:
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index out of
-            range. On a device other than the CPU, where looking would stall, such an index makes its row's losses NaN.
+            range, a uint8 above 1. On a device other than the CPU, where looking would stall, such an index makes its
+            row's losses NaN, and such a uint8 its element's.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
@@ -57,9 +59,10 @@ def binary_cross_entropy_with_logits(
     _loss_checks.legacy(where, size_average, reduce)
     _loss_checks.reduction(reduction, where)
     _loss_checks.label_smoothing(label_smoothing, where)
-    _check_tensors(where, ("input", "target"), input, target, -1, weight=weight, pos_weight=pos_weight)
+    numbers = {"label_smoothing": label_smoothing}
+    _check_tensors(where, ("input", "target"), input, target, -1, numbers, weight=weight, pos_weight=pos_weight)
     loss = Loss(
-        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=float(label_smoothing)
+        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=_number(label_smoothing)
     )
     return _run(loss, input, target, weight, pos_weight, None)
 
@@ -85,8 +88,9 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: logits x of any shape and floating dtype.
-        targets: t, floating, bool or uint8 of inputs' shape; or int64 class indices of the shape of inputs without its
-            last dimension, in which ``background_index`` and the number of classes mean no class.
+        targets: t of inputs' shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
+            of the shape of inputs without its last dimension, in which ``background_index`` and the number of classes
+            mean no class.
         alpha: weight of the positive class in [0, 1], or -1 for none.
         gamma: how much less an easy element counts, at least 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -97,27 +101,28 @@ def sigmoid_focal_loss(
 
     Returns:
         A scalar, or a tensor of inputs' shape for ``"none"``, of the dtype of floating targets, else of inputs'; under
-        autocast float32 for half types. Differentiable in all of its tensors.
+        autocast float32 for half types. Differentiable in all of its tensors, 0-d ones for alpha and gamma too.
 
     Raises:
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range, a
-            normalizer with ``"mean"``, a class index out of range. On a device other than the CPU, where looking would
-            stall, such an index makes its row's losses NaN.
+            normalizer with ``"mean"``, a class index out of range, a uint8 above 1. On a device other than the CPU,
+            where looking would stall, such an index makes its row's losses NaN, and such a uint8 its element's.
 
     Source:
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
     where = "sigmoid_focal_loss()"
     _loss_checks.reduction(reduction, where)
-    _loss_checks.focal(alpha, gamma, background_index, where)
+    background_index = _loss_checks.focal(alpha, gamma, background_index, where)
     _loss_checks.normalizer(normalizer, reduction, where)
-    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, weight=weight)
+    numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
+    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, numbers, weight=weight)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
-    number: Any = None if normalizer is None or divisor is not None else torch.sym_float(normalizer)
+    number = None if normalizer is None or divisor is not None else _number(normalizer)
     loss = Loss(
         "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index,
-        alpha=float(alpha), gamma=float(gamma), normalizer=number,
+        alpha=_number(alpha), gamma=_number(gamma), normalizer=number,
     )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
@@ -130,12 +135,22 @@ def _check_tensors(
     input: torch.Tensor,
     target: torch.Tensor,
     background_index: int,
+    numbers: dict[str, Any],
     **weights: torch.Tensor | None,
 ) -> None:
     given = {name: t for name, t in weights.items() if t is not None}
-    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given)
+    scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
+    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
     _loss_checks.target(where, names, input, target, background_index)
     _loss_checks.broadcasts(where, input, **given)
+
+
+def _number(value: Any) -> Any:
+    """Python's, or a tensor as it is where its value is differentiated, transformed or traced."""
+    if isinstance(value, torch.Tensor):
+        differentiated = value.requires_grad and torch.is_grad_enabled()
+        return value if differentiated or not _backend.plain(value) else float(value)
+    return torch.sym_float(value)
 
 
 def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
@@ -157,9 +172,11 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
 def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:
     """A fused pass where it can: on one device, with a gradient for the logits alone."""
     given = [t for t in (target, *others) if t is not None]
+    if any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma)):
+        return "formula"
     if not input.numel() or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
         return "formula"
-    if loss.indexed(target) and not 1 < input.shape[-1] < 2**24:  # counted in float32, along an axis of their own
+    if loss.indexed(target) and max(input.shape[-1], abs(loss.background_index)) >= 2**24:  # counted in float32
         return "formula"
     floating = [t for t in given if t.is_floating_point()]
     whole = [t for t in given if not t.is_floating_point()]

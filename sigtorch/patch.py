@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from sigtorch import _backend, _checks, functional, losses, nn
+from sigtorch import _backend, _checks, _loss_checks, functional, losses, nn
 from sigtorch._recognise import GatedMLP, gated_mlp, inline_gates
 
 
@@ -64,10 +64,20 @@ def _new(ours: type, theirs: type, parts: GatedMLP | None, *args: Any) -> Any:
     return cls.__new__(cls, *args)
 
 
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+    """What a loss of PyTorch's becomes: it takes what that takes, and so no class indices."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss, or PyTorch's own error."""
+        if _loss_checks.pytorch_takes(input, target, self.weight, self.reduction, self.pos_weight):
+            return super().forward(input, target)
+        return torch.nn.BCEWithLogitsLoss.forward(self, input, target)
+
+
 _OURS: dict[type[torch.nn.Module], Any] = {
     torch.nn.Sigmoid: nn.Sigmoid,
     torch.nn.GLU: nn.GLU,
-    torch.nn.BCEWithLogitsLoss: nn.BCEWithLogitsLoss,
+    torch.nn.BCEWithLogitsLoss: BCEWithLogitsLoss,
 }
 
 
@@ -238,7 +248,11 @@ def _bce(
     reduction: str = "mean",
     pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    if size_average is None and reduce is None:
+    if (
+        size_average is None
+        and reduce is None
+        and _loss_checks.pytorch_takes(input, target, weight, reduction, pos_weight)
+    ):
         return losses.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
     return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
 
@@ -304,10 +318,17 @@ _focal = _Focal()
 
 
 def _asking(original: Any) -> Any:
-    def sigmoid_focal_loss(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(mode, _Divert) for mode in torch.overrides._get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
-            return losses.sigmoid_focal_loss(*args, **kwargs)
-        return original(*args, **kwargs)
+    def sigmoid_focal_loss(
+        inputs: Any, targets: Any, alpha: Any = 0.25, gamma: Any = 2.0, reduction: Any = "none"
+    ) -> Any:
+        modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if (
+            any(isinstance(mode, _Divert) for mode in modes)
+            and _loss_checks.pytorch_takes(inputs, targets, None, reduction, None)
+            and _loss_checks.torchvision_takes(alpha, gamma)
+        ):
+            return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+        return original(inputs, targets, alpha, gamma, reduction)
 
     return functools.wraps(original)(sigmoid_focal_loss) if original else None
 
@@ -324,7 +345,8 @@ def patched_functions(*, save: str = "output") -> Iterator[None]:
     :func:`torch.nn.functional.binary_cross_entropy_with_logits`, whoever holds them under whatever name, and
     torchvision's ``sigmoid_focal_loss`` in every module loaded by then that holds it: in this thread only, and under
     :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
-    ``out=`` and the legacy ``size_average`` and ``reduce`` stay PyTorch's. Every PyTorch call in the block costs some
+    ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
+    indices for one, stay theirs. Every PyTorch call in the block costs some
     microseconds more, as under any function mode: where modules can be swapped, swap them.
 
     A context manager and decorator, which nests. What the block raises passes through, and PyTorch's functions are back.

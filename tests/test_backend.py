@@ -8,6 +8,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +32,8 @@ def test_bad_arguments():
     refused(TypeError, lambda: sigtorch.sigmoid([1.0]), "list", "Tensor")
     refused(TypeError, lambda: sigtorch.sigmoid(None, save="input"), "NoneType")
     refused(ValueError, lambda: sigtorch.sigmoid(x, save="both"), "'both'", "'output'", "'input'")
+    refused(ValueError, lambda: sigtorch.sigmoid(x, save=torch.zeros(9, 9)), "save=tensor([[0.")
+    refused(ValueError, lambda: sigtorch.sigmoid(x, save=numpy.zeros(9)), "save=array([0.")
     refused(ValueError, lambda: sigtorch.nn.Sigmoid(save=1), "save=1")
     y, meta = torch.randn(4), torch.randn(3, device="meta")
     refused(ValueError, lambda: sigtorch.sigmoid_gate(x, y), "sigmoid_gate()", "x (3,)", "gate (4,)")
@@ -42,6 +45,10 @@ def test_bad_arguments():
     refused(ValueError, lambda: sigtorch.glu(x), "glu()", "x of shape (3,)")
     refused(ValueError, lambda: sigtorch.glu(y, 1), "dim=1", "(4,)")
     refused(TypeError, lambda: sigtorch.glu(y, "0"), "dim", "str")
+    refused(TypeError, lambda: sigtorch.glu(y, torch.arange(2)), "dim", "tensor([0, 1])")
+    refused(TypeError, lambda: sigtorch.glu(y, numpy.zeros((3, 3), int)), "dim", "array([[0,")
+    refused(TypeError, lambda: sigtorch.glu(y, torch.tensor(0.0)), "dim", "tensor(0.)")
+    refused(TypeError, lambda: sigtorch.nn.GLU(torch.rand(2))(y), "dim", "tensor([")
     refused(TypeError, lambda: sigtorch.sigmoid_gate(x, 1.0), "gate", "float")
     refused(TypeError, lambda: sigtorch.swiglu([1.0]), "gate", "list")
 
@@ -54,6 +61,7 @@ def test_an_unknown_backend_changes_nothing(variable):
     with sigtorch.use_backend("aten"):
         refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
         refused(ValueError, lambda: use(None), "None")
+        refused(ValueError, lambda: use(numpy.zeros(2)), "array([0., 0.])")
         assert (_backend._forced.get() or _backend._named()) == "aten"
     variable("tritn")
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
@@ -109,7 +117,7 @@ def test_works_where_triton_is_missing():
 def test_a_choice_is_the_threads_own():
     seen = []
     with sigtorch.use_backend("triton"):
-        thread = threading.Thread(target=lambda: seen.append((_backend._forced.get() or _backend._named())))
+        thread = threading.Thread(target=lambda: seen.append(_backend._forced.get() or _backend._named()))
         thread.start()
         thread.join()
     assert seen == ["auto"]
@@ -220,7 +228,7 @@ standin.install({arch})
     ("before", "env", "said"),
     [
         ("", {}, "RuntimeError: "),
-        (BELIEVED, {"PATH": ""}, "C compiler"),
+        (BELIEVED, {"CC": "/nowhere/cc", "TRITON_LIBCUDA_PATH": "/nowhere"}, "/nowhere/cc"),
         (BELIEVED, {}, "libcuda"),
         (STAND_IN.format(arch=999), {}, "sm_999"),
         (STAND_IN.format(arch=90), {}, "None"),

@@ -57,7 +57,7 @@ def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
 @every_loss
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1), (5, 4, 6), (2, 3, 4, 8), (1, 4100)], ids=str)
 def test_any_shape(loss, shape, backend, device):
-    kinds = [k for k in ("soft", "uint8", "index") if shape or k != "index"]
+    kinds = [k for k in ("soft", "uint8", "index") if k != "index" or shape[-1:] > (1,)]
     for kind, reduction in zip(kinds, REDUCTIONS, strict=False):
         check(loss, *make(shape, torch.float32, kind, device), backend, reduction=reduction)
 
@@ -262,7 +262,7 @@ def test_only_inputs_are_saved(loss, backend, device):
     saved = []
     with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), sigtorch.use_backend(backend):
         loss(x, target)
-    assert [t.data_ptr() for t in saved] == [x.data_ptr(), target.data_ptr()]
+    assert [t.data_ptr() for t in saved if t.numel()] == [x.data_ptr(), target.data_ptr()]
 
 
 @every_loss

@@ -244,9 +244,13 @@ def test_extreme_values(case, device):
         assert case.ours(*[torch.full_like(t, torch.nan) for t in inputs]).isnan().all()
 
 
-def test_numbers_of_numpy_are_numbers():
-    x = torch.randn(3, 4)
-    torch.testing.assert_close(sigtorch.glu(x, numpy.int64(1)), sigtorch.glu(x, 1))
+@every_backend
+@pytest.mark.parametrize("dim", [numpy.int64(1), torch.tensor(1)], ids=["numpy", "tensor"])
+def test_whole_numbers_of_any_kind(dim, backend, device):
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    with sigtorch.use_backend(backend):
+        found = gradients(lambda x: sigtorch.glu(x, dim), [x], torch.ones_like)
+    torch.testing.assert_close(found, gradients(lambda x: torch.nn.functional.glu(x, 1), [x], torch.ones_like))
 
 
 @every_case

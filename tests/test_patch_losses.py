@@ -82,6 +82,94 @@ def test_legacy_reductions_stay_pytorchs(calls):
     assert not calls
 
 
+def answer(function, *args, **kwargs):
+    """The result, or the error as text."""
+    try:
+        return function(*args, **kwargs)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+X = torch.linspace(-3, 3, 24).view(4, 6)
+ROW = torch.tensor([0, 1, 1, 0])
+DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16)
+DTYPES += (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+ALIKE = {
+    **{f"target {dtype}": ((X, (X > 0).to(dtype)), {}) for dtype in DTYPES},
+    **{f"input {dtype}": ((X.to(dtype), X.abs()), {}) for dtype in DTYPES[:6]},
+    "class indices": ((X, ROW), {}),
+    "labels of one logit a row": ((X[:, :1], ROW), {}),
+    "labels of the logits' shape": ((X[:, :1], ROW[:, None]), {}),
+    "the index of one sample": ((X[0], ROW[0]), {}),
+    "another shape": ((X, X[0]), {}),
+    "a mask of 255": ((X, torch.full((4, 6), 255, dtype=torch.uint8)), {}),
+    "whole weights": ((X, X.abs(), (X > 0).long()), {"pos_weight": torch.tensor(3)}),
+    "a complex weight": ((X, X.abs(), X.to(torch.complex64)), {}),
+    "a wide weight": ((X, X.abs(), X[None].expand(2, 4, 6)), {}),
+    "a weight that fits nothing": ((X, X.abs()), {"pos_weight": X[0, :4]}),
+    "a weight elsewhere": ((X, X.abs(), X.to("meta")), {}),
+    "a target elsewhere": ((X, X.to("meta")), {}),
+    "a target elsewhere of no axes": ((X[0, 0], X[0, 0].to("meta")), {}),
+    "a reduction unheard of": ((X, X.abs()), {"reduction": "avg"}),
+    "no reduction": ((X, X.abs()), {"reduction": None}),
+    "no tensor": ((X, 1.0), {}),
+    "no tensor for a weight": ((X, X.abs()), {"weight": 2.0}),
+}
+
+
+@pytest.mark.parametrize(("args", "kwargs"), ALIKE.values(), ids=ALIKE)
+def test_what_pytorch_refuses_is_refused_by_pytorch(args, kwargs):
+    expected = answer(F.binary_cross_entropy_with_logits, *args, **kwargs)
+    with sigtorch.patched_functions():
+        found = [answer(F.binary_cross_entropy_with_logits, *args, **kwargs)]
+    tensors = {"weight": kwargs.get("weight", args[2] if args[2:] else None), "pos_weight": kwargs.get("pos_weight")}
+    if all(t is None or isinstance(t, torch.Tensor) for t in tensors.values()):
+        loss = nn.BCEWithLogitsLoss(**tensors, reduction=kwargs.get("reduction", "mean"))
+        sigtorch.patch(loss)
+        found.append(answer(loss, *args[:2]))
+    for actual in found:
+        if isinstance(expected, str):
+            assert actual == expected
+        else:
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(
+                actual, expected, rtol=1e-2 if expected.dtype in DTYPES[7:9] else 1e-5, atol=1e-6
+            )
+
+
+def test_a_module_of_ours_keeps_class_indices():
+    loss = sigtorch.nn.BCEWithLogitsLoss()
+    patch = sigtorch.patch(loss)
+    assert patch.left == {"": "sigtorch's already"}
+    torch.testing.assert_close(loss(X, ROW), F.binary_cross_entropy_with_logits(X, F.one_hot(ROW, 6).float()))
+
+
+class Criterion(nn.Module):
+    """A loss, or a function of losses, that torch.fx traces through."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x, t):
+        return self.loss(x, t)
+
+
+def test_torch_fx_traces_what_stands_in(torchvision):
+    """Its proxies override torch functions: they go to PyTorch's own, which they know."""
+    modules, focal = torchvision
+    swapped, x, t = Criterion(nn.BCEWithLogitsLoss()), torch.randn(4, 6), torch.rand(4, 6).round()
+    sigtorch.patch(swapped)
+    traced = {torch.fx.symbolic_trace(swapped): F.binary_cross_entropy_with_logits(x, t)}
+    with sigtorch.patched_functions():
+        called = Criterion(lambda x, t: F.binary_cross_entropy_with_logits(x, t))
+        traced[torch.fx.symbolic_trace(called)] = F.binary_cross_entropy_with_logits(x, t)
+        called = Criterion(lambda x, t: modules[2].sigmoid_focal_loss(x, t))
+        traced[torch.fx.symbolic_trace(called)] = focal(x, t)
+    for graph, expected in traced.items():
+        torch.testing.assert_close(graph(x, t), expected)
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """The modules that hold its focal loss, a detector that imported it by name among them, and that loss."""
@@ -126,6 +214,24 @@ def test_torchvisions_focal_loss(torchvision, calls):
     assert not calls
 
 
+def test_torchvision_answers_what_it_takes_and_sigtorch_does_not(torchvision, calls):
+    modules, focal = torchvision
+    alpha, gamma = (torch.tensor(v, requires_grad=True) for v in (0.3, 1.5))
+    theirs = [((X, X.sigmoid(), 2.0), {}), ((X, X.sigmoid()), {"alpha": -0.5}), ((X, X.sigmoid()), {"gamma": -1})]
+    theirs += [((X, X.sigmoid(), alpha, gamma), {}), ((X, X.sigmoid()), {"alpha": torch.tensor([0.25])})]
+    theirs += [((X, ROW), {}), ((X[:, :1], ROW), {}), ((X, (X > 0).long()), {}), ((X, X > 0), {})]
+    for args, kwargs in theirs:
+        expected = answer(focal, *args, **kwargs)
+        with sigtorch.patched_functions():
+            actual = answer(modules[2].sigmoid_focal_loss, *args, **kwargs)
+        if isinstance(expected, str):
+            assert actual == expected
+            continue
+        torch.testing.assert_close(actual, expected)
+        assert actual.requires_grad == (args[2:] == (alpha, gamma))
+    assert "sigmoid_focal_loss" not in calls
+
+
 def test_torchvisions_focal_loss_after_an_exception(torchvision):
     modules, focal = torchvision
 
@@ -141,7 +247,7 @@ def test_torchvisions_focal_loss_after_an_exception(torchvision):
 
 def test_torchvisions_focal_loss_compiles(torchvision, monkeypatch):
     modules, focal = torchvision
-    monkeypatch.setattr(losses, "sigmoid_focal_loss", lambda inputs, targets: inputs + targets + 7)
+    monkeypatch.setattr(losses, "sigmoid_focal_loss", lambda inputs, targets, *options: inputs + targets + 7)
 
     @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
     def compiled(x, t):

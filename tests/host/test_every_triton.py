@@ -1,0 +1,65 @@
+"""Every operation, in every dtype and layout that has a kernel, compiles and launches: `make test-tritons` asks each Triton."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+import triton
+from cases import CASES, DTYPES, STRIDES
+from loss_cases import KINDS, OPTIONS, make
+
+import sigtorch
+from host import standin
+
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles for a GPU: see `make test-tritons`")
+SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def driver():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch sees the stand-in, too
+        standin.install(90)
+        yield
+
+
+def launches(call, *inputs):
+    """Kernels launched forward and backward."""
+    before = standin.launches()
+    with sigtorch.use_backend("triton"):
+        out = call(*inputs)
+        forward = standin.launches()
+        torch.autograd.grad(out, [t for t in inputs if t.requires_grad], torch.ones_like(out))
+    return forward - before, standin.launches() - forward
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES.values()], ids=[*SHAPES])
+@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+def test_dtypes(case, shape, dtype):
+    assert all(launches(case.ours, *case.inputs(shape, dtype)))
+
+
+@pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+def test_strides(case, strides):
+    inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6, 16), torch.bfloat16)]
+    assert all(launches(case.ours, *inputs))
+
+
+@pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES[:3], 2)], ids=str)
+def test_mixed_dtypes(dtypes):
+    assert all(launches(sigtorch.swiglu, *[torch.randn(4, 6, dtype=d, requires_grad=True) for d in dtypes]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("loss", "options"), OPTIONS)
+def test_losses(loss, options, dtype, kind):
+    for reduction in ("none", "mean"):
+        x, target = make((9, 40), dtype, kind, "cpu")
+        given = options(40, lambda n: torch.rand(n).to(dtype))
+        if "background_index" in given:
+            target[target == -1] = given["background_index"]
+        assert all(launches(lambda x: loss(x, target, reduction=reduction, **given), x))
