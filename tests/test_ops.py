@@ -7,10 +7,13 @@ import numpy
 import pytest
 import torch
 from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from functorch.compile import aot_function, nop
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -215,6 +218,31 @@ def test_autocast_is_as_the_oracles(case, device):
     half = [t.detach().bfloat16() for t in inputs]
     with torch.autocast(device, torch.bfloat16):
         assert case.ours(*half).dtype == case.oracle(*half).dtype
+
+
+def symbolic(function, inputs, unbacked=False):
+    """What function makes of fake tensors, whose sizes are symbols: one for the first axis, where that is unbacked."""
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        if not unbacked:
+            return function(*[mode.from_tensor(t) for t in inputs])
+        size = mode.shape_env.create_unbacked_symint()
+        return function(*[torch.empty(size, *t.shape[1:]) for t in inputs])
+
+
+@every_case
+def test_traces_symbolic_sizes(case):
+    inputs = [t.detach() for t in case.inputs((4, 6), torch.float32)]
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    expected = case.oracle(*inputs)
+    graph = make_fx(lambda *a: case.ours(*a), tracing_mode="symbolic")(*inputs)
+    torch.testing.assert_close(graph(*inputs), expected, **tolerance(torch.float32))
+    torch.testing.assert_close(
+        aot_function(lambda *a: case.ours(*a), nop, dynamic=True)(*leaves), expected, **tolerance(torch.float32)
+    )
+    for unbacked in (False, True):
+        out = symbolic(case.ours, inputs, unbacked)
+        theirs = symbolic(case.oracle, inputs, unbacked)
+        assert [str(n) for n in out.shape] == [str(n) for n in theirs.shape]
 
 
 class Watched(torch.Tensor):
