@@ -1,4 +1,4 @@
-"""What the losses promise beside their values: transforms, compilers, dtypes, memory."""
+"""What the losses promise beside their values: transforms, compilers, dtypes and memory."""
 
 import functools
 import itertools
@@ -205,6 +205,17 @@ def test_compiles_whole(loss, kind):
     actual, expected = compiled(x, target, **given), loss(x, target, **given)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (actual, expected)))
+
+
+@every_backend
+@every_loss
+@pytest.mark.parametrize("kind", ["uint8", "bool", "index"])
+def test_targets_of_inference_mode(loss, kind, backend, device):
+    with torch.inference_mode():
+        x, target = make((4, 6), torch.float32, kind, device)
+    check(loss, torch.randn(4, 6, device=device, requires_grad=True), target, backend, reduction="sum")
+    with torch.inference_mode(), sigtorch.use_backend(backend):
+        torch.testing.assert_close(loss(x, target).double(), ORACLES[loss](x, target), rtol=1e-5, atol=0)
 
 
 @every_backend

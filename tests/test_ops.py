@@ -220,6 +220,29 @@ def test_autocast_is_as_the_oracles(case, device):
         assert case.ours(*half).dtype == case.oracle(*half).dtype
 
 
+@every_case
+@every_backend
+def test_takes_tensors_of_inference_mode(case, backend, device):
+    """Where PyTorch does, which saves other tensors than a kernel would, and inside the mode."""
+    for i in range(len(case.shapes((4, 6)))):
+        inputs = case.inputs((4, 6), torch.float32, device)
+        with torch.inference_mode():
+            inputs[i] = inputs[i] * 1
+            with sigtorch.use_backend(backend):
+                torch.testing.assert_close(case.ours(*inputs), case.oracle(*inputs), **tolerance(torch.float32, 4))
+        wanted = [t for j, t in enumerate(inputs) if j != i]
+        try:
+            theirs = case.oracle(*inputs)
+        except RuntimeError:  # which needs that tensor in backward, too
+            continue
+        with sigtorch.use_backend(backend):
+            ours = case.ours(*inputs)
+        torch.testing.assert_close(ours, theirs, **tolerance(torch.float32, 4))
+        if wanted:
+            grads = [torch.autograd.grad(out, wanted, torch.ones_like(out)) for out in (ours, theirs)]
+            torch.testing.assert_close(*grads, **tolerance(torch.float32, 4))
+
+
 def symbolic(function, inputs, unbacked=False):
     """What function makes of fake tensors, whose sizes are symbols: one for the first axis, where that is unbacked."""
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
