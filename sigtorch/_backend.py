@@ -36,16 +36,20 @@ def _ordinary(device: str) -> tuple[int, int]:
 
 # Any other key means a bit, a layout or a wrapper that a kernel over plain memory would not see.
 _ORDINARY = frozenset(_ordinary("CPU") + _ordinary("CUDA"))
+_SAVEABLE = frozenset(
+    _ordinary(device)[1] for device in ("CPU", "CUDA")
+)  # for a backward pass: made in no inference mode
 
 
 def plain(*tensors: torch.Tensor) -> bool:
     """Whether these are dense CPU or CUDA tensors that nothing but autograd watches."""
     if torch.compiler.is_compiling():  # first: Dynamo traces what follows, and refuses a ContextVar under fullgraph
         return False
+    ordinary = _SAVEABLE if torch.is_grad_enabled() else _ORDINARY
     for t in tensors:
         if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
             return False
-        if _dispatch_keys(t).raw_repr() not in _ORDINARY:
+        if _dispatch_keys(t).raw_repr() not in ordinary:
             return False
     return not (
         torch._C._len_torch_dispatch_stack()
@@ -107,7 +111,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
-    token = _forced.set(_checks.backend(name, "use_backend()"))
+    name = _checks.backend(name, "use_backend()")
+    if torch.compiler.is_compiling():  # which runs PyTorch's in any case
+        yield
+        return
+    token = _forced.set(name)
     try:
         yield
     finally:

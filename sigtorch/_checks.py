@@ -45,8 +45,11 @@ def broadcastable(where: str, **arguments: torch.Tensor) -> None:
         return  # PyTorch says it then: comparing sizes would specialise what is compiled, and is what tracing warns of
     tensors(where, **arguments)
     plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
-    if len({(t.shape, t.device) for t in plain.values()}) < 2:
-        return  # the common case, and most of what a small tensor on a CPU would pay for
+    try:
+        if len({(t.shape, t.device) for t in plain.values()}) < 2:
+            return  # the common case, and most of what a small tensor on a CPU would pay for
+    except TypeError:  # sizes that are traced have no hash
+        return
     try:
         torch.broadcast_shapes(*(t.shape for t in plain.values()))
     except RuntimeError:
@@ -99,7 +102,10 @@ def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
         return dim
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"{where}: dim={dim} is not one of {name}, whose shape is {tuple(x.shape)}")
-    if x.shape[dim] % 2:
+    odd: int | torch.SymInt = x.shape[dim] % 2
+    if isinstance(odd, torch.SymInt):
+        torch._check(odd == 0)  # now, or when the size is known
+    elif odd:
         raise ValueError(f"{where}: dim={dim} must have an even size, got {name} of shape {tuple(x.shape)}")
     return dim
 

@@ -175,5 +175,5 @@ def fits(t: torch.Tensor, x: torch.Tensor) -> bool:
     """Whether t broadcasts to the shape of x."""
     fitting = t.dim() <= x.dim()
     for i in range(1, min(t.dim(), x.dim()) + 1):  # a plain loop: Dynamo in torch 2.8 inlines neither any() nor zip()
-        fitting = fitting and t.shape[-i] in (1, x.shape[-i])
+        fitting = fitting and t.shape[-i] in (x.shape[-i], 1)
     return fitting

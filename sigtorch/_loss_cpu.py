@@ -184,13 +184,14 @@ def _between(t: torch.Tensor, smoothing: float, b: Buffers) -> torch.Tensor:
 def _bce_values(loss: Loss, x: torch.Tensor, t: torch.Tensor, pos_weight: Any, b: Buffers) -> tuple[torch.Tensor, ...]:
     _near(x, b[2], b[2])
     b[2].neg_().log1p_()
-    torch.clamp_min(x, 0, out=b[0])
-    torch.sub(b[0], x, out=b[1])
-    b[0].sub_(b[2])  # at t = 0: softplus(x)
-    b[1].sub_(b[2])  # at t = 1: softplus(-x)
+    torch.clamp_min(x, 0, out=b[0]).sub_(b[2])  # softplus(x)
+    torch.neg(x, out=b[1]).clamp_min_(0).sub_(b[2])  # softplus(-x)
     if pos_weight is not None:
         b[1].mul_(pos_weight)
-    return (_between(t, loss.label_smoothing, b),)
+    # Not on a line between them, for one may be infinite.
+    keep, least = 1 - loss.label_smoothing, loss.label_smoothing / 2
+    b[0].mul_(torch.sub(t.new_ones(()), t, out=b[2]).mul_(keep).add_(least))
+    return (b[0].addcmul_(b[1], torch.mul(t, keep, out=b[2]).add_(least)),)
 
 
 def _bce_addends(loss: Loss, x: torch.Tensor, t: torch.Tensor, _: Any, b: Buffers) -> tuple[torch.Tensor, ...]:

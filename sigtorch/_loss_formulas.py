@@ -69,14 +69,15 @@ def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
 
 
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
-    """Every element's loss: between softplus(x) and softplus(-x), which cancels nowhere."""
+    """Every element's loss: shares of softplus(x) and softplus(-x), which cancel nowhere, and are inf where x is."""
     # PyTorch's own threshold of 20 would cost float64 its last digits.
     negative, positive = F.softplus(x, threshold=50), F.softplus(-x, threshold=50)
     if pos_weight is not None:
         positive = positive * pos_weight.to(x.dtype)
-    values = torch.lerp(negative, positive, t)
-    if isinstance(loss.label_smoothing, torch.Tensor) or loss.label_smoothing:
-        values = values * (1 - loss.label_smoothing) + (negative + positive) * (loss.label_smoothing / 2)
+    share, rest, smoothing = t, 1 - t, loss.label_smoothing
+    if isinstance(smoothing, torch.Tensor) or smoothing:
+        share, rest = share * (1 - smoothing) + smoothing / 2, rest * (1 - smoothing) + smoothing / 2
+    values = rest * negative + share * positive
     if loss.name == "sigmoid_focal_loss":
         near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
         q = t * torch.sigmoid(-near) + (1 - t) * torch.sigmoid(near)

@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import functools
 import os
 import subprocess
 import sys
@@ -101,6 +102,26 @@ def test_without_an_engine_a_cpu_tensor_is_out_of_reach():
         [sys.executable, "-c", code], capture_output=True, text=True, env={"TRITON_INTERPRET": "0", "PATH": ""}
     )
     assert done.stderr.strip().splitlines()[-1].startswith("ValueError: backend 'triton' cannot reach a tensor on cpu")
+
+
+@pytest.mark.parametrize("name", ["auto", "triton", "aten"])
+def test_a_choice_inside_of_what_is_compiled(name):
+    """Compiled code runs PyTorch's operators, whatever the choice; it may be made there, and a wrong one is an error."""
+
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def compiled(x):
+        with sigtorch.use_backend(name):
+            return sigtorch.sigmoid_gate(x, x)
+
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    @sigtorch.use_backend(name)
+    def decorated(x):
+        return sigtorch.sigmoid_gate(x, x)
+
+    x = torch.randn(3)
+    for function in (compiled, decorated):
+        torch.testing.assert_close(function(x), torch.sigmoid(x) * x)
+    assert _backend._choice() == "auto"
 
 
 def test_works_where_triton_is_missing():
@@ -256,7 +277,11 @@ def test_plain_means_that_nothing_watches():
     with torch.autograd.forward_ad.dual_level():
         assert not _backend.plain(x)
     with torch.inference_mode():
-        assert _backend.plain(torch.randn(3))
+        made = torch.randn(3)
+        assert _backend.plain(made)
+    assert not _backend.plain(made), "no backward pass may save it"
+    with torch.no_grad():
+        assert _backend.plain(made)
     assert not _backend.plain(x.to_sparse())
     assert not _backend.plain(torch.randn(3, dtype=torch.complex64).conj())
     assert not _backend.plain(1.0)

@@ -209,6 +209,49 @@ def test_finite_at_every_finite_logit(loss, backend, device):
         assert (values >= 0).all()
 
 
+def torch_bce(x, t, reduction, label_smoothing=0.0, **weights):
+    """PyTorch's, in float64."""
+    t = t.double() * (1 - label_smoothing) + label_smoothing / 2
+    weights = {k: w.double() for k, w in weights.items()}
+    return F.binary_cross_entropy_with_logits(x.double(), t, reduction=reduction, **weights)
+
+
+@every_engine
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"pos_weight": 2.0}, {"weight": 0.5}], ids=str)
+def test_infinite_logits_are_pytorchs(options, backend, device):
+    """Where PyTorch has inf. Where it has NaN, which is inf - inf, ours is inf but for the logit's own target."""
+    for dtype, sign in itertools.product(DTYPES, (1, -1)):
+        x = torch.full((5,), sign * torch.inf, dtype=dtype, device=device).requires_grad_()
+        t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], device=device).to(dtype)
+        given = {k: torch.tensor(v, device=device).to(dtype) if "weight" in k else v for k, v in options.items()}
+        theirs = torch_bce(x, t, "none", **given)
+        own = (t == (sign > 0)) & ("label_smoothing" not in options)
+        expected = torch.where(own, torch.nan, torch.inf).double()
+        torch.testing.assert_close(expected[~theirs.isnan()], theirs[~theirs.isnan()])
+        slopes = torch.autograd.grad(theirs, x, torch.ones_like(theirs))[0]
+        with sigtorch.use_backend(backend):
+            values = binary_cross_entropy_with_logits(x, t, reduction="none", **given)
+            sums = [binary_cross_entropy_with_logits(x, u.expand(5), reduction="sum", **given) for u in t]
+        torch.testing.assert_close(values.double(), expected, equal_nan=True)
+        torch.testing.assert_close(torch.stack(sums).double(), expected, equal_nan=True)
+        torch.testing.assert_close(torch.autograd.grad(values, x, torch.ones_like(values))[0], slopes)
+        for value, slope in zip(sums, slopes, strict=True):
+            torch.testing.assert_close(torch.autograd.grad(value, x)[0], slope.expand(5))
+
+
+@every_engine
+def test_infinite_logits_of_a_focal_loss(backend, device):
+    """Values as torchvision's, where those are no NaN."""
+    t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], device=device)
+    for sign, gamma in itertools.product((1, -1), (0.0, 1.0, 2.0, 2.5)):
+        x = torch.full((5,), sign * torch.inf, device=device)
+        theirs = torchvision_oracle(x, t, 0.25, gamma, "none")
+        expected = torch.where(t == (sign > 0), torch.nan, torch.inf)
+        torch.testing.assert_close(expected[~theirs.isnan()], theirs[~theirs.isnan()])
+        with sigtorch.use_backend(backend):
+            torch.testing.assert_close(sigmoid_focal_loss(x, t, gamma=gamma), expected, equal_nan=True)
+
+
 @every_backend
 def test_a_mean_holds_what_its_sum_does_not(backend, device):
     x = torch.full((100, 40), 3e38, dtype=torch.float32, device=device)

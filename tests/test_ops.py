@@ -7,10 +7,13 @@ import numpy
 import pytest
 import torch
 from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from functorch.compile import aot_function, nop
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -215,6 +218,54 @@ def test_autocast_is_as_the_oracles(case, device):
     half = [t.detach().bfloat16() for t in inputs]
     with torch.autocast(device, torch.bfloat16):
         assert case.ours(*half).dtype == case.oracle(*half).dtype
+
+
+@every_case
+@every_backend
+def test_takes_tensors_of_inference_mode(case, backend, device):
+    """Where PyTorch does, which saves other tensors than a kernel would, and inside the mode."""
+    for i in range(len(case.shapes((4, 6)))):
+        inputs = case.inputs((4, 6), torch.float32, device)
+        with torch.inference_mode():
+            inputs[i] = inputs[i] * 1
+            with sigtorch.use_backend(backend):
+                torch.testing.assert_close(case.ours(*inputs), case.oracle(*inputs), **tolerance(torch.float32, 4))
+        wanted = [t for j, t in enumerate(inputs) if j != i]
+        try:
+            theirs = case.oracle(*inputs)
+        except RuntimeError:  # which needs that tensor in backward, too
+            continue
+        with sigtorch.use_backend(backend):
+            ours = case.ours(*inputs)
+        torch.testing.assert_close(ours, theirs, **tolerance(torch.float32, 4))
+        if wanted:
+            grads = [torch.autograd.grad(out, wanted, torch.ones_like(out)) for out in (ours, theirs)]
+            torch.testing.assert_close(*grads, **tolerance(torch.float32, 4))
+
+
+def symbolic(function, inputs, unbacked=False):
+    """What function makes of fake tensors, whose sizes are symbols: one for the first axis, where that is unbacked."""
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        if not unbacked:
+            return function(*[mode.from_tensor(t) for t in inputs])
+        size = mode.shape_env.create_unbacked_symint()
+        return function(*[torch.empty(size, *t.shape[1:]) for t in inputs])
+
+
+@every_case
+def test_traces_symbolic_sizes(case):
+    inputs = [t.detach() for t in case.inputs((4, 6), torch.float32)]
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    expected = case.oracle(*inputs)
+    graph = make_fx(lambda *a: case.ours(*a), tracing_mode="symbolic")(*inputs)
+    torch.testing.assert_close(graph(*inputs), expected, **tolerance(torch.float32))
+    torch.testing.assert_close(
+        aot_function(lambda *a: case.ours(*a), nop, dynamic=True)(*leaves), expected, **tolerance(torch.float32)
+    )
+    for unbacked in (False, True):
+        out = symbolic(case.ours, inputs, unbacked)
+        theirs = symbolic(case.oracle, inputs, unbacked)
+        assert [str(n) for n in out.shape] == [str(n) for n in theirs.shape]
 
 
 class Watched(torch.Tensor):
