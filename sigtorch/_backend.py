@@ -86,6 +86,13 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     return "formula"
 
 
+def eager_on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether these are floating CPU tensors that eager code is given, and nobody chose a backend."""
+    if torch.compiler.is_compiling() or (_forced.get() or _named()) != "auto":
+        return False
+    return all(type(t) is torch.Tensor and t.is_cpu and t.is_floating_point() for t in tensors)
+
+
 def _alike(tensors: Sequence[torch.Tensor], beside: Sequence[torch.Tensor]) -> bool:
     """On one device, and all of them float64 or none: a kernel computes in one or the other."""
     device, double = tensors[0].device, tensors[0].dtype == torch.float64

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from sigtorch import _loss_cpu
 from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved
 from sigtorch._loss_formulas import Loss, formula
 
@@ -19,7 +18,7 @@ class LossFunction(Function):
     def forward(
         ctx: Any, loss: Loss, backend: str, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.loss, ctx.passes = loss, _loss_cpu if backend == "cpu" else passes_of(backend, "losses")
+        ctx.loss, ctx.passes = loss, passes_of(backend, "losses")
         ctx.save_for_backward(marker(loss.name), x, target, *others)
         return getattr(ctx.passes, f"{loss.name}_forward")(loss, x, target, *others)  # type: ignore[no-any-return]
 

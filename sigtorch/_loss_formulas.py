@@ -62,6 +62,31 @@ def formula(
     return values.to(loss.dtype)
 
 
+def eager(
+    loss: Loss,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    normalizer: torch.Tensor | None,
+) -> torch.Tensor:
+    """The loss as PyTorch and torchvision compute it, with their rounding: fewer operators than the formula, none of ours."""
+    t = target if target.is_floating_point() else target.to(x.dtype)
+    if loss.name == "binary_cross_entropy_with_logits":
+        if isinstance(loss.label_smoothing, torch.Tensor) or loss.label_smoothing:
+            t = t * (1 - loss.label_smoothing) + loss.label_smoothing / 2
+        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=loss.reduction, pos_weight=pos_weight)
+        return values.to(loss.dtype)
+    p = torch.sigmoid(x)
+    missed = p + t - 2 * p * t if p.dtype != t.dtype else torch.lerp(p, 1 - p, t)
+    values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none") * missed**loss.gamma
+    if loss.alpha >= 0:
+        values = values * (t * (2 * loss.alpha - 1) + (1 - loss.alpha))
+    values = values if loss.reduction == "none" else getattr(values, loss.reduction)()
+    divisor = loss.normalizer if normalizer is None else normalizer
+    return (values if divisor is None else values / divisor).to(loss.dtype)
+
+
 def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
     """Of the positive class; a uint8 other than 0 and 1, which nobody could look at before, is none."""
     t = target.to(wide)

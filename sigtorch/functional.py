@@ -6,7 +6,6 @@ import torch
 
 from sigtorch import _autograd, _checks, formulas
 from sigtorch._backend import select
-from sigtorch._cpu import LEAST
 
 
 def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
@@ -105,25 +104,11 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
     Source:
         Srivastava, Greff and Schmidhuber, "Highway Networks", 2015, arXiv:1505.00387.
     """
-    backend = select(x, y, gate, cpu_pass=True)
-    if (
-        backend == "formula"
-        or not x.shape == y.shape == gate.shape
-        or (backend == "cpu" and not _cpu_lerps(x, y, gate))
-    ):
+    backend = select(x, y, gate)
+    if backend == "formula" or not x.shape == y.shape == gate.shape:
         _checks.broadcastable("sigmoid_lerp()", x=x, y=y, gate=gate)
         return formulas.sigmoid_lerp(x, y, gate)
     return _autograd.SigmoidLerpFunction.apply(x, y, gate, backend)
-
-
-def _cpu_lerps(*tensors: torch.Tensor) -> bool:
-    """Where the pass in chunks beats the formula."""
-    first = tensors[0]
-    return (
-        first.dtype in (torch.float32, torch.float64)
-        and first.numel() >= LEAST
-        and all(t.is_contiguous() and t.dtype == first.dtype for t in tensors)
-    )
 
 
 def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:

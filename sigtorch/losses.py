@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from sigtorch import _backend, _loss_checks
 from sigtorch._loss_autograd import LossFunction
-from sigtorch._loss_formulas import Loss, formula
+from sigtorch._loss_formulas import Loss, eager, formula
 from sigtorch.formulas import HALF_DTYPES
 
 
@@ -55,6 +56,12 @@ def binary_cross_entropy_with_logits(
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
     """
+    plain = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
+    if plain and _backend.eager_on_cpu(input, target):
+        try:  # PyTorch's own, first: what is right costs no check
+            return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
+        except (RuntimeError, TypeError, ValueError):
+            pass  # what is wrong is said below
     where = "binary_cross_entropy_with_logits()"
     _loss_checks.legacy(where, size_average, reduce)
     _loss_checks.reduction(reduction, where)
@@ -165,21 +172,26 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
 
 def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
     """The others are weight, pos_weight and normalizer."""
-    backend = _select(loss, input, target, *others)
-    if backend == "formula":
+    given = [t for t in (target, *others) if t is not None]
+    floating = [t for t in given if t.is_floating_point()]
+    whole = [t for t in given if not t.is_floating_point()]
+    backend = _backend.select(input, *floating, beside=whole, cpu_pass=_eager_serves(loss, target))
+    if backend == "cpu":
+        return eager(loss, input, target, *others)
+    if backend == "formula" or not _fused(loss, input, target, given):
         return formula(loss, input, target, *others)
     return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
 
 
-def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> str:
-    """A fused pass where it can: on one device, with a gradient for the logits alone."""
-    given = [t for t in (target, *others) if t is not None]
+def _eager_serves(loss: Loss, target: torch.Tensor) -> bool:
+    """Where PyTorch's own arithmetic takes the loss: not class indices, nor what is infinitely steep where it is 0."""
+    return not loss.indexed(target) and not 0 < loss.gamma < 1
+
+
+def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
+    """What the kernels do: a gradient for the logits alone."""
     if any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma)):
-        return "formula"
+        return False
     if not input.numel() or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
-        return "formula"
-    if loss.indexed(target) and max(input.shape[-1], abs(loss.background_index)) >= 2**24:  # counted in float32
-        return "formula"
-    floating = [t for t in given if t.is_floating_point()]
-    whole = [t for t in given if not t.is_floating_point()]
-    return _backend.select(input, *floating, beside=whole, cpu_pass=True)
+        return False
+    return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24  # counted in float32

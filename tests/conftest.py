@@ -21,12 +21,6 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def passes_for_few(monkeypatch):
-    """A CPU pass takes tests' small tensors, too, which the formula would get."""
-    monkeypatch.setattr("sigtorch._loss_cpu.SMALL", 0)
-
-
 @pytest.fixture
 def variable(monkeypatch):
     """Sets SIGTORCH_BACKEND, for a test, as if it had been set from the start."""

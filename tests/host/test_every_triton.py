@@ -7,10 +7,10 @@ import pytest
 import torch
 import triton
 from cases import CASES, DTYPES, STRIDES
+from host import standin
 from loss_cases import KINDS, OPTIONS, make
 
 import sigtorch
-from host import standin
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles for a GPU: see `make test-tritons`")
 SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
