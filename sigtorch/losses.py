@@ -11,6 +11,8 @@ from sigtorch._loss_autograd import LossFunction
 from sigtorch._loss_formulas import Loss, formula
 from sigtorch.formulas import HALF_DTYPES
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 def binary_cross_entropy_with_logits(
     input: torch.Tensor,
@@ -184,4 +186,6 @@ def _select(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torc
         return "formula"
     if any(t.device != input.device for t in given):
         return "formula"
+    if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
+        return "formula"  # its inverse is more than float32 holds
     return _backend.select_plain(input, *(t for t in given if t.is_floating_point()), cpu_pass=True)
