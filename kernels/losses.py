@@ -29,6 +29,13 @@ def _operands(loss: Any, x: torch.Tensor, target: torch.Tensor, *rest: Operand) 
     return x, target.view(torch.uint8) if target.dtype == torch.bool else target, *rest
 
 
+def _weight(x: torch.Tensor, weight: Input) -> Input:
+    """A kernel takes whole numbers for float32, which of float64 logits are more than that holds."""
+    if isinstance(weight, torch.Tensor) and x.dtype == torch.float64:
+        return weight.double()
+    return 1 if weight is None else weight
+
+
 def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Gives x itself, or a contiguous copy where its strides cannot lead a reduction, which has no output to do that."""
     if loss.reduction == "none" or x.is_contiguous() or (not loss.indexed(target) and reachable(axes_of((x, x), x))):
@@ -52,14 +59,13 @@ def _bce_operands(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
 ) -> tuple[Operand, ...]:
     keep = 1 - loss.label_smoothing if loss.label_smoothing else 1
-    weights = (1 if w is None else w for w in (weight, pos_weight))
-    return _operands(loss, x, target, *weights, keep)
+    return _operands(loss, x, target, _weight(x, weight), _weight(x, pos_weight), keep)
 
 
 def _focal_operands(loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand) -> tuple[Operand, ...]:
     pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
     sign = {0.0: 1, 1.0: -1.0}.get(loss.gamma % 2, float("nan"))
-    return _operands(loss, x, target, 1 if weight is None else weight, pos, neg, loss.gamma, sign)
+    return _operands(loss, x, target, _weight(x, weight), pos, neg, loss.gamma, sign)
 
 
 def binary_cross_entropy_with_logits_forward(

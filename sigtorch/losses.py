@@ -12,6 +12,8 @@ from sigtorch._loss_autograd import LossFunction
 from sigtorch._loss_formulas import Loss, eager, formula
 from sigtorch.formulas import HALF_DTYPES
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 def binary_cross_entropy_with_logits(
     input: torch.Tensor,
@@ -194,4 +196,6 @@ def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[to
         return False
     if not input.numel() or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
         return False
+    if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
+        return False  # its inverse is more than float32 holds
     return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24  # counted in float32

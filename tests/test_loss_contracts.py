@@ -15,6 +15,7 @@ from loss_cases import (
     bce_oracle,
     check,
     every_backend,
+    every_engine,
     every_loss,
     focal_oracle,
     make,
@@ -39,6 +40,22 @@ def test_normalizer_divides(normalizer, backend, device):
     for dtype, reduction in itertools.product((torch.float32, torch.float64), ("none", "sum")):
         x, target = make((6, 10), dtype, "index", device)
         check(LOSSES[1], x, target, backend, reduction=reduction, normalizer=divisor)
+
+
+@every_engine
+@pytest.mark.parametrize("normalizer", [1e-200, 1e-39, 1e39, 1e200])
+def test_normalizers_beyond_float32(normalizer, backend, device):
+    """Of float64 logits they are numbers as any other; of float32 ones, a small one leaves what float32 holds."""
+    for reduction in ("none", "sum"):
+        x, target = make((6, 10), torch.float64, "index", device)
+        check(LOSSES[1], x, target, backend, reduction=reduction, normalizer=normalizer)
+        if normalizer == 1e-39:
+            mask = torch.rand(4, 3, device=device) > 0.5
+            x = torch.where(mask, 20.0, -20.0)
+            with sigtorch.use_backend(backend):
+                actual = sigmoid_focal_loss(x, mask, reduction=reduction, normalizer=normalizer)
+            expected = focal_oracle(x, mask, reduction=reduction, normalizer=normalizer)
+            torch.testing.assert_close(actual, expected.float(), rtol=1e-5, atol=0)
 
 
 @every_backend
@@ -286,6 +303,19 @@ def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
             bad = loss(x, index, reduction="none").isnan()
         assert bad.all(-1).tolist() == [False, True, True, False]
         assert bad.any(-1).tolist() == [False, True, True, False]
+
+
+@every_backend
+def test_a_background_index_may_be_any(backend, device, monkeypatch):
+    """More than float32 holds, too, in which kernels count classes."""
+    for background in (-(2**63), -100, 255, 2**24 + 1, 2**63 - 1):
+        x, target = make((6, 10), torch.float32, "index", device)
+        target[target == -1] = background
+        check(LOSSES[1], x, target, backend, background_index=background)
+    monkeypatch.setattr("sigtorch._loss_checks._classes", lambda *_: None)
+    with sigtorch.use_backend(backend):
+        out = sigmoid_focal_loss(x, torch.full_like(target, 2**24), background_index=2**24 + 1)
+    assert out.isnan().all()
 
 
 @pytest.mark.kernels

@@ -106,6 +106,20 @@ def test_weights_broadcast(shape, backend, device):
 
 
 @every_engine
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("shape", [(), (6,), (4, 6)], ids=str)
+def test_whole_weights_of_float64_logits(shape, dtype, backend, device):
+    """Which are more than float32 holds."""
+    large = min(2**24 + 1, torch.iinfo(dtype).max) if dtype != torch.bool else 1
+    weight = torch.full(shape, large, dtype=dtype, device=device)
+    for kind, reduction in itertools.product(("soft", "uint8", "index"), ("none", "sum")):
+        x, target = make((4, 6), torch.float64, kind, device)
+        for given in ({"weight": weight}, {"pos_weight": weight}):
+            check(LOSSES[0], x, target, backend, reduction=reduction, **given)
+        check(LOSSES[1], x, target, backend, reduction=reduction, weight=weight)
+
+
+@every_engine
 @every_loss
 @pytest.mark.parametrize("weight", [(5, 1, 1), (3, 1, 4, 1), (1, 5, 1, 6), (4, 6)], ids=str)
 def test_classes_keep_their_axis(loss, weight, backend, device):
