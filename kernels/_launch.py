@@ -32,7 +32,7 @@ RUNTIME = triton.knobs.runtime
 # How Triton calls a compiled kernel since 3.7: a grid of three, these, then the kernel's arguments.
 LAUNCHER = ["stream", "function", "kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook"]
 
-_plans: dict[tuple[Any, ...], Plan] = {}
+_plans: dict[tuple[Any, ...], Plan] = {}  # emptied where it is full
 
 
 class Call(NamedTuple):
@@ -44,53 +44,42 @@ class Call(NamedTuple):
     partials: int = 0  # of a sum: how many parts of it the kernel writes
 
 
-class Direct(NamedTuple):
-    """A compiled kernel as Triton's own launcher takes it."""
-
-    run: Callable[..., None]
-    function: int
-    metadata: Any
-    device: int
-    current_device: Callable[[], int]
-    current_stream: Callable[[int], int]
-
-
 class Plan:
     """Launches a kernel on operands that lie like those it was made for."""
 
     def __init__(self, call: Call, columns: bool) -> None:
         self.call = call
         self.columns = columns
-        self.direct: Direct | None = None
+        self.direct: tuple[Any, ...] | None = None
 
     def launch(self, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> None:
-        kernel, grid, arguments, _ = self.call
         if self.columns:  # older versions of Triton take no None in a tuple, and compile a 1 as a constant
             inputs = tuple(1 if t is None else t for t in inputs)
         direct = self.direct
         if direct is None or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls:
+            call = self.call
             with torch.cuda.device_of(outputs[0]):
-                self.direct = _direct(kernel[grid](inputs, outputs, *arguments, **OPTIONS))
+                compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, **OPTIONS)
+                self.direct = _direct(compiled, call)
             return
-        run, function, metadata, device, current_device, current_stream = direct
+        run, x, y, z, function, metadata, arguments, device, current_device, current_stream = direct
         if current_device() == device:
-            run(*grid, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
+            run(x, y, z, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
         else:
             with torch.cuda.device(device):
-                run(*grid, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
+                run(x, y, z, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
 
 
-def _direct(compiled: Any) -> Direct | None:
-    """The compiled kernel's own launcher; None where Triton is not as expected: then ``kernel[grid]`` launches always."""
+def _direct(compiled: Any, call: Call) -> tuple[Any, ...] | None:
+    """What launches a compiled kernel; None where Triton is not as expected: then ``kernel[grid]`` always launches."""
     try:
         run, driver = compiled.run, triton.runtime.driver.active
         if [*inspect.signature(run).parameters][3:-1] != LAUNCHER:
             return None
         RUNTIME.launch_enter_hook.calls, RUNTIME.launch_exit_hook.calls  # noqa: B018, profilers put theirs here
         current_device, current_stream = driver.get_current_device, driver.get_current_stream
-        return Direct(
-            run, compiled.function, compiled.packed_metadata, current_device(), current_device, current_stream
-        )
+        function, metadata = compiled.function, compiled.packed_metadata
+        return (run, *call.grid, function, metadata, call.arguments, current_device(), current_device, current_stream)
     except (AttributeError, TypeError, ValueError):
         return None
 
@@ -100,30 +89,36 @@ def plan(
     fn: Any,
     inputs: tuple[Operand, ...],
     outputs: tuple[torch.Tensor, ...],
-    *options: Any,
+    option: Any = None,
 ) -> tuple[Plan, tuple[Operand, ...]]:
     """The plan for these operands, and the inputs to launch it with: those given, or copies where no kernel reaches them.
 
     The key holds all that a plan depends on: what layouts are made of, and what Triton compiles apart.
     """
-    if outputs[0].dtype == torch.float64:  # a number is a float32 to Triton
-        inputs = tuple(outputs[0].new_full((), t) if isinstance(t, float) else t for t in inputs)
-    key: list[Any] = [make, fn, options, outputs[0].get_device()]
+    key: list[Any] = [make, id(fn), option, outputs[0].get_device()]
     for t in inputs + outputs:
         if isinstance(t, torch.Tensor):
             key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)
         else:
             key.append(type(t))
-    known = _plans.get(found := tuple(key))
+    found = tuple(key)
+    known = _plans.get(found)
     if known is not None:
         return known, inputs
-    copied = inputs if fn is None else reached(inputs, outputs)
-    if copied is not inputs:
-        return plan(make, fn, copied, outputs, *options)
+    reachable = inputs if fn is None else reached(inputs, outputs)
+    if reachable is not inputs:
+        return plan(make, fn, reachable, outputs, option)
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
-    _plans[found] = made = Plan(make(fn, inputs, outputs, *options), None in inputs)
+    _plans[found] = made = Plan(make(fn, inputs, outputs, option), None in inputs)
     return made, inputs
+
+
+def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...]:
+    """Numbers as tensors where all is float64: a number is a float32 to Triton."""
+    if like.dtype != torch.float64:
+        return inputs
+    return tuple(like.new_full((), t) if isinstance(t, float) else t for t in inputs)
 
 
 def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype]) -> tuple[Any, ...]:

@@ -79,12 +79,12 @@ def _shares(t, pos_weight, keep):
 
 
 @triton.jit
-def bce(x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
+def bce(divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
     positive, negative = _shares(t, pos_weight, keep)
     far = tl.where(x >= 0, negative, positive) * tl.abs(x)
-    return weight * fma(positive + negative, _log1p(e), far)
+    return weight * (1.0 / divisor) * fma(positive + negative, _log1p(e), far)
 
 
 @triton.jit
@@ -127,8 +127,8 @@ def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.const
 
 
 @triton.jit
-def bce_of_mask(x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    return bce(x, _mask(t), weight, pos_weight, keep, PRECISE)
+def bce_of_mask(divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
+    return bce(divisor, x, _mask(t), weight, pos_weight, keep, PRECISE)
 
 
 @triton.jit
@@ -147,8 +147,8 @@ def dfocal_of_mask(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: 
 
 
 @triton.jit
-def bce_of_class(x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    return bce(x, _share(index, column, background, classes), weight, pos_weight, keep, PRECISE)
+def bce_of_class(divisor, x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr):
+    return bce(divisor, x, _share(index, column, background, classes), weight, pos_weight, keep, PRECISE)
 
 
 @triton.jit

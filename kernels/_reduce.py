@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import TILE_BYTES, Call, form, odd, plan, tile_of
+from sigtorch.kernels._launch import TILE_BYTES, Call, exact, form, odd, plan, tile_of
 from sigtorch.kernels._layout import EVERY_ELEMENT, Operand, layout
 from sigtorch.kernels._math import rounded
 from sigtorch.kernels._tile import compute, pointers
@@ -169,11 +169,11 @@ def reduce(
     fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, divisor: Operand, dtype: torch.dtype
 ) -> torch.Tensor:
     """The sum of fn over all elements, divided, in one order whatever the device does."""
-    ready, inputs = plan(_sum_call, fn, inputs, (like,), dtype)
+    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), dtype)
     partials = torch.empty(ready.call.partials, dtype=torch.float64, device=like.device)
     ready.launch(inputs, (partials,))
     total = torch.empty((), dtype=dtype, device=like.device)
-    ready, inputs = plan(_finish_call, None, (partials, divisor), (total,))
+    ready, inputs = plan(_finish_call, None, exact((partials, divisor), total), (total,))
     ready.launch(inputs, (total,))
     return total
 
@@ -186,7 +186,7 @@ def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor,
     return Call(_sum_kernel, (programs, 1, 1), (*arguments, block_m, block_n), programs)
 
 
-def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
+def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: None) -> Call:
     return Call(
         _finish_kernel, (1, 1, 1), (inputs[0].numel(), not isinstance(inputs[1], torch.Tensor), LOSS_PROGRAMS // 4)
     )

@@ -25,9 +25,17 @@ def passes_of(backend: str, family: str) -> Any:
     return importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
 
 
-def fused(*tensors: torch.Tensor) -> bool:
-    """Whether a backward pass may run fused: nobody differentiates it, and nothing watches its tensors."""
-    return not torch.is_grad_enabled() and _backend.plain(*tensors)
+def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
+    """Whether a backward pass may run fused: nobody differentiates it, and nothing watches its tensors.
+
+    What was saved was plain then; a hook may have made something else of it.
+    """
+    if torch.is_grad_enabled() or not _backend.plain(grad):
+        return False
+    for t in saved:
+        if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
+            return False
+    return True
 
 
 _numbers = itertools.count(1)

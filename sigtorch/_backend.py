@@ -43,14 +43,22 @@ _SAVEABLE = frozenset(
 
 def plain(*tensors: torch.Tensor) -> bool:
     """Whether these are dense CPU or CUDA tensors that nothing but autograd watches."""
-    if torch.compiler.is_compiling():  # first: Dynamo traces what follows, and refuses a ContextVar under fullgraph
-        return False
+    # First: Dynamo traces what follows, and refuses a ContextVar under fullgraph.
+    return not torch.compiler.is_compiling() and _ordinary_tensors(tensors) and unwatched()
+
+
+def _ordinary_tensors(tensors: Sequence[torch.Tensor]) -> bool:
     ordinary = _SAVEABLE if torch.is_grad_enabled() else _ORDINARY
     for t in tensors:
         if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
             return False
         if _dispatch_keys(t).raw_repr() not in ordinary:
             return False
+    return True
+
+
+def unwatched() -> bool:
+    """Whether no mode, transform, level of forward-mode AD or tracer is at work."""
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -74,7 +82,7 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     choice = _forced.get() or _named()
     if choice == "aten" or (choice == "auto" and not cpu_pass and not getattr(tensors[0], "is_cuda", False)):
         return "formula"  # whatever watches
-    if not plain(*tensors, *beside) or not _alike(tensors, beside):
+    if not _ordinary_tensors((*tensors, *beside)) or not unwatched() or not _alike(tensors, beside):
         return "formula"
     if choice == "triton":
         _require_kernels(tensors)

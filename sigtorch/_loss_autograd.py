@@ -20,13 +20,13 @@ class LossFunction(Function):
     ) -> torch.Tensor:
         ctx.loss, ctx.passes = loss, passes_of(backend, "losses")
         ctx.save_for_backward(marker(loss.name), x, target, *others)
-        return getattr(ctx.passes, f"{loss.name}_forward")(loss, x, target, *others)  # type: ignore[no-any-return]
+        return ctx.passes.loss_forward(loss, x, target, *others)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *others = saved(ctx, ctx.loss.name)
         if fused(grad, x):
-            grad_x = getattr(ctx.passes, f"{ctx.loss.name}_backward")(ctx.loss, grad, x, *others)
+            grad_x = ctx.passes.loss_backward(ctx.loss, grad, x, *others)
         else:
             (grad_x,) = formula_grads([True], lambda x: formula(ctx.loss, x, *others), (x,), grad)
         return None, None, grad_x, *[None] * len(others)
