@@ -7,6 +7,7 @@ Example: ``python scripts/derive.py``
 import argparse
 from pathlib import Path
 
+import _stdout
 import _training
 import torch
 from matplotlib.figure import Figure
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()
