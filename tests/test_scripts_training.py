@@ -139,6 +139,14 @@ def test_derive_draws_both_pictures(tmp_path):
     assert "91.7%" in done.stdout
 
 
+def test_derive_measures_the_losses(tmp_path):
+    done = run("derive.py", "--losses", "--out", tmp_path / "images", SIGTORCH_BACKEND="aten")
+    assert done.returncode == 0, done.stderr
+    for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "backend: aten"):
+        assert text in done.stdout
+    assert not (tmp_path / "images").exists()
+
+
 def test_from_scratch_learns():
     done = run("from_scratch.py")
     assert done.returncode == 0, done.stderr
