@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import _stdout
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -170,4 +171,5 @@ def picture(path: Path, records: Iterable[Record], metric: str, title: str) -> N
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     show(*read_json(Path(sys.argv[1])))

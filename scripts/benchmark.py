@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import _report
+import _stdout
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
@@ -385,4 +386,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()

@@ -1,14 +1,20 @@
 """Draw the sigmoid and its slope, and how far off its bfloat16 gradient is with either way to save.
 
-The pictures go to docs/images/; the table that docs/derivation.md quotes goes to the screen.
-Example: ``python scripts/derive.py``
+The pictures go to docs/images/; the table that docs/derivation.md quotes goes to the screen. With ``--losses`` there are
+two tables and no picture, which README quotes: how far off PyTorch's losses are, and sigtorch's; of these the kernels where
+there is a GPU, else the formula, which computes the same terms.
+Examples: ``python scripts/derive.py``, ``TRITON_INTERPRET=1 SIGTORCH_BACKEND=triton python scripts/derive.py --losses``
 """
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import _stdout
 import _training
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,6 +22,8 @@ import sigtorch
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 INTERVALS = ((-10, -6), (-6, 0), (0, 2), (2, 4), (4, 6), (6, 10))
+POS_WEIGHT = 3.0
+FOCAL_INTERVALS = ((-12, -8), (-8, -4), (-4, 0), (0, 4))
 
 
 def every_bfloat16(low: float, high: float) -> Tensor:
@@ -48,6 +56,60 @@ def measure() -> list[dict[str, str]]:
                 'save="input": worst error': f"{recomputed.max():.2%}",
             }
         )
+    return rows
+
+
+def worst(function: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """The largest relative error of a function's values at x, and of its gradients, against another in float64."""
+    found = []
+    for f, leaf in ((function, x.clone().requires_grad_()), (exact, x.double().requires_grad_())):
+        values = f(leaf)
+        found.append((values.detach(), *torch.autograd.grad(values, leaf, torch.ones_like(values))))
+    return tuple(((a.double() - e).abs() / e.abs()).max().item() for a, e in zip(*found, strict=True))
+
+
+def measure_bce() -> list[dict[str, str]]:
+    """For each interval: the worst error of a positive's gradient in bfloat16, without and with a weight of positives."""
+    rows = []
+    for low, high in INTERVALS[2:]:
+        x = every_bfloat16(low, high)
+        row = {"x": f"{low} to {high}"}
+        for name, loss in (
+            ("PyTorch", F.binary_cross_entropy_with_logits),
+            ("sigtorch", sigtorch.binary_cross_entropy_with_logits),
+        ):
+            for weight in (1.0, POS_WEIGHT):
+                given = {} if weight == 1 else {"pos_weight": torch.tensor(weight, dtype=x.dtype)}
+                _, error = worst(
+                    lambda x, loss=loss, given=given: loss(x, torch.ones_like(x), reduction="none", **given),
+                    lambda x, weight=weight: weight * F.softplus(-x, threshold=50),
+                    x,
+                )
+                row[name + (f", pos_weight={weight:g}" if given else "")] = f"{error:.1%}"
+        rows.append(row)
+    return rows
+
+
+def torchvision_focal(x: Tensor, t: Tensor) -> Tensor:
+    """What torchvision's sigmoid_focal_loss computes, in the same operators."""
+    p = torch.sigmoid(x)
+    cross_entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    balance = 0.25 * t + 0.75 * (1 - t)
+    return balance * (cross_entropy * (1 - (p * t + (1 - p) * (1 - t))) ** 2)
+
+
+def measure_focal() -> list[dict[str, str]]:
+    """For each interval: the worst errors of a negative's focal loss and of its gradient in float32."""
+    rows = []
+    for low, high in FOCAL_INTERVALS:
+        x = torch.linspace(low, high, 20_001)
+        exact = lambda x: 0.75 * F.softplus(x, threshold=50) * torch.sigmoid(x) ** 2  # noqa: E731
+        largest = exact(x[-1].double())
+        row = {"x": f"{low} to {high}", "losses up to": f"{largest:.0e}"}
+        for name, loss in (("torchvision", torchvision_focal), ("sigtorch", sigtorch.sigmoid_focal_loss)):
+            errors = worst(lambda x, loss=loss: loss(x, torch.zeros_like(x)), exact, x)
+            row[f"{name}: loss / gradient"] = f"{errors[0]:.0e} / {errors[1]:.0e}"
+        rows.append(row)
     return rows
 
 
@@ -89,10 +151,21 @@ def draw_gradient_error(path: Path) -> None:
 
 
 def main() -> None:
-    """Draw both, print the numbers."""
+    """Draw both and print the numbers, or print those of the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=_training.folder, default=IMAGES, help="folder for the pictures (docs/images)")
-    out = parser.parse_args().out
+    parser.add_argument("--losses", action="store_true", help="measure the losses, and draw nothing")
+    args = parser.parse_args()
+    if args.losses:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        backend = os.environ.get("SIGTORCH_BACKEND") or ("triton" if device.type == "cuda" else "aten")
+        with device, sigtorch.use_backend(backend):
+            bce, focal = measure_bce(), measure_focal()
+        where = f"worst error against float64 ({device.type}, sigtorch's backend: {backend})"
+        _training.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
+        _training.show_table(f"Focal loss of a negative in float32: {where}", focal)
+        return
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     draw_sigmoid(out / "sigmoid.png")
     draw_gradient_error(out / "gradient_error.png")
@@ -101,4 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()

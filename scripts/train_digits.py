@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
+import _stdout
 import _training
 import torch
 from sklearn.datasets import load_digits
@@ -155,4 +156,5 @@ def report(args: argparse.Namespace, rows: list[_training.Row]) -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()

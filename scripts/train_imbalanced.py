@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import _stdout
 import _training
 import numpy
 import torch
@@ -203,4 +204,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()

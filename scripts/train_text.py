@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import _stdout
 import _training
 import torch
 from torch import Tensor, nn
@@ -288,4 +289,5 @@ def report(runs: list[Run], text: Text, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
     main()

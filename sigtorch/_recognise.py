@@ -123,7 +123,7 @@ def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
         if not {"silu", "mul"} <= {*steps}:
             return None
         listed = ", ".join(steps) if len(steps) < 12 else f"{len(steps)} steps"
-        return f"not exactly silu(gate)·up → down, but {listed}"
+        return f"not exactly down(silu(gate) * up), but {listed}"
     for mode in modes:
         other = _trace(module, *mode)
         if other is None or _match(other, module) != found:

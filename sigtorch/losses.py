@@ -30,8 +30,10 @@ def binary_cross_entropy_with_logits(
 
     .. math:: \ell = w \left( -p\,t \log \sigma(x) - (1 - t) \log \sigma(-x) \right)
 
-    in terms that do not cancel: float32 losses are right to 1e-6 of their value, however small. Half types are computed
-    and summed in float32 and rounded once. A sum has one order, so that two runs agree to the last bit.
+    in terms that do not cancel: in kernels and in the formula, float32 losses are right to 1e-6 of their value,
+    however small, and half types are computed and summed in float32 and rounded once. Plain CPU tensors get PyTorch's
+    own arithmetic. Every path adds in one order, so that two runs of it agree to the last bit. Two paths may not: a
+    target that requires a gradient takes the formula, whose last bit is not always the kernel's.
 
     Args:
         input: logits x of any shape and floating dtype.
@@ -92,8 +94,10 @@ def sigmoid_focal_loss(
     .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma\, \mathrm{bce}(x, t)
 
     with :math:`p_t = t\,\sigma(x) + (1 - t)\,\sigma(-x)` and :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)`, in
-    terms that do not cancel: float32 losses are right to 1e-5 of their value, however small. Half types are computed
-    and summed in float32 and rounded once. A sum has one order, so that two runs agree to the last bit.
+    terms that do not cancel: in kernels and in the formula, float32 losses are right to 1e-5 of their value,
+    however small, and half types are computed and summed in float32 and rounded once. Plain CPU tensors get PyTorch's
+    own arithmetic. Every path adds in one order, so that two runs of it agree to the last bit. Two paths may not: a
+    target that requires a gradient takes the formula, whose last bit is not always the kernel's.
 
     Args:
         inputs: logits x of any shape and floating dtype.

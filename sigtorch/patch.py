@@ -151,13 +151,15 @@ class Patch:
         rows = [("swapped", r) for r in self._rows] + [("left", r) for r in self._left]
         # Layers of one kind are one line: their numbers become a star.
         counts = Counter((how, re.sub(r"\b\d+\b", "*", r.name) or "(model)", r.kind, r.note) for how, r in rows)
-        cells = [(how, f"{n} ×", name, kind, note) for (how, name, kind, note), n in counts.items()]
+        cells = [(how, f"{n} x", name, kind, note) for (how, name, kind, note), n in counts.items()]
         widths = [max(len(cell[i]) for cell in cells) for i in range(4)] if cells else []
         for cell in cells:
             head = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=False))
             first, *more = cell[4].splitlines()
             lines += [f"  {head}  {first}", *(f"    {line}" for line in more)]
-        return "\n".join(lines)
+        # Names and lines of somebody's model may hold what stdout cannot print: escapes, then.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        return "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
 
     def __repr__(self) -> str:
         return f"<sigtorch.patch: {len(self._rows)} swapped, {len(self._left)} left>"
@@ -218,7 +220,7 @@ def _look_at(name: str, module: torch.nn.Module, save: str) -> _Swap | str | Non
         return None
     parts = gated_mlp(module)
     if isinstance(parts, GatedMLP):
-        note = f"sigtorch.swiglu({parts.gate}, {parts.up}) → {parts.down}"
+        note = f"sigtorch.swiglu({parts.gate}, {parts.up}) -> {parts.down}"
         return _Swap(name, module, _subclass(_FusedMLP, cls, parts), {}, note)
     return _left(module, parts)
 

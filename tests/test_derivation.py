@@ -11,7 +11,8 @@ import torch
 
 import sigtorch
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "derivation.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
 FORMULAS = re.findall(r"```math\n(.*?)\n```", PAGE, re.DOTALL)
 STEPS = re.findall(r"^\*\*(\d)\..*?```math\n(.*?)\n```", PAGE, re.DOTALL | re.MULTILINE)
 
@@ -95,12 +96,32 @@ def test_a_wrong_step_is_noticed(step):
         assert not holds(wrong), wrong
 
 
+def rows_of(page):
+    """The tables' lines as cells, without their headers."""
+    lines = [line.strip("|").split("|") for line in page.splitlines() if re.match(r"\| [−\d]", line)]
+    return [[cell.strip().replace("−", "-") for cell in line] for line in lines]
+
+
+def test_readme_has_what_derive_measures_of_losses():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Losses that")[1].split("\n## ")[0]
+    with sigtorch.use_backend(
+        "aten"
+    ):  # the formula: kernels are interpreted too slowly, and other tests hold them to it
+        bce, focal = derive.measure_bce(), derive.measure_focal()
+    rows = rows_of(section)
+    assert [row[0] for row in rows] == [row["x"] for row in bce + focal]
+    for row, (_, theirs, weighted, *ours) in zip(rows, (row.values() for row in bce), strict=False):
+        measured = [float(cell.strip("%")) for cell in (theirs, weighted, max(ours))]
+        # Processors differ in the last bit of an exponential.
+        assert [float(cell.strip("%")) for cell in row[1:]] == pytest.approx(measured, abs=0.1)
+    for row, (_, size, theirs, ours) in zip(rows[len(bce) :], (row.values() for row in focal), strict=True):
+        assert row[1] == size
+        assert [*map(float, theirs.split("/"))] == pytest.approx([*map(float, row[2].split("/"))], rel=0.5)
+        assert max(map(float, (ours + "/" + row[3]).split("/"))) < 1e-6
+
+
 def test_table_is_what_derive_measures():
-    rows = [
-        [cell.strip().replace("−", "-") for cell in line.strip("|").split("|")]
-        for line in PAGE.splitlines()
-        if line.startswith("| ")
-    ][1:]
+    rows = rows_of(PAGE)
     measured = derive.measure()
     assert [row[0] for row in rows] == [row["x"] for row in measured]
     for row, (_, *numbers) in zip(rows, (row.values() for row in measured), strict=True):

@@ -1,5 +1,6 @@
 """What a module computes: MLPs told from those that compute more, and gates found in the source."""
 
+import io
 import operator
 
 import pytest
@@ -202,10 +203,10 @@ def test_the_table_shows_the_line_that_fuses_by_hand():
     lines = str(sigtorch.patch(model)).splitlines()
     assert lines[0] == "sigtorch.patch: 3 swapped, 3 left"
     assert [line.split() for line in lines[1:3]] == [
-        ["swapped", "2", "×", "a.*.act", "Sigmoid", "sigtorch.nn.Sigmoid"],
-        ["swapped", "1", "×", "b", "MLP", "sigtorch.swiglu(w1,", "w3)", "→", "w2"],
+        ["swapped", "2", "x", "a.*.act", "Sigmoid", "sigtorch.nn.Sigmoid"],
+        ["swapped", "1", "x", "b", "MLP", "sigtorch.swiglu(w1,", "w3)", "->", "w2"],
     ]
-    assert lines[3].split()[:6] == ["left", "2", "×", "a.*", "Inline", "inline"]
+    assert lines[3].split()[:6] == ["left", "2", "x", "a.*", "Inline", "inline"]
     hints = [line.split("inline at ")[1] for line in lines[3:-1]]
     assert hints == [
         f"test_recognise.py:{first + 1}, by hand: x = sigtorch.sigmoid_gate(x, g + 1)",
@@ -213,6 +214,27 @@ def test_the_table_shows_the_line_that_fuses_by_hand():
         f"test_recognise.py:{first + 3}, by hand: x = x + sigtorch.sigmoid_gate(x, g)",
         f"test_recognise.py:{first + 5}, by hand: return sigtorch.swiglu(g, x)",
     ]
-    assert lines[-1].split() == ["left", "1", "×", "c", "Own", "has", "a", "forward", "of", "its", "own"]
+    assert lines[-1].split() == ["left", "1", "x", "c", "Own", "has", "a", "forward", "of", "its", "own"]
     assert str(sigtorch.patch(nn.Linear(2, 2))) == "sigtorch.patch: 0 swapped, 0 left"
     assert repr(sigtorch.patch(nn.Sigmoid())) == "<sigtorch.patch: 1 swapped, 0 left>"
+
+
+class Greek(nn.Module):
+    """A gate written inline, in letters that few encodings have."""
+
+    def forward(self, x, γ):
+        return torch.sigmoid(γ) * x
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_the_table_prints_wherever_stdout_goes(encoding, monkeypatch):
+    model = nn.ModuleDict({"σ": nn.Sigmoid(), "b": MLP(), "c": Greek()})
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    print(sigtorch.patch(model))
+    out.flush()
+    printed = out.buffer.getvalue().decode(encoding)
+    assert [line.split()[:3] for line in printed.splitlines()[1:3]] == [["swapped", "1", "x"]] * 2
+    escaped = (lambda text: text.encode("unicode_escape").decode()) if encoding != "utf-8" else str
+    assert escaped("σ") in printed
+    assert f"sigtorch.sigmoid_gate(x, {escaped('γ')})" in printed

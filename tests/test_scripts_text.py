@@ -13,14 +13,14 @@ TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--co
 
 def table(stdout):
     """The rows of the only table in the output."""
-    lines = [line for line in stdout.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    _, *lines = (line for line in stdout.splitlines() if line.startswith("| "))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("text") / "made" / "by the script"
-    done = run("train_text.py", *TINY, "--steps", 14, "--lr", 0.03, "--compare", "--out", out)
+    done = run("train_text.py", *TINY, "--steps", 14, "--lr", 0.03, "--compare", "--out", out, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     return done.stdout, out
 
@@ -160,7 +160,9 @@ def test_text_loss_that_is_no_number_ends_in_one_line(tmp_path):
 @pytest.fixture(scope="module")
 def imbalanced(tmp_path_factory):
     out = tmp_path_factory.mktemp("imbalanced") / "made"
-    done = run("train_imbalanced.py", "--seeds", 3, "--steps", 100, "--percent", 6, "--out", out)
+    done = run(
+        "train_imbalanced.py", "--seeds", 3, "--steps", 100, "--percent", 6, "--out", out, PYTHONIOENCODING="ascii"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, out
 

@@ -11,7 +11,7 @@ TINY = ("--device", "cpu", "--epochs", "2", "--layers", "12", "9")
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "made" / "by the script"
-    done = run("train_digits.py", *TINY, "--compare", "--out", out)
+    done = run("train_digits.py", *TINY, "--compare", "--out", out, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     return done.stdout, out
 
@@ -42,7 +42,7 @@ def test_curves_are_identical_on_cpu(compared):
 def test_table(compared):
     stdout, out = compared
     last = read_csv(out / "metrics.csv")[1]
-    lines = [line for line in stdout.splitlines() if line.startswith("│")]
+    _, *lines = (line for line in stdout.splitlines() if line.startswith("| "))
     assert [line.split()[1] for line in lines] == ["sigtorch", "torch"]
     for metric in ("train_accuracy", "test_accuracy"):
         assert all(f"{float(last[metric]):.2%}" in line for line in lines)
@@ -132,11 +132,19 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path):
 
 
 def test_derive_draws_both_pictures(tmp_path):
-    done = run("derive.py", "--out", tmp_path / "images")
+    done = run("derive.py", "--out", tmp_path / "images", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     for name in ("sigmoid.png", "gradient_error.png"):
         assert_picture(tmp_path / "images" / name)
     assert "91.7%" in done.stdout
+
+
+def test_derive_measures_the_losses(tmp_path):
+    done = run("derive.py", "--losses", "--out", tmp_path / "images", SIGTORCH_BACKEND="aten")
+    assert done.returncode == 0, done.stderr
+    for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "backend: aten"):
+        assert text in done.stdout
+    assert not (tmp_path / "images").exists()
 
 
 def test_from_scratch_learns():
