@@ -1,0 +1,45 @@
+"""The stand-in for the CUDA driver counts launches, of kernels compiled for the architecture that was asked for."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, warnings
+import torch, sigtorch
+from host import standin
+
+warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch sees the stand-in, too
+standin.install(int(sys.argv[1]))
+x = torch.randn(64, requires_grad=True)
+before = standin.launches()
+with sigtorch.use_backend("triton"):
+    out = sigtorch.sigmoid(x)
+    forward = standin.launches()
+    out.backward(torch.ones_like(out))
+print(before, forward, standin.launches())
+"""
+
+
+def run(arch, **variables):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", "."])} | variables
+    return subprocess.run([sys.executable, "-c", SCRIPT, str(arch)], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize("arch", [80, 90])
+def test_launches_are_counted(arch, tmp_path):
+    done = run(arch, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1", "2"]
+    compiled = [path.read_text() for path in tmp_path.glob("*/*.ptx")]
+    assert len(compiled) == 2
+    assert all(f".target sm_{arch}" in ptx for ptx in compiled)
+
+
+def test_interpreter_is_refused():
+    done = run(90, TRITON_INTERPRET="1")
+    assert "RuntimeError: TRITON_INTERPRET is set: the interpreter launches nothing" in done.stderr
