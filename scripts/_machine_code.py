@@ -51,6 +51,20 @@ class Launch:
     def threads(self) -> int:
         return prod(self.grid) * self.kernel.metadata.num_warps * 32
 
+    @property
+    def ptx(self) -> str:
+        return self.kernel.asm["ptx"]
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """Triton's types of the arguments, by name."""
+        return self.kernel.src.signature
+
+    @property
+    def alignment(self) -> dict[tuple[int, ...], Any]:
+        """What Triton assumed of the arguments, by their place in the signature."""
+        return self.kernel.src.attrs
+
 
 @dataclass(frozen=True)
 class Counts:

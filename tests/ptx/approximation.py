@@ -11,7 +11,7 @@ class Approximation:
         self._salt = np.uint64(seed * 0x9E3779B97F4A7C15 & 2**64 - 1)
 
     def by_ulps(self, exact, ulps):
-        """``exact`` as float32, off by up to ``ulps`` units in the last place.
+        """``exact`` as float32, up to ``ulps`` units in the last place from the nearest.
 
         Powers of two stay, as ex2 of whole numbers and rcp of powers of two: libdevice counts on these.
         """
@@ -24,16 +24,9 @@ class Approximation:
         moved = (size > 2.0**-120) & (size < 2.0**127) & ~power_of_two
         return np.where(moved, (bits + off).view(np.float32), nearest)
 
-    def relative(self, exact, bound, least=0.0):
-        """``exact`` off by up to ``bound`` times its size, or times ``least`` where that is more; zeros stay."""
-        return self._move(exact, bound, np.maximum(np.abs(exact), least))
-
-    def absolute(self, exact, bound):
-        """``exact`` off by up to ``bound``; zeros stay."""
-        return self._move(exact, bound, 1.0)
-
-    def _move(self, exact, bound, size):
-        moved = exact + (2 * self._draw(exact) - 1) * (self.ulps * bound) * size
+    def within(self, exact, most):
+        """``exact`` off by up to ``most``; zeros stay."""
+        moved = exact + (2 * self._draw(exact) - 1) * (self.ulps * most)
         return np.where((exact != 0) & np.isfinite(exact), moved, exact)
 
     def _draw(self, values):

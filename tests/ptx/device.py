@@ -60,7 +60,7 @@ class Device:
     def _ctas_at_a_time(self, program):
         if program.communicates:
             return 1
-        bytes_of_a_cta = 8 * len(program.widths) * program.threads
+        bytes_of_a_cta = 8 * max(len(program.widths), 1) * program.threads
         return max(1, min(THREADS_AT_A_TIME // program.threads, BYTES_OF_REGISTERS // bytes_of_a_cta))
 
 

@@ -39,12 +39,24 @@ def calculate(machine, ins, active, function, operands=2, exact=None):
     machine.write(ins.operands[0], flush(bits, to) if "ftz" in modifiers else bits, active)
 
 
+def _exact_sum(ins):
+    """A sum in two parts. Rounded down, what cancels is -0 (IEEE 754)."""
+
+    def exact(a, b):
+        total, error = two_sum(a, b)
+        if mode_of(ins.modifiers) == "rm":
+            total = np.where((total == 0) & (np.signbit(a) != np.signbit(b)), -0.0, total)
+        return total, error
+
+    return exact
+
+
 @instruction("add", ROUNDING + " ftz sat cc")
 def add(machine, ins, active):
     if "cc" in ins.modifiers:
         add_with_carry(machine, ins, active)
     else:
-        calculate(machine, ins, active, np.add, exact=two_sum)
+        calculate(machine, ins, active, np.add, exact=_exact_sum(ins))
 
 
 @instruction("addc", "cc")
@@ -69,7 +81,7 @@ def _carry(machine, ins, active, a, b):
 
 @instruction("sub", ROUNDING + " ftz sat")
 def subtract(machine, ins, active):
-    calculate(machine, ins, active, np.subtract, exact=lambda a, b: two_sum(a, -b))
+    calculate(machine, ins, active, np.subtract, exact=lambda a, b: _exact_sum(ins)(a, -b))
 
 
 @instruction("mul", ROUNDING + " ftz sat lo hi wide")
@@ -128,7 +140,7 @@ def _high_word(a, b, signed):
 
 @instruction("fma", ROUNDING + " ftz sat relu")
 def multiply_add(machine, ins, active):
-    calculate(machine, ins, active, fma, operands=3, exact=lambda a, b, c: two_sum(a * b, c))
+    calculate(machine, ins, active, fma, operands=3, exact=lambda a, b, c: _exact_sum(ins)(a * b, c))
 
 
 @instruction("neg", "ftz")
