@@ -1,11 +1,13 @@
-# make train | make train-text | make test | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
+# make train | make train-text | make test | make test-ptx ARCH=90 | make lint
+# TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
+ARCH   ?= 90
 PYTHON ?= python3
 VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train train-text test lint clean
+.PHONY: train train-text test test-ptx lint clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -15,6 +17,9 @@ train-text: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ptx: $(READY)
+	$(BIN)/python -m pytest -p ptx.plugin --ptx-arch $(ARCH) -m kernels $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from _machine_code import count
 from ptx.driver import install
 from ptx.fault import Fault
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")]
 
 
 @pytest.fixture
