@@ -83,6 +83,28 @@ def test_a_barrier_waits_for_all(barrier, late):
     )
 
 
+def test_a_barrier_comes_before_what_lies_further_down():
+    """Threads part, and those at the lowest address run first: they would read before the others write."""
+    lines = """
+        mov.u32 %r0, global_smem;
+        mad.lo.u32 %r1, %thread, 4, %r0;
+        setp.lt.u32 %p0, %thread, 64;
+        @!%p0 bra $late;
+        st.shared.b32 [%r1], %a;
+    $together:
+        bar.sync 0;
+        xor.b32 %r2, %r1, 508;
+        ld.shared.b32 %d, [%r2];
+        bra $end;
+    $late:
+        st.shared.b32 [%r1], %a;
+        bra $together;
+    $end:
+    """
+    given = run(lines, [INDEX], np.uint32, shared_bytes=512)
+    np.testing.assert_array_equal(given, INDEX.reshape(2, 128)[:, ::-1].ravel())
+
+
 def test_a_barrier_does_not_wait_for_those_that_left():
     lines = "setp.ge.u32 %p0, %thread, 64; @%p0 ret; bar.warp.sync -1; bar.sync 0; mov.u32 %d, 1;"
     np.testing.assert_array_equal(run(lines, [INDEX], np.uint32), INDEX % 128 < 64)

@@ -5,7 +5,7 @@ import pytest
 
 from ptx.testing.oracle import exactly
 from ptx.testing.rows import Row, check, rows
-from ptx.testing.running import run
+from ptx.testing.running import bits_of, numbers, run
 
 
 def flushed(function):
@@ -105,6 +105,13 @@ FLOATS = [
 @pytest.mark.parametrize("row", FLOATS, ids=str)
 def test_floats(row):
     check(row)
+
+
+def test_a_sum_just_off_a_tie():
+    """Of 261/256, halfway between two bfloat16, and 2^-30: to float32 first, it would be rounded twice."""
+    a, b, c = (bits_of(np.full(128, value), "bf16") for value in (9 / 16, 29 / 16, 2.0**-30))
+    given = numbers(run("fma.rn.bf16 %d, %a, %b, %c;", [a, b, c], np.uint16), "bf16")
+    assert (given == 262 / 256).all()
 
 
 def test_maximum_of_three():

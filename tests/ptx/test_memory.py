@@ -33,15 +33,9 @@ def test_vectors_are_copied_and_counted(vector, bits):
 
 
 def test_bytes_are_counted_once_an_instruction_and_cta():
-    out = np.zeros(2, np.uint32)
-    lines = """
-        shr.u32 %r0, %index, 7;
-        mad.wide.u32 %rd0, %r0, 4, %array0;
-        ld.global.b32 %r1, [%rd0];
-        st.global.b32 [%rd0], %r1;
-    """
-    device = execute(lines, [out], ctas=2)
-    assert (device.loads, device.stores) == (8, 8)
+    lines = "ld.global.b32 %r1, [%array0]; ld.global.b32 %r2, [%array0]; st.global.b32 [%array0], %r1;"
+    device = execute(lines, [np.zeros(1, np.uint32)], ctas=3)
+    assert (device.loads, device.stores) == (2 * 3 * 4, 3 * 4)
 
 
 def test_signed_loads_extend_the_sign():
