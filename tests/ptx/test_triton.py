@@ -1,6 +1,7 @@
 """Kernels of Triton's tutorials, and wrong ones, compiled and executed: run by ``make test-ptx``, and by ``test_plugin``."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -11,14 +12,15 @@ from _machine_code import count
 from ptx.driver import install
 from ptx.fault import Fault
 
+if "ptx.plugin" not in sys.modules:
+    pytest.skip("run with -p ptx.plugin, as test_plugin does", allow_module_level=True)
+
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")]
 
 
 @pytest.fixture
 def gpu(pytestconfig):
     """The engine, anew: nothing launched and nothing counted."""
-    if not hasattr(pytestconfig, "ptx_gpu"):
-        pytest.skip("needs -p ptx.plugin")
     yield install(pytestconfig.getoption("--ptx-arch"))
     triton.runtime.driver.set_active(pytestconfig.ptx_gpu)
 
