@@ -136,6 +136,7 @@ def tile_of(at: Layout, like: torch.Tensor, tile_bytes: int) -> tuple[int, int]:
     size = tile_bytes // like.element_size()
     if at.row_strides is None or at.cols >= size:
         return 1, size
+    size //= 2  # each row has an address of its own, which takes registers
     columns = NARROW if at.cols <= NARROW_ROWS else WIDE
     return size // columns, columns
 

@@ -158,10 +158,15 @@ def _finish_kernel(inputs, outputs, count, NUMBER: tl.constexpr, BLOCK: tl.const
     while start < count:
         total += tl.load(inputs[0] + start + at, mask=at < count - start, other=0.0)
         start += BLOCK
-    divisor = tl.cast(inputs[1] if NUMBER else tl.load(inputs[1]), tl.float64)
-    result = tl.sum(total, 0) / divisor
-    if outputs[0].dtype.element_ty != tl.float64:
-        result = result.to(tl.float32)
+    divisor = inputs[1] if NUMBER else tl.load(inputs[1])
+    if outputs[0].dtype.element_ty == tl.float64:
+        result = tl.sum(total, 0) / divisor
+    else:
+        # A division in float64 is a call: an inverse in float32, made exact by one of Newton's steps, is none. The quotient
+        # may fit where the sum does not.
+        inverse = (1.0 / tl.cast(divisor, tl.float32)).to(tl.float64)
+        inverse *= 2.0 - tl.cast(divisor, tl.float64) * inverse
+        result = (tl.sum(total, 0) * inverse).to(tl.float32)
     tl.store(outputs[0], rounded(result, outputs[0].dtype.element_ty))
 
 

@@ -165,4 +165,5 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     tile = _reduce.LOSS_TILE_BYTES // 2
     each = math.ceil(x.numel() / tile) // len(partials) * tile  # the last tile lacks 1000 elements
     expected = math.log(2) * torch.tensor([each, each - 1000], dtype=torch.float64)
-    torch.testing.assert_close(partials[[0, -1]], expected, rtol=1e-6, atol=0)
+    # Equal addends round alike: 256 of them a lane, in float32.
+    torch.testing.assert_close(partials[[0, -1]], expected, rtol=1e-5, atol=0)
