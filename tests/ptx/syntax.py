@@ -103,9 +103,8 @@ def read(text):
     head = _HEAD.search(text)
     if not head:
         raise Fault("no kernel in this text")
-    parameters = [
-        p.split()[-1] for p in head["parameters"].split(",") if p.strip()
-    ]  # an array keeps its [size]: no load finds it
+    # A parameter that is an array keeps its [size] in the name, so that no load finds it
+    parameters = [parameter.split()[-1] for parameter in head["parameters"].split(",") if parameter.strip()]
     threads = re.search(r"\.(?:req|max)ntid (\d+)", head["directives"])
     program = Program(head["name"], parameters, int(threads.group(1)))
     for bits, name, length, given in _TABLE.findall(text):
