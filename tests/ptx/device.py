@@ -39,9 +39,7 @@ class Device:
         if any(not 0 <= ctas <= most for ctas, most in zip(grid, MOST_CTAS)):
             raise Fault(f"grid {grid} is outside of what CUDA takes")
         program = read(text)
-        if (
-            not len(arguments) <= len(program.parameters) <= len(arguments) + 2
-        ):  # Triton adds up to two scratch pointers
+        if not 0 <= len(program.parameters) - len(arguments) <= 2:  # Triton adds up to two, pointers to scratch memory
             raise Fault(f"{len(arguments)} arguments for {len(program.parameters)} parameters")
         arguments = dict(itertools.zip_longest(program.parameters, arguments, fillvalue=0))
         memory = GlobalMemory(_buffers([*tensors, *self.registered], program.tables))

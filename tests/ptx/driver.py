@@ -87,6 +87,10 @@ class Gpu(Device):
     def map_python_to_cpp_type(self, ty):
         return ty
 
+    def get_benchmarker(self):
+        """For triton.autotune: no time is modelled, so the first configuration wins."""
+        return lambda function, quantiles, **options: [0.0] * len(quantiles)
+
     # Launching
 
     def _launcher(self, source, metadata):
@@ -120,7 +124,8 @@ def _pass(ty, argument, values, tensors):
         for inner, part in zip(ty, argument, strict=True):
             _pass(inner, part, values, tensors)
     elif ty[0] == "*":
-        argument = getattr(argument, "base", argument) if not isinstance(argument, torch.Tensor) else argument
+        if not isinstance(argument, torch.Tensor):
+            argument = getattr(argument, "base", argument)  # of triton.reinterpret
         if isinstance(argument, torch.Tensor):
             tensors.append(argument)
             argument = argument.data_ptr()

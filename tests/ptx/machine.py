@@ -48,14 +48,13 @@ class Machine:
     def __init__(self, device, memory, program, arguments, ctas, grid, shared_bytes):
         self.device, self.program, self.arguments, self.ctas = device, program, arguments, ctas
         self.functions = implementations(program)
-        size, each = program.threads, len(ctas)
-        self.size = size * each
+        self.size = program.threads * len(ctas)
         self.threads = np.arange(self.size)
         self.everyone = np.ones(self.size, bool)
-        self.cta = np.repeat(np.arange(each), size)
+        self.cta = np.repeat(np.arange(len(ctas)), program.threads)
         self.memories = {
             "global": memory,
-            "shared": OnChipMemory("shared", shared_bytes, each, self.cta, track=True),
+            "shared": OnChipMemory("shared", shared_bytes, len(ctas), self.cta, track=True),
             "local": OnChipMemory("local", program.local_bytes, self.size, self.threads),
         }
         self.registers = self._special_registers(grid)
@@ -189,9 +188,8 @@ class Machine:
         for _ in range(MAX_STEPS):
             here = self._gather()
             pc, instruction = self.pc, code[self.pc]
-            counts[instruction.name] += (
-                len(self.ctas) if here is self.everyone else int(self._per_cta(here).any(1).sum())
-            )
+            ctas = len(self.ctas) if here is self.everyone else np.count_nonzero(self._per_cta(here).any(1))
+            counts[instruction.name] += int(ctas)
             active = here
             if instruction.guard:
                 active = here & self.predicate(instruction.guard)

@@ -103,7 +103,8 @@ def read(text):
     head = _HEAD.search(text)
     if not head:
         raise Fault("no kernel in this text")
-    parameters = [p.split()[-1] for p in head["parameters"].split(",") if p.strip()]  # arrays keep their [size]
+    # A parameter that is an array keeps its [size] in the name, so that no load finds it
+    parameters = [parameter.split()[-1] for parameter in head["parameters"].split(",") if parameter.strip()]
     threads = re.search(r"\.(?:req|max)ntid (\d+)", head["directives"])
     program = Program(head["name"], parameters, int(threads.group(1)))
     for bits, name, length, given in _TABLE.findall(text):
@@ -185,6 +186,8 @@ class _Body:
 
     def _instruction(self, text):
         parsed = _INSTRUCTION.match(text)
+        if not parsed:
+            raise Fault(f"cannot parse: {text}")
         name, *parts = parsed["opcode"].split(".")
         vectors = [_VECTORS[part] for part in parts if part in _VECTORS]
         operands = tuple(self._operand(operand) for operand in _OPERAND.findall(parsed["operands"]))

@@ -117,6 +117,7 @@ def kernel(lines, parameters=""):
 TEXTS = {
     "no kernel": (".version 8.7", "no kernel in this text"),
     "not PTX": (kernel("?;"), "cannot parse: ?;"),
+    "a guard alone": (kernel("@%p0;"), "cannot parse: @%p0"),
     "a section": (kernel(".section .debug"), "cannot parse: .section"),
     "registers": (kernel(".reg .b128 %x;"), "registers not modelled: .reg .b128 %x;"),
     "a label twice": (kernel("$a: $a:"), "label twice: $a"),

@@ -155,6 +155,20 @@ def test_few_programs_of_many(gpu):
     assert out.view(1024, -1).any(1).nonzero().flatten().tolist() == [0, 1023]
 
 
+@triton.autotune([triton.Config({"BLOCK": 256}), triton.Config({"BLOCK": 512})], key=["n"])
+@triton.jit
+def double_kernel(x_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x_ptr + at, 2 * tl.load(x_ptr + at, mask=at < n), mask=at < n)
+
+
+def test_autotuning_takes_the_first(gpu):
+    x = torch.arange(2000)
+    double_kernel[lambda meta: (triton.cdiv(2000, meta["BLOCK"]),)](x, 2000)
+    torch.testing.assert_close(x, 2 * torch.arange(2000))
+    assert [launch.grid[0] for launch in gpu.launches] == [8]
+
+
 def test_a_mask_that_is_too_long(gpu):
     x, out = torch.randn(1000), torch.empty(1000)
     message = "access outside of every tensor passed: [4000, 4016) relative to the nearest tensor of 4000 bytes; "
