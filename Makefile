@@ -1,12 +1,14 @@
-# make train | make train-text | make test | make test-tritons | make lint; TORCH=2.8.0 does the same with that torch, in a .venv of its own
+# make train | make train-text | make test | make test-ptx ARCH=90 | make -j2 test-tritons | make lint
+# TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
+ARCH   ?= 90
 PYTHON ?= python3
 TRITONS ?= 3.4 3.5 3.6 3.7 3.8 3.9 newest
 VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train train-text test test-tritons lint clean
+.PHONY: train train-text test test-ptx test-tritons lint clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -16,6 +18,9 @@ train-text: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ptx: $(READY)
+	$(BIN)/python -m pytest -p ptx.plugin --ptx-arch $(ARCH) -m kernels $(ARGS)
 
 # Compiles and launches everything on other releases of Triton, over a driver that does nothing; -j2 takes two at a time.
 test-tritons: $(TRITONS:%=.tritons/%.tested)

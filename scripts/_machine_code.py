@@ -42,10 +42,28 @@ Block = tuple[list[str], list[str]]
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as compiled for a launch, and how many threads it would have run on."""
+    """One kernel as compiled for a launch, and its grid."""
 
     kernel: Any
-    threads: int
+    grid: tuple[int, ...]
+
+    @property
+    def threads(self) -> int:
+        return prod(self.grid) * self.kernel.metadata.num_warps * 32
+
+    @property
+    def ptx(self) -> str:
+        return self.kernel.asm["ptx"]
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """Triton's types of the arguments, by name."""
+        return self.kernel.src.signature
+
+    @property
+    def alignment(self) -> dict[tuple[int, ...], Any]:
+        """What Triton assumed of the arguments, by their place in the signature."""
+        return self.kernel.src.attrs
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ def compiled(arch: int) -> Iterator[list[Launch]]:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         if callable(grid):
             grid = grid(dict(zip(self.arg_names, args, strict=False)) | options)
-        launches.append(Launch(kernel, prod(grid) * kernel.metadata.num_warps * 32))
+        launches.append(Launch(kernel, grid))
         return kernel
 
     state = dict(vars(driver))
@@ -109,10 +127,15 @@ def compiled(arch: int) -> Iterator[list[Launch]]:
         vars(driver).update(state)  # `reset_active` would look for a GPU
 
 
+def disassemble(kernel: Any) -> str:
+    """A compiled kernel's machine code as text."""
+    return _tool("nvdisasm", kernel, "-c")
+
+
 def count(launch: Launch) -> Counts:
     """Disassemble a launch's kernel and count."""
     kernel = launch.kernel
-    sass = _tool("nvdisasm", kernel, "-c")
+    sass = disassemble(kernel)
     path = _full_blocks(_basic_blocks(sass))
     used = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", _tool("cuobjdump", kernel, "-res-usage"))}
     return Counts(

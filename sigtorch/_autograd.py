@@ -32,10 +32,7 @@ def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
     """
     if torch.is_grad_enabled() or not _backend.plain(grad):
         return False
-    for t in saved:
-        if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
-            return False
-    return True
+    return all(type(t) is torch.Tensor or type(t) is torch.nn.Parameter for t in saved)
 
 
 _numbers = itertools.count(1)

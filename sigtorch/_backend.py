@@ -95,8 +95,8 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
 
 
 def eager_on_cpu(*tensors: torch.Tensor) -> bool:
-    """Whether these are floating CPU tensors that eager code is given, and nobody chose a backend."""
-    if torch.compiler.is_compiling() or (_forced.get() or _named()) != "auto":
+    """Whether these are floating CPU tensors that eager code is given, and nobody chose the kernels."""
+    if torch.compiler.is_compiling() or (_forced.get() or _named()) == "triton":
         return False
     return all(type(t) is torch.Tensor and t.is_cpu and t.is_floating_point() for t in tensors)
 

@@ -72,8 +72,9 @@ def eager(
 ) -> torch.Tensor:
     """The loss as PyTorch and torchvision compute it, with their rounding: fewer operators than the formula, none of ours."""
     t = target if target.is_floating_point() else target.to(x.dtype)
+    weight, pos_weight = (w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (weight, pos_weight))
     if loss.name == "binary_cross_entropy_with_logits":
-        if isinstance(loss.label_smoothing, torch.Tensor) or loss.label_smoothing:
+        if loss.label_smoothing:
             t = t * (1 - loss.label_smoothing) + loss.label_smoothing / 2
         values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=loss.reduction, pos_weight=pos_weight)
         return values.to(loss.dtype)

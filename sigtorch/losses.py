@@ -181,17 +181,27 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
     given = [t for t in (target, *others) if t is not None]
     floating = [t for t in given if t.is_floating_point()]
     whole = [t for t in given if not t.is_floating_point()]
-    backend = _backend.select(input, *floating, beside=whole, cpu_pass=_eager_serves(loss, target))
-    if backend == "cpu":
-        return eager(loss, input, target, *others)
-    if backend == "formula" or not _fused(loss, input, target, given):
-        return formula(loss, input, target, *others)
-    return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
+    backend = _backend.select(input, *floating, beside=whole)
+    if backend != "formula" and _fused(loss, input, target, given):
+        return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
+    return (eager if _eager_serves(loss, input, target, given) else formula)(loss, input, target, *others)
 
 
-def _eager_serves(loss: Loss, target: torch.Tensor) -> bool:
-    """Where PyTorch's own arithmetic takes the loss: not class indices, nor what is infinitely steep where it is 0."""
-    return not loss.indexed(target) and not 0 < loss.gamma < 1
+def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
+    """Where PyTorch's own arithmetic takes the loss, and is what a CPU runs fastest.
+
+    Whoever watches changes nothing here: a checkpoint's recompute has to save what forward did.
+    """
+    return (
+        input.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and all(type(t) is torch.Tensor or type(t) is torch.nn.Parameter for t in (input, *given))
+        and (target.is_floating_point() or target.dtype == torch.bool)
+        and not any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma))
+        and not 0 < loss.gamma < 1  # infinitely steep where it is 0
+        and (loss.normalizer is None or loss.normalizer >= TINY)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+    )
 
 
 def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:

@@ -172,7 +172,7 @@ def on_cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(_backend, "_probe", lambda index: failure)
-        monkeypatch.setattr(_backend, "plain", lambda *_: True)
+        monkeypatch.setattr(_backend, "_ordinary_tensors", lambda _: True)
         monkeypatch.setattr(_backend, "_interprets_or_stands_in", lambda kind: False)
         device = torch.device("cuda", 0)
         return [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]

@@ -17,8 +17,10 @@ from loss_cases import (
     every_backend,
     every_engine,
     every_loss,
+    exact_engine,
     focal_oracle,
     make,
+    running,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
@@ -224,28 +226,28 @@ def test_compiles_whole(loss, kind):
     torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (actual, expected)))
 
 
-@every_backend
+@exact_engine
 @every_loss
 @pytest.mark.parametrize("kind", ["uint8", "bool", "index"])
 def test_targets_of_inference_mode(loss, kind, backend, device):
     with torch.inference_mode():
         x, target = make((4, 6), torch.float32, kind, device)
     check(loss, torch.randn(4, 6, device=device, requires_grad=True), target, backend, reduction="sum")
-    with torch.inference_mode(), sigtorch.use_backend(backend):
+    with torch.inference_mode(), running(backend):
         torch.testing.assert_close(loss(x, target).double(), ORACLES[loss](x, target), rtol=1e-5, atol=0)
 
 
-@every_backend
+@exact_engine
 @every_loss
 def test_autocast_takes_halves_and_gives_float32(loss, backend, device):
     x, target = make((5, 8), torch.bfloat16, "soft", device)
     expected = ORACLES[loss](x.detach(), target, reduction="mean")
     saved = []
-    with torch.autocast(x.device.type, dtype=torch.bfloat16), sigtorch.use_backend(backend):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16), running(backend):
         with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             actual = loss(x, target, reduction="mean")
         assert F.binary_cross_entropy_with_logits(x, target).dtype == actual.dtype == torch.float32
-        if backend != "aten":
+        if backend != "formula":
             assert {t.dtype for t in saved if t.numel()} == {torch.bfloat16}  # a marker is empty
         assert loss(x.double(), target.double()).dtype == torch.float64
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=0)
@@ -325,8 +327,8 @@ def test_unchecked_masks_are_nan(loss, device, monkeypatch):
     monkeypatch.setattr("sigtorch._loss_checks._mask", lambda *_: None)
     x, _ = make((2, 5), torch.float32, "soft", device)
     mask = torch.tensor([0, 1, 2, 128, 255], dtype=torch.uint8, device=device).expand(2, 5)
-    for backend, reduction in itertools.product(("triton", "aten"), ("none", "sum")):
-        with sigtorch.use_backend(backend):
+    for backend, reduction in itertools.product(("triton", "formula"), ("none", "sum")):
+        with running(backend):
             values = loss(x, mask, reduction=reduction)
             (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
         for seen in (values, grad) if reduction == "none" else (grad,):

@@ -19,6 +19,7 @@ from loss_cases import (
     every_loss,
     exact_engine,
     make,
+    running,
     torchvision_oracle,
 )
 from torch.autograd.graph import saved_tensors_hooks
@@ -135,14 +136,14 @@ def test_classes_keep_their_axis(loss, weight, backend, device):
     torch.testing.assert_close(x.grad.double(), expected.grad, rtol=1e-4, atol=1e-6)
 
 
-@every_backend
+@exact_engine
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_torchvisions_own_grid(reduction, backend, device):
     for alpha, gamma, dtype in itertools.product((-1.0, 0.0, 0.58, 1.0), (0, 2), (torch.float32, torch.float16)):
         inputs = (torch.rand(5, 1, dtype=torch.float64) * 6 - 3).to(device, dtype)
         targets = torch.randint(0, 2, (5, 1)).to(device, dtype)
         expected = torchvision_oracle(inputs.double(), targets.double(), alpha, gamma, reduction)
-        with sigtorch.use_backend(backend):
+        with running(backend):
             actual = sigmoid_focal_loss(inputs, targets, alpha=alpha, gamma=gamma, reduction=reduction)
         torch.testing.assert_close(actual.double(), expected, rtol=FOCAL_RTOL[dtype], atol=0)
 
@@ -186,7 +187,7 @@ def test_a_sum_of_small_losses_is_exact(n, backend, device):
         check(LOSSES[0], (-x).detach().requires_grad_(), 1 - t.detach(), backend, reduction="mean")
 
 
-@every_backend
+@exact_engine
 @every_loss
 def test_finite_at_every_finite_logit(loss, backend, device):
     options = [{}] if loss is LOSSES[0] else [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)]
@@ -196,7 +197,7 @@ def test_finite_at_every_finite_logit(loss, backend, device):
         x = torch.tensor([s * v for v in ends for s in (1, -1)], dtype=dtype, device=device).unsqueeze(-1).repeat(1, 3)
         t = torch.tensor([0.0, 1.0, 0.5 if kind == "soft" else 1.0], dtype=dtype, device=device).expand_as(x)
         x.requires_grad_()
-        with sigtorch.use_backend(backend):
+        with running(backend):
             values = loss(x, t.to(torch.uint8) if kind == "uint8" else t, reduction="none", **given)
             (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
         assert values.isfinite().all()
@@ -211,7 +212,7 @@ def torch_bce(x, t, reduction, label_smoothing=0.0, **weights):
     return F.binary_cross_entropy_with_logits(x.double(), t, reduction=reduction, **weights)
 
 
-@every_engine
+@exact_engine
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"pos_weight": 2.0}, {"weight": 0.5}], ids=str)
 def test_infinite_logits_are_pytorchs(options, backend, device):
     """Where PyTorch has inf. Where it has NaN, which is inf - inf, ours is inf but for the logit's own target."""
@@ -224,7 +225,7 @@ def test_infinite_logits_are_pytorchs(options, backend, device):
         expected = torch.where(own, torch.nan, torch.inf).double()
         torch.testing.assert_close(expected[~theirs.isnan()], theirs[~theirs.isnan()])
         slopes = torch.autograd.grad(theirs, x, torch.ones_like(theirs))[0]
-        with sigtorch.use_backend(backend):
+        with running(backend):
             values = binary_cross_entropy_with_logits(x, t, reduction="none", **given)
             sums = [binary_cross_entropy_with_logits(x, u.expand(5), reduction="sum", **given) for u in t]
         torch.testing.assert_close(values.double(), expected, equal_nan=True)
@@ -234,7 +235,7 @@ def test_infinite_logits_are_pytorchs(options, backend, device):
             torch.testing.assert_close(torch.autograd.grad(value, x)[0], slope.expand(5))
 
 
-@every_engine
+@exact_engine
 def test_infinite_logits_of_a_focal_loss(backend, device):
     """Values as torchvision's, where those are no NaN."""
     t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], device=device)
@@ -243,7 +244,7 @@ def test_infinite_logits_of_a_focal_loss(backend, device):
         theirs = torchvision_oracle(x, t, 0.25, gamma, "none")
         expected = torch.where(t == (sign > 0), torch.nan, torch.inf)
         torch.testing.assert_close(expected[~theirs.isnan()], theirs[~theirs.isnan()])
-        with sigtorch.use_backend(backend):
+        with running(backend):
             torch.testing.assert_close(sigmoid_focal_loss(x, t, gamma=gamma), expected, equal_nan=True)
 
 
