@@ -1,14 +1,15 @@
-"""Where there is no GPU, kernels run in Triton's interpreter; what nobody wrote is NaN."""
+"""Where there is no GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
 import os
+import sys
 
 import pytest
 import torch
+from device import DEVICE
 
-if not torch.cuda.is_available():
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of matrix products
+if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,14 @@ def poison():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def forget_plans():
+    """A plan holds what a test may set: how many programs there are, how long a grid's axes."""
+    launch = sys.modules.get("sigtorch.kernels._launch")
+    if launch is not None:
+        launch._plans.clear()
 
 
 @pytest.fixture

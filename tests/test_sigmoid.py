@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from cases import DTYPES, HALF, ULP, gradients
+from device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,7 +134,7 @@ def test_overriding_objects_see_torch_sigmoid():
 @settings(max_examples=60, deadline=None)
 @given(values=st.lists(st.floats(width=32), max_size=40), columns=st.integers(1, 4))
 def test_any_values(save, values, columns):
-    x = torch.tensor(values[: len(values) // columns * columns]).view(-1, columns)
+    x = torch.tensor(values[: len(values) // columns * columns]).view(-1, columns).to(DEVICE)
     expected = torch.sigmoid(x.double())
     for backend in ("auto", "triton"):
         with sigtorch.use_backend(backend):

@@ -92,8 +92,12 @@ class Gpu(Device):
     def _launcher(self, source, metadata):
         kernel = next(kernel for kernel in reversed(self.seen) if kernel.metadata is metadata)
 
-        def launch(x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *arguments):
-            self._launch(kernel, (x, y, z), arguments)
+        # Named as Triton's own launcher, for those who look before they call it.
+        def launch(
+            gridX, gridY, gridZ, stream, function,
+            kernel_metadata, launch_metadata, launch_enter_hook, launch_exit_hook, *arguments,
+        ):  # fmt: skip
+            self._launch(kernel, (gridX, gridY, gridZ), arguments)
 
         return launch
 
