@@ -1,13 +1,11 @@
 """Draw the sigmoid and its slope, and how far off its bfloat16 gradient is with either way to save.
 
 The pictures go to docs/images/; the table that docs/derivation.md quotes goes to the screen. With ``--losses`` there are
-two tables and no picture, which README quotes: how far off PyTorch's losses are, and sigtorch's; of these the kernels where
-there is a GPU, else the formula, which computes the same terms.
-Examples: ``python scripts/derive.py``, ``TRITON_INTERPRET=1 SIGTORCH_BACKEND=triton python scripts/derive.py --losses``
+two tables and no picture, which README quotes: how far off PyTorch's losses are, and sigtorch's kernels.
+Examples: ``python scripts/derive.py``, and without a GPU ``TRITON_INTERPRET=1 python scripts/derive.py --losses``
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,10 +156,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.losses:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        backend = os.environ.get("SIGTORCH_BACKEND") or ("triton" if device.type == "cuda" else "aten")
-        with device, sigtorch.use_backend(backend):
-            bce, focal = measure_bce(), measure_focal()
-        where = f"worst error against float64 ({device.type}, sigtorch's backend: {backend})"
+        try:
+            with device, sigtorch.use_backend("triton"):
+                bce, focal = measure_bce(), measure_focal()
+        except (RuntimeError, ValueError) as error:
+            parser.error(str(error))
+        where = f"worst error against float64, on {device.type}"
         _training.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
         _training.show_table(f"Focal loss of a negative in float32: {where}", focal)
         return

@@ -80,7 +80,7 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     if torch.compiler.is_compiling():  # before a ContextVar is read, which Dynamo refuses under fullgraph
         return "formula"
     choice = _forced.get() or _named()
-    if choice == "aten" or (choice == "auto" and not cpu_pass and not getattr(tensors[0], "is_cuda", False)):
+    if choice == "aten" or (choice == "auto" and not cpu_pass and getattr(tensors[0], "is_cuda", False) is not True):
         return "formula"  # whatever watches
     if not _ordinary_tensors((*tensors, *beside)) or not unwatched() or not _alike(tensors, beside):
         return "formula"

@@ -102,22 +102,22 @@ def rows_of(page):
     return [[cell.strip().replace("−", "-") for cell in line] for line in lines]
 
 
-def test_readme_has_what_derive_measures_of_losses():
+def test_readme_has_what_derive_measures_of_losses(device):
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Losses that")[1].split("\n## ")[0]
-    with sigtorch.use_backend(
-        "aten"
-    ):  # the formula: kernels are interpreted too slowly, and other tests hold them to it
+    with torch.device(device), sigtorch.use_backend("triton"):
         bce, focal = derive.measure_bce(), derive.measure_focal()
     rows = rows_of(section)
     assert [row[0] for row in rows] == [row["x"] for row in bce + focal]
     for row, (_, theirs, weighted, *ours) in zip(rows, (row.values() for row in bce), strict=False):
-        measured = [float(cell.strip("%")) for cell in (theirs, weighted, max(ours))]
-        # Processors differ in the last bit of an exponential.
-        assert [float(cell.strip("%")) for cell in row[1:]] == pytest.approx(measured, abs=0.1)
+        assert max(float(cell.strip("%")) for cell in (*ours, row[3])) <= 0.4
+        if device == "cpu":  # where PyTorch was measured; processors differ in the last bit of an exponential
+            measured = [float(cell.strip("%")) for cell in (theirs, weighted)]
+            assert [float(cell.strip("%")) for cell in row[1:3]] == pytest.approx(measured, abs=0.1)
     for row, (_, size, theirs, ours) in zip(rows[len(bce) :], (row.values() for row in focal), strict=True):
         assert row[1] == size
-        assert [*map(float, theirs.split("/"))] == pytest.approx([*map(float, row[2].split("/"))], rel=0.5)
         assert max(map(float, (ours + "/" + row[3]).split("/"))) < 1e-6
+        if device == "cpu":
+            assert [*map(float, theirs.split("/"))] == pytest.approx([*map(float, row[2].split("/"))], rel=0.5)
 
 
 def test_table_is_what_derive_measures():

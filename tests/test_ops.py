@@ -148,7 +148,7 @@ def test_exports_and_traces(case):
     exported = torch.export.export(model, (inputs[0],)).module()
     traced = torch.jit.trace(model, (inputs[0],))
     graph = make_fx(model)(inputs[0])
-    for f in (exported, traced, graph):
+    for f in (exported, traced, graph, torch.fx.symbolic_trace(model)):
         torch.testing.assert_close(f(inputs[0]), expected, **tolerance(torch.float32))
 
 

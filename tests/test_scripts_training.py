@@ -140,11 +140,14 @@ def test_derive_draws_both_pictures(tmp_path):
 
 
 def test_derive_measures_the_losses(tmp_path):
-    done = run("derive.py", "--losses", "--out", tmp_path / "images", SIGTORCH_BACKEND="aten")
+    done = run("derive.py", "--losses", "--out", tmp_path / "images", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
-    for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "backend: aten"):
+    for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "on cpu"):
         assert text in done.stdout
     assert not (tmp_path / "images").exists()
+    refused = run("derive.py", "--losses", CUDA_VISIBLE_DEVICES="")
+    assert refused.returncode == 2
+    assert "TRITON_INTERPRET=1" in refused.stderr.splitlines()[-1]
 
 
 def test_from_scratch_learns():
