@@ -7,7 +7,8 @@ Example: ``python scripts/derive.py``
 import argparse
 from pathlib import Path
 
-import _training
+import _options
+import _output
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -91,12 +92,12 @@ def draw_gradient_error(path: Path) -> None:
 def main() -> None:
     """Draw both, print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=_training.folder, default=IMAGES, help="folder for the pictures (docs/images)")
+    parser.add_argument("--out", type=_options.folder, default=IMAGES, help="folder for the pictures (docs/images)")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     draw_sigmoid(out / "sigmoid.png")
     draw_gradient_error(out / "gradient_error.png")
-    _training.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
+    _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
     print(f"Drew sigmoid.png and gradient_error.png into {out}/")
 
 
