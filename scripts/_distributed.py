@@ -119,6 +119,14 @@ def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextMana
     return contextlib.nullcontext()
 
 
+def weights_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters, in shards where there are: an evaluation leaves some of them gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return list(model.parameters())
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may lie in shards, as one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -283,8 +283,8 @@ def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Pat
     """Write a checkpoint of good weights, and the metrics so far; which checkpoint is the last good one now."""
     for run in runs:
         run.settle()
-        weights = [weight.detach() for weight in run.model.parameters()]
-        if not _distributed.whole(nn.utils.get_total_norm(weights)).isfinite():
+        norm = nn.utils.get_total_norm([weight.detach() for weight in _distributed.weights_of(run.model)])
+        if not _distributed.whole(norm).isfinite():
             raise FloatingPointError(f"the weights are no numbers after step {number}")
     tensors = {str(place): run.tensors() for place, run in enumerate(runs)}
     values = {"config": _options.config(args), "runs": [run.values() for run in runs]}
