@@ -339,6 +339,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)  # the one that timers wait for
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):
         args.backends = [name for name in args.backends if name != "compile"]
@@ -355,7 +357,9 @@ def main() -> None:
                 done()
     if args.bytes:
         records += [record for op, dtype in work for record in traffic(op, dtype, MODELLED_ELEMENTS)]
-    head = _report.header() | {"backend": sigtorch.backend_of(torch.ones(1, device=args.device))}
+    head = _report.header(args.device if args.device.type == "cuda" else None) | {
+        "backend": sigtorch.backend_of(torch.ones(1, device=args.device))
+    }
     _report.show(head, records)
     _report.write_csv(args.out / "benchmark.csv", records)
     _report.write_json(args.out / "benchmark.json", head, records)

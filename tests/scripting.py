@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -45,7 +46,10 @@ def run(script, *arguments, **variables):
 
 
 class Started:
-    """A script at work in one or several processes, as torchrun starts them: sharing what a port tells."""
+    """A script at work, in one process or in several, which meet at a port as torchrun's do.
+
+    An argument may be a function of the process's number.
+    """
 
     def __init__(self, script, *arguments, processes=1, **variables):
         with socket.socket() as free:
@@ -57,7 +61,10 @@ class Started:
             env = environment(**variables)
             if processes > 1:
                 env |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            started = FORKS.Process(target=_forked, args=(script, arguments, env, self._file(rank)), daemon=True)
+            for suffix in (".out", ".err"):
+                self._file(rank).with_suffix(suffix).touch()
+            given = [argument(rank) if callable(argument) else str(argument) for argument in arguments]
+            started = FORKS.Process(target=_forked, args=(script, given, env, self._file(rank)), daemon=True)
             started.start()
             self.processes.append(started)
 
@@ -65,8 +72,7 @@ class Started:
         return self.folder / str(rank)
 
     def stdout(self, rank=0):
-        path = self._file(rank).with_suffix(".out")
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self._file(rank).with_suffix(".out").read_text(errors="replace")
 
     def wait_for(self, text):
         """Until the first process has printed it."""
@@ -106,9 +112,11 @@ def _forked(script, arguments, env, file):
     os.environ.clear()
     os.environ.update(env)
     for number, suffix in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(file.with_suffix(suffix), os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, errors="replace") for number in (1, 2))
-    sys.argv = [str(SCRIPTS / script), *map(str, arguments)]
+        os.dup2(os.open(file.with_suffix(suffix), os.O_WRONLY), number)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="replace")
+    torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
+    sys.argv = [str(SCRIPTS / script), *arguments]
     warnings.simplefilter("error")
     importlib.import_module(Path(script).stem).main()
 
@@ -118,9 +126,15 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def table(stdout):
+    """The rows of the only table in the output."""
+    lines = [line for line in stdout.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
 def checkpoints(out):
     """The names of the checkpoints there, the newest last."""
-    return sorted(path.name for path in (out / "checkpoints").iterdir())
+    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
 
 
 def state_of(out, step):
