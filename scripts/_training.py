@@ -316,8 +316,14 @@ def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
     return values["step"]
 
 
-def write(runs: Sequence[Run], args: argparse.Namespace, draw: Callable[[Path, Sequence[Row]], None]) -> None:
-    """Leave metrics, the first run's weights and the curves, which ``draw`` writes into a file, in --out."""
+def write(
+    runs: Sequence[Run], args: argparse.Namespace, draw: Callable[[Path, Sequence[Row]], None]
+) -> dict[str, Tensor]:
+    """Leave metrics, the first run's weights and the curves, which ``draw`` writes into a file, in --out.
+
+    Returns:
+        These weights, in the first process.
+    """
     rows, weights = [row for run in runs for row in run.rows], runs[0].weights()
 
     def put() -> None:
@@ -329,3 +335,4 @@ def write(runs: Sequence[Run], args: argparse.Namespace, draw: Callable[[Path, S
         _distributed.together(lambda: put() if _distributed.rank() == 0 else None)
     except OSError as error:
         give_up(f"cannot write into {args.out}: {error}")
+    return weights

@@ -161,12 +161,15 @@ def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> float:
 
 
 @torch.no_grad()
-def sample(run: _training.Run, args: argparse.Namespace) -> str:
-    """Let the model go on from the prompt, byte by byte."""
+def sample(run: _training.Run, weights: dict[str, Tensor], args: argparse.Namespace) -> str:
+    """Let the model go on from the prompt, byte by byte, in this process alone."""
+    model = GPT(args.dim, args.layers, args.heads, run.name).to(args.device)
+    model.load_state_dict(weights)
+    _options.seed_everything(args.seed)
     text = list(PROMPT)
-    with run.autocast(), torch.compiler.set_stance("force_eager"):  # every length would be compiled
+    with run.autocast():
         while len(text) < SAMPLE:
-            scores = run.called(torch.tensor([text[-args.context :]], device=args.device))[0, -1].float()
+            scores = model(torch.tensor([text[-args.context :]], device=args.device))[0, -1].float()
             text.append(int(torch.multinomial(torch.softmax(scores / 0.8, dim=-1), 1)))
     return bytes(text).decode(errors="replace")
 
@@ -242,10 +245,10 @@ def main() -> None:
             names = ["patched" if args.patch else "sigtorch", "torch"]
             runs = [start(name, job, args) for name in names[: 1 + args.compare]]
             _training.train(runs, job, args)
-            _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
+            weights = _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
             report(runs, text, args)
-            _options.seed_everything(args.seed)
-            print(f"What it writes after {PROMPT.decode()!r}:\n\n{sample(runs[0], args)}\n")
+            if _distributed.rank() == 0:
+                print(f"What it writes after {PROMPT.decode()!r}:\n\n{sample(runs[0], weights, args)}\n")
         print(f"Metrics, curves and weights are in {args.out}/")
 
 
