@@ -171,7 +171,8 @@ def sample(run: _training.Run, weights: dict[str, Tensor], args: argparse.Namesp
         while len(text) < SAMPLE:
             scores = model(torch.tensor([text[-args.context :]], device=args.device))[0, -1].float()
             text.append(int(torch.multinomial(torch.softmax(scores / 0.8, dim=-1), 1)))
-    return bytes(text).decode(errors="replace")
+    # What an untrained model writes would move a terminal's cursor.
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in bytes(text).decode(errors="replace"))
 
 
 def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.Run:

@@ -118,6 +118,7 @@ def _forked(script, arguments, env, file):
     torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
     sys.argv = [str(SCRIPTS / script), *arguments]
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # Dynamo hides it, but not from "error"
     importlib.import_module(Path(script).stem).main()
 
 

@@ -204,13 +204,14 @@ def test_torchrun_starts_it_again_after_a_process_is_killed(one, tmp_path):
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node",
-        "2",
+        2,
         "--max-restarts",
-        "1",
+        1,
     ]
     command += [SCRIPTS / "train_text.py", *TRAINING, "--checkpoint-every", 1, "--out", tmp_path]
+    env = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")  # else the new processes meet the old ones' addresses
     with (tmp_path / "said").open("w") as said:
-        launcher = subprocess.Popen(list(map(str, command)), env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"), stdout=said, stderr=subprocess.STDOUT)
+        launcher = subprocess.Popen(list(map(str, command)), env=env, stdout=said, stderr=subprocess.STDOUT)
     while not (tmp_path / "checkpoints/step-000000003").exists():
         assert launcher.poll() is None, (tmp_path / "said").read_text()
         time.sleep(0.002)
