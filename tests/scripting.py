@@ -51,7 +51,7 @@ class Started:
     An argument may be a function of the process's number.
     """
 
-    def __init__(self, script, *arguments, processes=1, **variables):
+    def __init__(self, script, *arguments, processes=1, cwd=None, **variables):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -64,7 +64,7 @@ class Started:
             for suffix in (".out", ".err"):
                 self._file(rank).with_suffix(suffix).touch()
             given = [argument(rank) if callable(argument) else str(argument) for argument in arguments]
-            started = FORKS.Process(target=_forked, args=(script, given, env, self._file(rank)), daemon=True)
+            started = FORKS.Process(target=_forked, args=(script, given, env, cwd, self._file(rank)), daemon=True)
             started.start()
             self.processes.append(started)
 
@@ -102,13 +102,14 @@ class Started:
         return ended
 
 
-def fork(script, *arguments, processes=1, **variables):
+def fork(script, *arguments, **how):
     """As ``run``, without the time that imports take, in any number of processes."""
-    return Started(script, *arguments, processes=processes, **variables).wait()
+    return Started(script, *arguments, **how).wait()
 
 
-def _forked(script, arguments, env, file):
+def _forked(script, arguments, env, cwd, file):
     """What a forked process does."""
+    os.chdir(cwd or os.getcwd())
     os.environ.clear()
     os.environ.update(env)
     for number, suffix in ((1, ".out"), (2, ".err")):

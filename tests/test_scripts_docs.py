@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from scripting import SCRIPTS, checkpoints, environment
+from scripting import SCRIPTS, checkpoints, environment, fork
 
 PAGE = SCRIPTS.parent / "docs" / "training.md"
 SMALL = {
@@ -45,9 +45,13 @@ def runs(tmp_path_factory):
 
 
 def execute(exports, line, runs, said):
-    """Run it as a reader would, in a shell with the virtual environment's programs."""
+    """Run it as a reader would, in a shell with the virtual environment's programs; what needs no shell is forked."""
     script = line.split("scripts/")[1].split()[0]
     every = " --checkpoint-every 4" if "--checkpoint-every" in line else ""
+    if line.startswith("python "):
+        options = shlex.split(f"{line} {SMALL[script]}{every}")[2:]
+        said.append(fork(script, *options, cwd=runs))
+        return
     env = environment(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     shell = f"{exports or 'true'} ; {line} {SMALL[script]}{every}"
     done = subprocess.run(
