@@ -87,6 +87,7 @@ def _dcp(call: Callable[..., Any], tensors: Values, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is")  # uninitialized: there is one process
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.8 warns itself
             call(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     except (CheckpointException, RuntimeError, OSError, KeyError, ValueError) as error:
         causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]

@@ -72,7 +72,11 @@ class Started:
         return self.folder / str(rank)
 
     def stdout(self, rank=0):
-        return self._file(rank).with_suffix(".out").read_text(errors="replace")
+        return self._read(rank, ".out")
+
+    def _read(self, rank, suffix):
+        lines = self._file(rank).with_suffix(suffix).read_text(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo] Rank "))  # it greets in torch 2.8
 
     def wait_for(self, text):
         """Until the first process has printed it."""
@@ -90,7 +94,7 @@ class Started:
                 started.kill()
                 started.join()
         ranks = range(len(self.processes))
-        errors = [self._file(rank).with_suffix(".err").read_text() for rank in ranks]
+        errors = [self._read(rank, ".err") for rank in ranks]
         ended = SimpleNamespace(
             returncodes=[started.exitcode for started in self.processes],
             returncode=self.processes[0].exitcode,
