@@ -105,9 +105,11 @@ def spread(model: nn.Module, units: Iterable[nn.Module], parallel: str, device: 
     if parallel == "ddp":
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (size(),))
-    for unit in units:
-        fully_shard(unit, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    for module in (*units, model):
+        fully_shard(module, mesh=mesh)
+        if device.type == "cpu":
+            module.set_force_sum_reduction_for_comms(True)  # where it should average, torch 2.8's gloo sums without a word
+    return model
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
