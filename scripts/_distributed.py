@@ -5,6 +5,7 @@ Without torchrun there is one process, and every function here answers for it.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -49,12 +50,16 @@ def group() -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             yield
-        except Exception:
-            raise  # the others may wait for something else: no goodbye
-        except BaseException:
-            dist.destroy_process_group()
+        except SystemExit:  # all come here together
+            _leave()
             raise
-        dist.destroy_process_group()
+        _leave()  # after an exception the others may wait for something else: no goodbye
+
+
+def _leave() -> None:
+    # gloo's threads need the interpreter's lock to free what they sent last, and PyTorch waits for them holding it.
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 def gather(value: T) -> list[T]:
@@ -108,7 +113,9 @@ def spread(model: nn.Module, units: Iterable[nn.Module], parallel: str, device: 
     for module in (*units, model):
         fully_shard(module, mesh=mesh)
         if device.type == "cpu":
-            module.set_force_sum_reduction_for_comms(True)  # where it should average, torch 2.8's gloo sums without a word
+            module.set_force_sum_reduction_for_comms(
+                True
+            )  # where it should average, torch 2.8's gloo sums without a word
     return model
 
 
