@@ -37,7 +37,7 @@ lint: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[triton,scripts,test,lint]" $(if $(TORCH),torch==$(TORCH))
+	$(BIN)/python -m pip install --quiet --editable ".[triton,scripts,tensorboard,test,lint]" $(if $(TORCH),torch==$(TORCH))
 	touch $@
 
 clean:

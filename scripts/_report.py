@@ -47,15 +47,15 @@ COLUMNS = tuple(field.name.rstrip("_") for field in fields(Record))
 SUBJECT = ("op", "pass", "dtype", "shape", "device", "implementation")  # what a row of a table is about
 
 
-def header() -> dict[str, Any]:
-    """What the figures depend on: versions, hardware, threads and date."""
+def header(device: torch.device | None = None) -> dict[str, Any]:
+    """What the figures depend on: versions, hardware (the GPU that ``device`` is), threads and date."""
     return {
         "sigtorch": _version("sigtorch"),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "python": platform.python_version(),
         "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

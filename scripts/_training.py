@@ -1,189 +1,338 @@
-"""What the training scripts share: options, seeding, a progress bar, and where the numbers go."""
+"""The loop that every training script runs: steps, measurements, checkpoints, and when to stop.
+
+A script says in a ``Job`` what it learns from and how, makes a ``Run`` of each model, and calls ``train``.
+"""
 
 import argparse
-import csv
+import functools
 import math
-import os
-import random
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy
+import _checkpoint
+import _data
+import _distributed
+import _options
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from _measure import peak_memory
+from _output import Row, give_up, logging, progress, save_weights, warn, write_csv
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
-import sigtorch
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Row = dict[str, Any]
+COMPARED_STEPS = 300  # whose losses are kept, of the first: rounding adds up with every step
+SMALLEST_SCALE = 1.0  # of a loss in float16: if its gradients overflow even so, the scale is not to blame
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3, ..."""
+@dataclass(frozen=True)
+class Job:
+    """What is learnt, whatever the model.
+
+    ``draw(step)`` gives the numbers of the step's samples, those of all processes; ``where`` says where they are.
+    ``loss(model, samples)`` is their mean loss. ``measure(model, step, loss)`` makes a row, given the mean loss of the
+    steps since the last one, and ``measured(step)`` says whether it is time. ``factor(n)`` is the share of the learning
+    rate after n steps.
+    """
+
+    steps: int
+    draw: Callable[[int], Tensor]
+    where: Callable[[Tensor], str]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    measure: Callable[[nn.Module, int, float], Row]
+    measured: Callable[[int], bool]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    factor: Callable[[int], float]
+    unit: str  # what there are so many of in a second
+    units: int  # of them in a step
+    shown: tuple[str, str]  # beside the progress: a name, and a column of the rows
+
+
+class Run:
+    """A model in training, with what was measured on the way.
+
+    ``parts`` are those of its modules that are compiled, and gathered from shards, one at a time; without any, the
+    whole model is.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, job: Job, args: argparse.Namespace, parts: Sequence[nn.Module] = ()
+    ):
+        self.name, self.model, self.job, self.args, self.device = name, model, job, args, args.device
+        if args.compile:
+            for part in parts or [model]:
+                part.forward = torch.compile(part.forward)
+        self.called = _distributed.spread(model, parts, args.parallel, args.device)
+        self.optimizer = job.optimizer(model.parameters())
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, job.factor)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.dtype == "float16")
+        self.log: Callable[[str, Row, int], None] = lambda run, row, step: None
+        self.times: list[float] = []  # of the steps of this process
+        self.pending: tuple[Any, ...] | None = None
+        self.stopping = False
+        # What a checkpoint keeps of it: rows, the first losses, and sums since the last row.
+        self.rows: list[Row] = []
+        self.losses: list[float] = []
+        self.loss, self.seconds = math.nan, 0.0
+        self.since = {"loss": 0.0, "steps": 0, "seconds": 0.0}
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes."""
+        half = self.args.dtype in ("bfloat16", "float16")
+        return torch.autocast(self.device.type, _options.DTYPES[self.args.dtype] if half else None, enabled=half)
+
+    def backward(self, parts: Sequence[Tensor]) -> Tensor:
+        """Add the gradients of a batch that comes in parts; its mean loss, of this process's samples."""
+        loss = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, 1):
+            with _distributed.accumulating(self.called, number == len(parts)):
+                with self.autocast():
+                    share = self.job.loss(self.called, part) / len(parts)
+                self.scaler.scale(share).backward()
+            loss += share.detach()
+        return loss
+
+    def warm_up(self) -> None:
+        """Compile and load what a step needs, and leave everything as it was."""
+        self.backward(_data.share(self.job.draw(1), self.args.accumulate))
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def step(self, number: int, parts: Sequence[Tensor], stop: bool) -> None:
+        """One step down the slope; ``stop`` is whether this process was told to end."""
+        started = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = self.backward(parts)
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # else too large a scale has overflowed, and the step was left out
+            self.schedule.step()
+        # The host reads these figures a step later, so that a GPU needn't wait for it.
+        figures = torch.full((3,), float(stop), device=self.device)
+        figures[0] = loss / _distributed.size()
+        _distributed.total(figures[:2])
+        figures[2] = norm
+        self.settle(timed=False)
+        self.pending = (number, scale, figures.to("cpu", non_blocking=True), self._event())
+        self._add_time(started)
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down where --clip says so; their norm before."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.args.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.args.clip, norm)
+        return _distributed.whole(norm)
+
+    def _event(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _add_time(self, started: float, *, step: bool = True) -> None:
+        taken = time.perf_counter() - started
+        self.seconds += taken
+        self.since["seconds"] += taken
+        if step:
+            self.times.append(taken)
+        else:
+            self.times[-1] += taken
+
+    def settle(self, *, timed: bool = True) -> None:
+        """Wait for the last step, and end the training if its loss or gradient is no number."""
+        if self.pending is None:
+            return
+        started = time.perf_counter()
+        (number, scale, figures, event), self.pending = self.pending, None
+        if event is not None:
+            event.synchronize()
+        self.loss, stop, norm = figures.tolist()
+        if timed:
+            self._add_time(started, step=False)
+        overflowed = self.scaler.is_enabled() and scale > SMALLEST_SCALE and not math.isfinite(norm)
+        if not math.isfinite(self.loss) or not (math.isfinite(norm) or overflowed):
+            figure = f"the loss is {self.loss:g} and its gradient's norm {norm:g}"
+            raise FloatingPointError(f"{figure} in step {number}, of {self.job.where(self.job.draw(number))}")
+        self.stopping = stop > 0
+        if len(self.losses) < COMPARED_STEPS:
+            self.losses.append(self.loss)
+        self.since["loss"] += self.loss
+        self.since["steps"] += 1
+        self.log(self.name, {"loss": self.loss, "gradient_norm": norm}, number)
+
+    def measure(self, step: int) -> None:
+        """Add a row about the steps since the last one."""
+        self.settle()
+        count = self.since["steps"]
+        with self.autocast():
+            row = {"run": self.name} | self.job.measure(self.called, step, self.since["loss"] / count)
+        row[f"{self.job.unit}_per_second"] = round(self.job.units * count / self.since["seconds"])
+        row["peak_memory_mib"] = round(peak_memory(self.device) / 2**20, 1)
+        row["seconds"] = round(self.seconds, 3)
+        self.rows.append(row)
+        self.since = dict.fromkeys(self.since, 0)
+        self.log(self.name, row, step)
+
+    def tensors(self) -> Row:
+        """What of it a checkpoint keeps in tensors: the same for any number of processes."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def values(self) -> Row:
+        """What of it a checkpoint keeps in plain values."""
+        kept = {name: getattr(self, name) for name in ("rows", "losses", "seconds", "since")}
+        return kept | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: Row, values: Row) -> None:
+        """Go on from what ``tensors`` and ``values`` answered; a learning rate that was given anew holds."""
+        rates = self.schedule.base_lrs
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
+        )
+        self.schedule.load_state_dict(values["schedule"])
+        self.schedule.base_lrs = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group |= {"initial_lr": rate, "lr": rate * self.job.factor(self.schedule.last_epoch)}
+        if self.scaler.is_enabled() and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+        for name in ("rows", "losses", "seconds", "since"):
+            setattr(self, name, values[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, on the CPU; in the first process alone."""
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def summary(self) -> Row:
+        """What a table says of it."""
+        step = f"{1000 * statistics.median(self.times):.1f}" if self.times else "-"
+        row = {"seconds": f"{self.seconds:.1f}", "ms a step": step}
+        row[f"{self.job.unit} a second"] = f"{self.rows[-1][f'{self.job.unit}_per_second']:,}"
+        peak = f"{self.rows[-1]['peak_memory_mib']:,.0f} MiB"
+        name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        processes = f"{_distributed.size()} × " if _distributed.size() > 1 else ""
+        return row | {
+            "peak memory": peak,
+            "device": f"{processes}{self.device.type if processes else self.device}{name}",
+        }
+
+
+def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
+    """Train the runs on the same batches, taking turns, so that a busy machine slows all of them alike."""
+    for run in runs:
+        run.warm_up()
+    start = resume(runs, args)
+    if start > job.steps:
+        give_up(f"{args.checkpoint} comes after step {start}, and the training ends after {job.steps}", 2)
+    title = runs[0].name if len(runs) == 1 else "both"
+    folder = args.out / "tensorboard" if args.tensorboard else None
+    with (
+        _checkpoint.noting_signals() as caught,
+        logging(folder, start) as log,
+        progress(title, job.steps, start) as show,
+    ):
+        for run in runs:
+            run.log = log
+        saved = args.checkpoint
+        for number in range(start + 1, job.steps + 1):
+            try:
+                for run in runs if number % 2 else reversed(runs):
+                    run.step(number, _data.share(job.draw(number), args.accumulate), bool(caught))
+                    if len(runs) > 1:
+                        run.settle()
+                for run in runs if job.measured(number) else ():
+                    run.measure(number)
+                stopping = runs[0].stopping
+                every = args.checkpoint_every
+                if stopping or (every and (number % every == 0 or number == job.steps)):
+                    saved = save(runs, number, args, saved)
+            except FloatingPointError as error:
+                give_up(f"{error}; the last good checkpoint is {saved or 'none'}; a smaller --lr may help")
+            show(**shown(runs[0]))
+            if stopping:
+                end = signal.Signals(caught[0] if caught else signal.SIGTERM)
+                after = f"--resume goes on from {saved}" if saved else "there is no checkpoint to go on from"
+                give_up(f"{end.name} came, stopped after step {number}; {after}", 128 + end)
+        for run in runs:
+            if run.since["steps"]:
+                run.measure(job.steps)
+
+
+def shown(run: Run) -> dict[str, float]:
+    """The figures beside a progress bar."""
+    recent = run.times[-50:]
+    figures = {f"{run.job.unit}/s": run.job.units * len(recent) / sum(recent)}
+    name, column = run.job.shown
+    return figures | ({name: run.rows[-1][column]} if run.rows else {}) | {"loss": run.loss}
+
+
+def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Path | None) -> Path | None:
+    """Write a checkpoint of good weights, and the metrics so far; which checkpoint is the last good one now."""
+    for run in runs:
+        run.settle()
+        norm = nn.utils.get_total_norm([weight.detach() for weight in _distributed.weights_of(run.model)])
+        if not _distributed.whole(norm).isfinite():
+            raise FloatingPointError(f"the weights are no numbers after step {number}")
+    tensors = {str(place): run.tensors() for place, run in enumerate(runs)}
+    values = {"config": _options.config(args), "runs": [run.values() for run in runs]}
     try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"wants a whole number of at least 1, not {text!r}")
-    return number
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above zero."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"wants a finite number above 0, not {text!r}")
-    return number
-
-
-def seed(text: str) -> int:
-    """An argparse type: what torch, numpy and random all take as a seed."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"wants a whole number from 0 to 2**32 - 1, not {text!r}")
-    return number
-
-
-def device(text: str) -> torch.device:
-    """An argparse type: a device that is there and holds numbers; "auto" takes a GPU where there is one."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a missing driver warns first and then raises
-            found = torch.ones(1, device=name).cpu().to(name).device
-        there = torch.device(name).index in (None, found.index)  # torch takes "cpu:1" for "cpu"
-    except (RuntimeError, AssertionError, ValueError):  # torch raises any of them, on several lines
-        there = False
-    if not there:
-        raise argparse.ArgumentTypeError(f"there is no device {text!r} here")
-    return found
-
-
-def folder(text: str) -> Path:
-    """An argparse type: a folder that is there, or that can be made."""
-    path = Path(text)
-    try:
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        fits = bool(text) and there.is_dir() and os.access(there, os.W_OK)
-    except OSError:
-        fits = False
-    if not fits:
-        raise argparse.ArgumentTypeError(f"cannot write into a folder {text!r}")
+        path = _checkpoint.save(args.out / "checkpoints", number, tensors, values)
+        if rows := [row for run in runs for row in run.rows]:
+            write_metrics = functools.partial(write_csv, args.out / "metrics.csv", rows)
+            _distributed.together(lambda: write_metrics() if _distributed.rank() == 0 else None)
+    except OSError as error:
+        warn(f"the checkpoint of step {number} could not be written: {error}; the last good one is {former or 'none'}")
+        return former
     return path
 
 
-def add_options(
-    parser: argparse.ArgumentParser, *, out: str, save: bool = False, dtypes: Iterable[str] = DTYPES
-) -> None:
-    """Add the options that mean the same in every training script; save only where there are sigmoids to choose it for."""
-    add = parser.add_argument
-    add("--seed", type=seed, default=0, help="start of every random number (%(default)s)")
-    add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--dtype", choices=dtypes, default="float32", help="of weights and activations (%(default)s)")
-    backend = os.environ.get("SIGTORCH_BACKEND") or "auto"
-    add("--backend", choices=("auto", "triton", "aten"), default=backend, help="what computes (%(default)s)")
-    if save:
-        saves = {"choices": ("output", "input"), "default": "output"}
-        add("--save", **saves, help="what a sigmoid keeps for backward (%(default)s)")
-    else:
-        parser.set_defaults(save="output")
-    add("--out", type=folder, default=out, help="folder for metrics, curves and checkpoint (%(default)s)")
-    add("--compare", action="store_true", help="train with PyTorch's own operators too, and show both")
-
-
-def check_backend(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Try the chosen backend, device and dtype on one number, and end in one line if they don't go together."""
+def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
+    """Put the runs where the checkpoint says; the number of steps behind them."""
+    if args.checkpoint is None:
+        return 0
+    values = _checkpoint.values_of(args.checkpoint)
+    tensors = {str(place): run.tensors() for place, run in enumerate(runs)}
     try:
-        with sigtorch.use_backend(args.backend):
-            x = torch.ones(1, 1, device=args.device, dtype=DTYPES[args.dtype], requires_grad=True)
-            sigtorch.sigmoid(x @ x, save=args.save).sum().backward()
-    except (RuntimeError, TypeError, ValueError) as error:
-        parser.error(str(error).splitlines()[0])
+        _checkpoint.load(args.checkpoint, tensors)
+    except OSError as error:
+        give_up(f"{args.checkpoint} cannot be read: {error}", 2)
+    for place, run in enumerate(runs):
+        run.restore(tensors[str(place)], values["runs"][place])
+    changed = f", with {', '.join(args.changed)}" if args.changed else ""
+    print(f"Goes on after step {values['step']}, from {args.checkpoint}{changed}", flush=True)
+    return values["step"]
 
 
-def seed_everything(number: int) -> None:
-    """Start every random number generator at the same place."""
-    random.seed(number)
-    numpy.random.seed(number)
-    torch.manual_seed(number)
+def write(
+    runs: Sequence[Run], args: argparse.Namespace, draw: Callable[[Path, Sequence[Row]], None]
+) -> dict[str, Tensor]:
+    """Leave metrics, the first run's weights and the curves, which ``draw`` writes into a file, in --out.
 
+    Returns:
+        These weights, in the first process.
+    """
+    rows, weights = [row for run in runs for row in run.rows], runs[0].weights()
 
-@contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[..., None]]:
-    """A live bar over total steps; what it yields takes one step and shows the metrics given by name."""
-    # Short enough for the metrics to fit beside it on 80 columns.
-    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[metrics]}")) as bar:
-        task = bar.add_task(name, total=total, metrics="")
+    def put() -> None:
+        write_csv(args.out / "metrics.csv", rows)
+        save_weights(args.out / "model.pt", weights, _options.config(args))
+        draw(args.out / "curves.png", rows)
 
-        def step(**metrics: float) -> None:
-            shown = "  ".join(
-                f"{key} {value:,.0f}" if value >= 1e4 else f"{key} {value:.4g}" for key, value in metrics.items()
-            )
-            bar.update(task, advance=1, metrics=shown)
-
-        yield step
-
-
-def give_up(loss: float, when: str) -> NoReturn:
-    """End a training run whose loss is no number any more."""
-    raise SystemExit(f"error: the loss is {loss} after {when}; a smaller --lr may help")
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row; the first row names the columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def plot_curves(path: Path, rows: Sequence[Row], *, x: str, panels: dict[str, Sequence[str]]) -> None:
-    """Draw a panel for each label, its columns over column x; rows of different runs differ in colour."""
-    figure = Figure(figsize=(5 * len(panels), 3.8), dpi=120, layout="constrained")
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    for axes, (label, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for number, run in enumerate(runs):
-            mine = [row for row in rows if row["run"] == run]
-            # The first run is drawn broad and the second thin, so that both are seen where they coincide.
-            broad = {"linewidth": 5, "alpha": 0.4} if number == 0 and len(runs) > 1 else {"linewidth": 1.5}
-            for column, style in zip(columns, ("-", ":"), strict=False):
-                curve = [row[column] for row in mine]
-                name = f"{run}: {column.replace('_', ' ')}"
-                axes.plot([row[x] for row in mine], curve, style, color=f"C{number}", label=name, **broad)
-        axes.set(xlabel=x, ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def save_checkpoint(path: Path, model: torch.nn.Module, config: Row) -> None:
-    """Weights and plain values only: torch.load(path) opens it without running anybody's code."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict(), "config": config}, path)
-
-
-def show_table(title: str, rows: Iterable[Row]) -> None:
-    """Print rows as a table; the first one names the columns."""
-    table = Table(title=title)
-    for number, row in enumerate(rows):
-        if number == 0:
-            for name in row:
-                table.add_column(name)
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    try:
+        _distributed.together(lambda: put() if _distributed.rank() == 0 else None)
+    except OSError as error:
+        give_up(f"cannot write into {args.out}: {error}")
+    return weights

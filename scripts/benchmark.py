@@ -23,11 +23,12 @@ import _stdout
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
+from _measure import peak_extra_bytes
+from _options import DTYPES, device, folder, positive_int
+from _output import progress
 from _report import Record
-from _training import DTYPES, device, folder, positive_int, progress
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Measurement, Timer
@@ -178,25 +179,6 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Measurement]:
         for name in order.sample(list(steps), len(steps)):
             times[name].append(timers[name].timeit(numbers[name]))
     return {name: Measurement.merge(turns)[0] for name, turns in times.items()}
-
-
-def peak_extra_bytes(step: Step, device: torch.device) -> int:
-    """The most memory that one call holds above what was held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def addressed(t: Tensor) -> int:
@@ -358,6 +340,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)  # the one that timers wait for
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):
         args.backends = [name for name in args.backends if name != "compile"]
@@ -374,7 +358,9 @@ def main() -> None:
                 done()
     if args.bytes:
         records += [record for op, dtype in work for record in traffic(op, dtype, MODELLED_ELEMENTS)]
-    head = _report.header() | {"backend": sigtorch.backend_of(torch.ones(1, device=args.device))}
+    head = _report.header(args.device if args.device.type == "cuda" else None) | {
+        "backend": sigtorch.backend_of(torch.ones(1, device=args.device))
+    }
     _report.show(head, records)
     _report.write_csv(args.out / "benchmark.csv", records)
     _report.write_json(args.out / "benchmark.json", head, records)

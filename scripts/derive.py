@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import _options
+import _output
 import _stdout
-import _training
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -151,7 +152,7 @@ def draw_gradient_error(path: Path) -> None:
 def main() -> None:
     """Draw both and print the numbers, or print those of the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=_training.folder, default=IMAGES, help="folder for the pictures (docs/images)")
+    parser.add_argument("--out", type=_options.folder, default=IMAGES, help="folder for the pictures (docs/images)")
     parser.add_argument("--losses", action="store_true", help="measure the losses, and draw nothing")
     args = parser.parse_args()
     if args.losses:
@@ -162,14 +163,14 @@ def main() -> None:
         except (RuntimeError, ValueError) as error:
             parser.error(str(error))
         where = f"worst error against float64, on {device.type}"
-        _training.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
-        _training.show_table(f"Focal loss of a negative in float32: {where}", focal)
+        _output.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
+        _output.show_table(f"Focal loss of a negative in float32: {where}", focal)
         return
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
     draw_sigmoid(out / "sigmoid.png")
     draw_gradient_error(out / "gradient_error.png")
-    _training.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
+    _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
     print(f"Drew sigmoid.png and gradient_error.png into {out}/")
 
 

@@ -1,16 +1,21 @@
 """Train a network of sigmoid layers on 1,797 scans of handwritten digits, which scikit-learn brings along.
 
 The split is fixed and does not depend on --seed: 360 scans, about 36 of each digit, are held out, only measured.
-Example: ``python scripts/train_digits.py --compare``
+Examples: ``python scripts/train_digits.py --compare``
+``torchrun --nproc-per-node 2 scripts/train_digits.py``
 """
 
 import argparse
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+import _data
+import _distributed
+import _options
+import _output
 import _stdout
 import _training
 import torch
@@ -60,99 +65,111 @@ def network(layers: list[int], activation: Callable[[], nn.Module]) -> nn.Sequen
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean loss, and the share of scans that the network reads rightly."""
-    scores = model(x)
-    return F.cross_entropy(scores, y).item(), (scores.argmax(1) == y).double().mean().item()
+    """Mean loss, and the share of scans that the network reads rightly; processes share the scans."""
+    place, places = _distributed.rank(), _distributed.size()
+    scores, labels = model(x.tensor_split(places)[place]), y.tensor_split(places)[place]
+    loss, right = F.cross_entropy(scores.double(), labels, reduction="sum"), (scores.argmax(1) == labels).sum()
+    loss, right = (_distributed.total(torch.stack((loss, right.double()))) / len(y)).tolist()
+    return loss, right
 
 
-def train(
-    run: str, activation: Callable[[], nn.Module], args: argparse.Namespace, data: Digits
-) -> tuple[nn.Module, list[_training.Row]]:
-    """Feedforward, error, backpropagation, a step down the slope; epoch by epoch, a row of metrics after each."""
-    _training.seed_everything(args.seed)
-    model = network(args.layers, activation).to(args.device, _training.DTYPES[args.dtype])
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
-    rows, seconds = [], 0.0
-    with _training.progress(run, args.epochs) as step:
-        for epoch in range(1, args.epochs + 1):
-            started = time.perf_counter()
-            for batch in torch.randperm(len(data.train_y)).to(args.device).split(args.batch):
-                optimizer.zero_grad()
-                F.cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
-                optimizer.step()
-            train_loss, train_accuracy = evaluate(model, data.train_x, data.train_y)
-            seconds += time.perf_counter() - started  # the loss has been read: a GPU has finished, too
-            test_loss, test_accuracy = evaluate(model, data.test_x, data.test_y)
-            if not math.isfinite(train_loss):
-                _training.give_up(train_loss, f"epoch {epoch}")
-            row = {"run": run, "epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy}
-            rows.append(row | {"test_loss": test_loss, "test_accuracy": test_accuracy, "seconds": round(seconds, 3)})
-            step(loss=train_loss, accuracy=test_accuracy)
-    return model, rows
+def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.Run:
+    """A run at its first step, with the weights that --seed gives."""
+    _options.seed_everything(args.seed)
+    activation = partial(sigtorch.nn.Sigmoid, save=args.save) if name == "sigtorch" else nn.Sigmoid
+    model = network(args.layers, activation).to(args.device, weights_in(args))
+    if name == "patched":
+        print(sigtorch.patch(model, save=args.save))
+    return _training.Run(name, model, job, args)
+
+
+def weights_in(args: argparse.Namespace) -> torch.dtype:
+    """The dtype of weights and scans: half types are for autocast to choose."""
+    return torch.float64 if args.dtype == "float64" else torch.float32
+
+
+def job_of(data: Digits, args: argparse.Namespace) -> _training.Job:
+    """What is learnt: to read scans, each of them once an epoch."""
+    ends = {math.ceil(epoch * TRAINED_ON / args.batch): epoch for epoch in range(1, args.epochs + 1)}
+
+    def loss(model: nn.Module, scans: Tensor) -> Tensor:
+        scans = _data.put(scans, args.device)
+        return F.cross_entropy(model(data.train_x[scans]), data.train_y[scans])
+
+    def measure(model: nn.Module, step: int, _: float) -> _output.Row:
+        train_loss, train_accuracy = evaluate(model, data.train_x, data.train_y)
+        test_loss, test_accuracy = evaluate(model, data.test_x, data.test_y)
+        row = {"epoch": ends[step], "train_loss": train_loss, "train_accuracy": train_accuracy}
+        return row | {"test_loss": test_loss, "test_accuracy": test_accuracy}
+
+    return _training.Job(
+        steps=max(ends),
+        draw=lambda step: _data.shuffled(args.seed, step, args.batch, TRAINED_ON),
+        where=lambda scans: f"the scans {_data.few(scans)} of those it trains on",
+        loss=loss,
+        measure=measure,
+        measured=ends.__contains__,
+        optimizer=partial(torch.optim.SGD, lr=args.lr, momentum=0.9),
+        factor=lambda n: 1.0,
+        unit="scans",
+        units=args.batch,
+        shown=("accuracy", "test_accuracy"),
+    )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the options, or end in one line about the first that makes no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    widths = {"type": _training.positive_int, "nargs": "+", "metavar": "UNITS"}
+    widths = {"type": _options.positive_int, "nargs": "+", "metavar": "UNITS"}
     add("--layers", **widths, default=[128, 64], help="width of each sigmoid layer (128 64)")
-    add("--epochs", type=_training.positive_int, default=60, help="passes over the training set (%(default)s)")
-    add("--batch", type=_training.positive_int, default=32, help="scans a step (%(default)s)")
-    add("--lr", type=_training.positive_float, default=0.3, help="learning rate (%(default)s)")
-    _training.add_options(parser, out="runs/digits", save=True)
+    add("--epochs", type=_options.positive_int, default=60, help="passes over the training set (%(default)s)")
+    add("--batch", type=_options.positive_int, default=32, help="scans a step, of all processes (%(default)s)")
+    add("--lr", type=_options.positive_float, default=0.3, help="learning rate (%(default)s)")
+    _options.add_options(parser, __file__, out="runs/digits", save=True, dtypes=_options.DTYPES)
     args = parser.parse_args(argv)
     weights = sum(above * below for above, below in pairwise((64, *args.layers, 10)))
     if weights > 10**8:
         parser.error(f"argument --layers: {weights:,} weights are more than 100,000,000")
     if args.batch > TRAINED_ON:
         parser.error(f"argument --batch: {args.batch} scans a step, of {TRAINED_ON} to train on")
-    if args.lr > torch.finfo(_training.DTYPES[args.dtype]).max:
-        parser.error(f"argument --lr: {args.lr:g} is more than a {args.dtype} holds")
-    _training.check_backend(parser, args)
+    if args.lr > torch.finfo(weights_in(args)).max:
+        parser.error(f"argument --lr: {args.lr:g} is more than a weight holds")
+    _options.check(parser, args, TRAINED_ON)
+    _options.find_checkpoint(parser, args, model=("layers",))
     return args
 
 
 def main() -> None:
     """Train, show and write what came out."""
-    args = parse()
-    if max(args.layers) < 512:
-        torch.set_num_threads(1)  # so small a product gains nothing from more, and loses much on a busy machine
-    data = load(args.device, _training.DTYPES[args.dtype])
-    with sigtorch.use_backend(args.backend):
-        args.runs_on = sigtorch.backend_of(data.train_x)
-        model, rows = train("sigtorch", lambda: sigtorch.nn.Sigmoid(save=args.save), args, data)
-    if args.compare:
-        rows += train("torch", nn.Sigmoid, args, data)[1]
-
-    _training.write_csv(args.out / "metrics.csv", rows)
-    _training.plot_curves(args.out / "curves.png", rows, x="epoch", panels=PANELS)
-    config = {**vars(args), "device": str(args.device), "out": str(args.out)}
-    _training.save_checkpoint(args.out / "checkpoint.pt", model, config)
-    report(args, rows)
+    with _distributed.group():
+        args = parse()
+        if max(args.layers) < 512:
+            torch.set_num_threads(1)  # so small a product gains nothing from more, and loses much on a busy machine
+        data = load(args.device, weights_in(args))
+        with sigtorch.use_backend(args.backend):
+            args.runs_on = sigtorch.backend_of(data.train_x)
+            job = job_of(data, args)
+            names = ["patched" if args.patch else "sigtorch", "torch"]
+            runs = [start(name, job, args) for name in names[: 1 + args.compare]]
+            _training.train(runs, job, args)
+            _training.write(runs, args, partial(_output.plot_curves, x="epoch", panels=PANELS))
+            report(runs, args)
 
 
-def report(args: argparse.Namespace, rows: list[_training.Row]) -> None:
+def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
     """Print a line for each run, and how far apart two of them are."""
-    runs_on = {"sigtorch": args.runs_on, "torch": "torch.sigmoid"}
-    last = [row for row in rows if row["epoch"] == args.epochs]
-    shown = [
-        {
-            "run": row["run"],
-            "train accuracy": f"{row['train_accuracy']:.2%}",
-            "test accuracy": f"{row['test_accuracy']:.2%}",
-            "seconds": f"{row['seconds']:.2f}",
-            "backend": runs_on[row["run"]],
-            "device": args.device,
-        }
-        for row in last
-    ]
-    _training.show_table(f"Handwritten digits, seed {args.seed}, {args.dtype}", shown)
+    shown = []
+    for run in runs:
+        accuracies = {f"{part} accuracy": f"{run.rows[-1][f'{part}_accuracy']:.2%}" for part in ("train", "test")}
+        backend = {"backend": "torch.sigmoid" if run.name == "torch" else args.runs_on}
+        shown.append({"run": run.name} | accuracies | run.summary() | backend)
+    _output.show_table(f"Handwritten digits, seed {args.seed}, {args.dtype}", shown)
     if args.compare:
-        pairs = zip(rows[: args.epochs], rows[args.epochs :], strict=True)
+        pairs = zip(*(run.rows for run in runs), strict=True)
         apart = max(abs(ours["test_loss"] - theirs["test_loss"]) for ours, theirs in pairs)
         print(f"Largest difference between the two test loss curves: {apart:.3g}")
-    print(f"Metrics, curves and checkpoint are in {args.out}/")
+    print(f"Metrics, curves and weights are in {args.out}/")
 
 
 if __name__ == "__main__":

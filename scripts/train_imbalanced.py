@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import _options
+import _output
 import _stdout
-import _training
 import numpy
 import torch
 from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ def fit(loss: Loss, train_x: numpy.ndarray, train_y: numpy.ndarray, args: argpar
     return model
 
 
-def measure(scores: numpy.ndarray, is_malignant: numpy.ndarray, counts: numpy.ndarray) -> _training.Row:
+def measure(scores: numpy.ndarray, is_malignant: numpy.ndarray, counts: numpy.ndarray) -> _output.Row:
     """Average precision, precision over RECALLS, and what a threshold of one half finds, rightly and wrongly."""
     precision, recall, _ = precision_recall_curve(is_malignant, scores, sample_weight=counts)
     reached = [precision[recall >= wanted].max() for wanted in RECALLS]  # the best precision at this recall or more
@@ -77,14 +78,14 @@ def measure(scores: numpy.ndarray, is_malignant: numpy.ndarray, counts: numpy.nd
     }
 
 
-def train(args: argparse.Namespace) -> list[_training.Row]:
+def train(args: argparse.Namespace) -> list[_output.Row]:
     """Train with every loss from every seed: the same examples and the same start for each of the three."""
     rows = []
-    with _training.progress("three losses", args.seeds * len(LOSSES)) as step:
+    with _output.progress("three losses", args.seeds * len(LOSSES)) as step:
         for seed in range(args.seeds):
             train_x, train_y, test_x, test_y, counts = split(seed, args.percent)
             for name, loss in LOSSES.items():
-                _training.seed_everything(seed)
+                _options.seed_everything(seed)
                 model = fit(loss, train_x, train_y, args)
                 with torch.no_grad():
                     scores = model(torch.tensor(test_x, dtype=torch.float32, device=args.device)).squeeze(-1)
@@ -94,19 +95,19 @@ def train(args: argparse.Namespace) -> list[_training.Row]:
     return rows
 
 
-def threshold_point(rows: list[_training.Row]) -> tuple[float, float]:
+def threshold_point(rows: list[_output.Row]) -> tuple[float, float]:
     """Recall and precision of a threshold of one half, all seeds' cases together."""
     right, wrong, there = (sum(row[key] for row in rows) for key in ("true_positives", "false_positives", "positives"))
     return right / there, right / (right + wrong) if right + wrong else math.nan
 
 
-def differences(rows: list[_training.Row], name: str) -> numpy.ndarray:
+def differences(rows: list[_output.Row], name: str) -> numpy.ndarray:
     """Average precision of a loss less BCE's, seed by seed."""
     of = {key: [row["average_precision"] for row in rows if row["loss"] == key] for key in ("BCE", name)}
     return numpy.subtract(of[name], of["BCE"])
 
 
-def draw(path: Path, rows: list[_training.Row], said: str) -> None:
+def draw(path: Path, rows: list[_output.Row], said: str) -> None:
     """Precision over recall of each loss, and beside it how its average precision differs from BCE's."""
     figure = Figure(figsize=(10.5, 6), dpi=120, layout="constrained")
     curves, strips = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -141,7 +142,7 @@ def draw(path: Path, rows: list[_training.Row], said: str) -> None:
     figure.savefig(path)
 
 
-def verdict(rows: list[_training.Row], name: str) -> str:
+def verdict(rows: list[_output.Row], name: str) -> str:
     """One sentence about a loss against BCE, no bolder than the seeds allow."""
     apart = 100 * differences(rows, name)
     mean, error = apart.mean(), apart.std(ddof=1) / math.sqrt(len(apart))
@@ -150,7 +151,7 @@ def verdict(rows: list[_training.Row], name: str) -> str:
     return f"{name[0].upper()}{name[1:]} {change}, {found}."
 
 
-def conclude(rows: list[_training.Row], args: argparse.Namespace) -> str:
+def conclude(rows: list[_output.Row], args: argparse.Namespace) -> str:
     """What the picture shows, and what it does not."""
     recalls = [f"{threshold_point([row for row in rows if row['loss'] == name])[0]:.0%} ({name})" for name in LOSSES]
     shown = [
@@ -169,11 +170,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the options, or end in one line about the first that makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--seeds", type=_training.positive_int, default=20, help="trainings with each loss, at least 2 (%(default)s)")
-    add("--percent", type=_training.positive_float, default=4.0, help="share of positives (%(default)g)")
-    add("--steps", type=_training.positive_int, default=300, help="of each training (%(default)s)")
-    add("--device", type=_training.device, default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--out", type=_training.folder, default="runs/imbalanced", help="folder for table and picture (%(default)s)")
+    add("--seeds", type=_options.positive_int, default=20, help="trainings with each loss, at least 2 (%(default)s)")
+    add("--percent", type=_options.positive_float, default=4.0, help="share of positives (%(default)g)")
+    add("--steps", type=_options.positive_int, default=300, help="of each training (%(default)s)")
+    add("--device", type=_options.device, default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
+    add("--out", type=_options.folder, default="runs/imbalanced", help="folder for table and picture (%(default)s)")
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error("argument --seeds: a single one has no spread")
@@ -188,7 +189,7 @@ def main() -> None:
     torch.set_num_threads(1)  # so small a product gains nothing from more
     rows = train(args)
     said = conclude(rows, args)
-    _training.write_csv(args.out / "metrics.csv", [{k: row[k] for k in row if k != "precision"} for row in rows])
+    _output.write_csv(args.out / "metrics.csv", [{k: row[k] for k in row if k != "precision"} for row in rows])
     draw(args.out / "precision_recall.png", rows, said)
     shown = []
     for name in LOSSES:
@@ -198,7 +199,7 @@ def main() -> None:
         ranked = f"{numpy.mean(average):.1f} ± {numpy.std(average, ddof=1):.1f} %"
         shown.append({"loss": name, "average precision": ranked, "recall at 0.5": f"{recall:.0%}"})
         shown[-1]["precision at 0.5"] = f"{precision:.0%}" if recall else "none found"
-    _training.show_table(f"{args.percent:g} % positives, mean and deviation of {args.seeds} seeds", shown)
+    _output.show_table(f"{args.percent:g} % positives, mean and deviation of {args.seeds} seeds", shown)
     print(textwrap.fill(said, 110))
     print(f"Table and picture are in {args.out}/")
 

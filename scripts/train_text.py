@@ -2,21 +2,26 @@
 
 It reads the Python standard library's own source, or with --data a file, or every file in a folder that is not hidden.
 A twentieth is held out and only measured, whole files of it, the same ones each time; of a single file its end.
-Example: ``python scripts/train_text.py --steps 400 --compare``
+Examples: ``python scripts/train_text.py --steps 400 --compare``
+``torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp``
 """
 
 import argparse
 import math
-import statistics
 import sysconfig
-import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import _data
+import _distributed
+import _options
+import _output
 import _stdout
 import _training
 import torch
+from _measure import bound_by, peak_extra_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +30,6 @@ import sigtorch
 STDLIB = Path(sysconfig.get_path("stdlib"))
 # Installed packages, tests, which not every machine has, and tables of characters and topics.
 NOT_READ = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-COMPARED_STEPS = 300  # in which the two losses may be a thousandth apart; rounding adds up with every step
 VALIDATION_WINDOWS = 512  # spread evenly over what is held out; a multiple of the 64 that are read at once
 MEASUREMENTS = 12  # of a training
 PROMPT, SAMPLE = b"def ", 400  # bytes that it goes on from, and how many there are then
@@ -67,18 +71,21 @@ def load(place: Path | None, context: int) -> Text:
     return Text(*(torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts))
 
 
-class TorchMLP(sigtorch.nn.GatedMLP):
-    """The same parameters, computed with by PyTorch's own operators: for --compare."""
+class MLP(nn.Module):
+    """sigtorch.nn.GatedMLP in plain PyTorch."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 # The two places where a run uses sigtorch, or does without: the feed-forward, and the gate on attention.
-RUNS = {
-    "sigtorch": (sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate),
-    "torch": (TorchMLP, lambda x, gate: torch.sigmoid(gate) * x),
-}
+PLAIN = (MLP, lambda x, gate: torch.sigmoid(gate) * x)
+RUNS = {"sigtorch": (sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate), "patched": PLAIN, "torch": PLAIN}
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -135,7 +142,7 @@ class GPT(nn.Module):
 
 def windows(data: Tensor, starts: Tensor, args: argparse.Namespace) -> Tensor:
     """The bytes from these places on, one more than the context, on the device."""
-    return data[starts[:, None] + torch.arange(args.context + 1)].long().to(args.device)
+    return _data.put(data[starts[:, None] + torch.arange(args.context + 1)], args.device).long()
 
 
 def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -145,93 +152,77 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> float:
-    """Bits per byte of the held-out windows, each read from its own beginning."""
-    starts = torch.linspace(0, len(text.held_out) - args.context - 1, VALIDATION_WINDOWS, dtype=torch.float64)
-    batches = [windows(text.held_out, part, args) for part in starts.long().split(64)]
-    return statistics.fmean(loss_of(model, tokens).item() for tokens in batches) / math.log(2)
+    """Bits per byte of the held-out windows, each read from its own beginning; processes share them."""
+    starts = torch.linspace(0, len(text.held_out) - args.context - 1, VALIDATION_WINDOWS, dtype=torch.float64).long()
+    mine = starts.tensor_split(_distributed.size())[_distributed.rank()]
+    # As many parts in every process, for they may gather weights from each other.
+    parts = mine.tensor_split(math.ceil(VALIDATION_WINDOWS / _distributed.size() / 64))
+    sums = [loss_of(model, windows(text.held_out, part, args)).double() * len(part) for part in parts]
+    return _distributed.total(torch.stack(sums).sum()).item() / VALIDATION_WINDOWS / math.log(2)
 
 
 @torch.no_grad()
-def sample(model: nn.Module, args: argparse.Namespace) -> str:
-    """Let the model go on from the prompt, byte by byte."""
+def sample(run: _training.Run, weights: dict[str, Tensor], args: argparse.Namespace) -> str:
+    """Let the model go on from the prompt, byte by byte, in this process alone."""
+    model = GPT(args.dim, args.layers, args.heads, run.name).to(args.device)
+    model.load_state_dict(weights)
+    _options.seed_everything(args.seed)
     text = list(PROMPT)
-    while len(text) < SAMPLE:
-        scores = model(torch.tensor([text[-args.context :]], device=args.device))[0, -1].float()
-        text.append(int(torch.multinomial(torch.softmax(scores / 0.8, dim=-1), 1)))
-    return bytes(text).decode(errors="replace")
+    with run.autocast():
+        while len(text) < SAMPLE:
+            scores = model(torch.tensor([text[-args.context :]], device=args.device))[0, -1].float()
+            text.append(int(torch.multinomial(torch.softmax(scores / 0.8, dim=-1), 1)))
+    # What an untrained model writes would move a terminal's cursor.
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in bytes(text).decode(errors="replace"))
 
 
-class Run:
-    """A model in training, with what was measured on the way."""
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        _training.seed_everything(args.seed)
-        model = GPT(args.dim, args.layers, args.heads, name)
-        self.name, self.model = name, model.to(args.device, _training.DTYPES[args.dtype])
-        self.losses, self.seconds, self.rows = [], [], []  # of each step, of each step, of each measurement
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
-        warmup = min(50, args.steps // 4 + 1)  # steps up, while the rest of them go down half a cosine
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda n: min((n + 1) / warmup, 0.51 + 0.49 * math.cos(math.pi * n / args.steps))
-        )
-
-    def step(self, tokens: Tensor) -> float:
-        """One step down the slope; answers the loss before it."""
-        started = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss = loss_of(self.model, tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.losses.append(loss.item())  # now the loss has been read: a GPU has finished, too
-        self.seconds.append(time.perf_counter() - started)
-        return self.losses[-1]
-
-    def measure(self, text: Text, args: argparse.Namespace) -> None:
-        """Add a row about the steps since the last one."""
-        since = slice(self.rows[-1]["step"] if self.rows else 0, None)
-        row = {"run": self.name, "step": len(self.losses)}
-        row["train_bits_per_byte"] = statistics.fmean(self.losses[since]) / math.log(2)
-        row["validation_bits_per_byte"] = evaluate(self.model, text, args)
-        row["tokens_per_second"] = round(args.batch * args.context / statistics.fmean(self.seconds[since]))
-        self.rows.append(row | {"seconds": round(sum(self.seconds), 3)})
+def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.Run:
+    """A run at its first step, with the weights that --seed gives."""
+    _options.seed_everything(args.seed)
+    model = GPT(args.dim, args.layers, args.heads, name).to(args.device)
+    if name == "patched":
+        print(sigtorch.patch(model))
+    return _training.Run(name, model, job, args, model.blocks)
 
 
-def train(names: list[str], text: Text, args: argparse.Namespace) -> list[Run]:
-    """Train the runs on the same batches, taking turns, so that a busy machine slows all of them alike."""
-    runs = [Run(name, args) for name in names]
-    random = torch.Generator().manual_seed(args.seed)
+def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
+    """What is learnt: to go on from windows of the text, drawn anew for every step."""
     every = math.ceil(args.steps / MEASUREMENTS)
-    with _training.progress(names[0] if len(names) == 1 else "both", args.steps) as step:
-        for number in range(1, args.steps + 1):
-            starts = torch.randint(len(text.train) - args.context, (args.batch,), generator=random)
-            for run in runs if number % 2 else reversed(runs):
-                loss = run.step(windows(text.train, starts, args))
-                if not math.isfinite(loss):
-                    _training.give_up(loss, f"step {number}")
-                if number % every == 0 or number == args.steps:
-                    run.measure(text, args)
-            shown = {"tokens/s": args.batch * args.context / statistics.median(runs[0].seconds[-every:])}
-            for row in runs[0].rows[-1:]:
-                shown["bits"] = row["validation_bits_per_byte"]
-            step(**shown, loss=runs[0].losses[-1])
-    return runs
+    warmup = min(50, args.steps // 4 + 1)  # steps up, while the rest of them go down half a cosine
+
+    def measure(model: nn.Module, step: int, loss: float) -> _output.Row:
+        bits = {"train_bits_per_byte": loss / math.log(2), "validation_bits_per_byte": evaluate(model, text, args)}
+        return {"step": step} | bits
+
+    return _training.Job(
+        steps=args.steps,
+        draw=lambda step: _data.drawn(args.seed, step, args.batch, args.samples),
+        where=lambda starts: f"windows at the bytes {_data.few(starts)} of what it trains on",
+        loss=lambda model, starts: loss_of(model, windows(text.train, starts, args)),
+        measure=measure,
+        measured=lambda step: step % every == 0 or step == args.steps,
+        optimizer=partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1),
+        factor=lambda n: min((n + 1) / warmup, 0.51 + 0.49 * math.cos(math.pi * n / args.steps)),
+        unit="tokens",
+        units=args.batch * args.context,
+        shown=("bits", "validation_bits_per_byte"),
+    )
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     """Read the options and the text, or end in one line about the first that makes no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, whole = parser.add_argument, _training.positive_int
+    parser = _options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, whole = parser.add_argument, _options.positive_int
     add("--data", type=Path, metavar="PATH", help="file or folder to learn from (Python's standard library)")
     add("--dim", type=whole, default=128, help="features of a token (%(default)s)")
     add("--layers", type=whole, default=4, help="blocks (%(default)s)")
     add("--heads", type=whole, default=4, help="attention heads of a block (%(default)s)")
     add("--context", type=whole, default=128, help="bytes that attention sees (%(default)s)")
-    add("--batch", type=whole, default=16, help="windows a step (%(default)s)")
+    add("--batch", type=whole, default=16, help="windows a step, of all processes (%(default)s)")
     add("--steps", type=whole, default=1000, help="(%(default)s)")
-    add("--lr", type=_training.positive_float, default=3e-3, help="highest learning rate (%(default)s)")
-    _training.add_options(parser, out="runs/text", dtypes=("float32", "bfloat16"))
+    add("--lr", type=_options.positive_float, default=3e-3, help="highest learning rate (%(default)s)")
+    _options.add_options(parser, __file__, out="runs/text")
+    parser.set_defaults(clip=1.0)
     args = parser.parse_args(argv)
     if args.dim % (2 * args.heads):
         parser.error(f"argument --dim: {args.dim} features don't make {args.heads} heads of an even width")
@@ -241,49 +232,45 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
         text = load(args.data, args.context)
     except (OSError, ValueError) as error:
         parser.error(f"argument --data: {error}")
-    _training.check_backend(parser, args)
+    args.samples = len(text.train) - args.context
+    _options.check(parser, args, args.samples)
+    _options.find_checkpoint(parser, args, model=("dim", "layers", "heads"))
     return args, text
 
 
 def main() -> None:
     """Train, show and write what came out."""
-    args, text = parse()
-    with sigtorch.use_backend(args.backend):
-        runs = train(["sigtorch", "torch"] if args.compare else ["sigtorch"], text, args)
-        rows = [row for run in runs for row in run.rows]
-        _training.write_csv(args.out / "metrics.csv", rows)
-        _training.plot_curves(args.out / "curves.png", rows, x="step", panels=PANELS)
-        config = {**vars(args), "device": str(args.device), "out": str(args.out), "data": args.data and str(args.data)}
-        _training.save_checkpoint(args.out / "checkpoint.pt", runs[0].model, config)
-        report(runs, text, args)
-        _training.seed_everything(args.seed)
-        print(f"What it writes after {PROMPT.decode()!r}:\n\n{sample(runs[0].model, args)}\n")
-    print(f"Metrics, curves and checkpoint are in {args.out}/")
+    with _distributed.group():
+        args, text = parse()
+        with sigtorch.use_backend(args.backend):
+            job = job_of(text, args)
+            names = ["patched" if args.patch else "sigtorch", "torch"]
+            runs = [start(name, job, args) for name in names[: 1 + args.compare]]
+            _training.train(runs, job, args)
+            weights = _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
+            report(runs, text, args)
+            if _distributed.rank() == 0:
+                print(f"What it writes after {PROMPT.decode()!r}:\n\n{sample(runs[0], weights, args)}\n")
+        print(f"Metrics, curves and weights are in {args.out}/")
 
 
-def report(runs: list[Run], text: Text, args: argparse.Namespace) -> None:
+def report(runs: list[_training.Run], text: Text, args: argparse.Namespace) -> None:
     """Print a line for each run, and how far apart two of them are."""
-    shown = [
-        {
-            "run": run.name,
-            "bits per byte": f"{run.rows[-1]['validation_bits_per_byte']:.3f}",
-            "seconds": f"{sum(run.seconds):.1f}",
-            "ms a step": f"{1000 * statistics.median(run.seconds):.1f}",
-            "device": args.device,
-        }
-        for run in runs
-    ]
+    shown = []
+    for run in runs:
+        bits = f"{run.rows[-1]['validation_bits_per_byte']:.3f}"
+        shown.append({"run": run.name, "bits per byte": bits} | run.summary())
     if args.compare:
-        from benchmark import peak_extra_bytes  # slow to import, and only needed here
-
-        tokens = windows(text.train, torch.arange(args.batch), args)
+        batch = _data.share(_data.drawn(args.seed, 1, args.batch, args.samples), args.accumulate)
         for run, row in zip(runs, shown, strict=True):
-            peak = peak_extra_bytes(lambda model=run.model: loss_of(model, tokens).backward(), args.device)
-            row["peak memory a step"] = f"{peak / 2**20:.2f} MiB"
-    _training.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", shown)
+            row["bound by"] = bound_by(lambda run=run: run.backward(batch), args.device)
+            row["memory of a step"] = (
+                f"{peak_extra_bytes(lambda run=run: run.backward(batch), args.device) / 2**20:.2f} MiB"
+            )
+    _output.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", shown)
     print(f"Trained on {len(text.train):,} bytes, measured on windows of {len(text.held_out):,} others")
     if args.compare:
-        ours, theirs = (run.losses[:COMPARED_STEPS] for run in runs)
+        ours, theirs = (run.losses for run in runs)
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
         print(f"Largest relative difference between the two losses in the first {len(ours)} steps: {apart:.2g}")
 

@@ -1,24 +1,130 @@
 """What the scripts' tests share: running them as users do, and reading what they leave."""
 
 import csv
+import importlib
+import json
+import multiprocessing
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+# A GPT that takes milliseconds a step, on a file that takes no time to read.
+TINY_TEXT = tuple(
+    f"--device cpu --dim 16 --layers 2 --heads 2 --context 32 --batch 8 --data {SCRIPTS / 'benchmark.py'}".split()
+)
+# Importing torch takes longer than these trainings: one process does it, and forks for each of them.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", "matplotlib.backends.backend_agg", "train_text", "train_digits"])
+
+
+def environment(**variables):
+    """The test run's own, but for the variables that decide what a script computes with."""
+    env = {key: value for key, value in os.environ.items() if key not in ("SIGTORCH_BACKEND", "TRITON_INTERPRET")}
+    env["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), *filter(None, [env.get("PYTHONPATH")])])
+    env["OMP_NUM_THREADS"] = "1"  # on a busy machine, threads that wait for each other take ten times as long
+    return env | variables
 
 
 def run(script, *arguments, **variables):
-    """What it printed and how it ended; no variable of the test run's own decides which backend it takes."""
-    env = {key: value for key, value in os.environ.items() if key not in ("SIGTORCH_BACKEND", "TRITON_INTERPRET")}
-    env["PYTHONPATH"] = os.pathsep.join(str(path) for path in (SCRIPTS, SCRIPTS.parent))
-    env["OMP_NUM_THREADS"] = "1"  # on a busy machine, threads that wait for each other take ten times as long
+    """What it printed and how it ended."""
     command = [sys.executable, "-W", "error", str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, env=env | variables, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+class Started:
+    """A script at work, in one process or in several, which meet at a port as torchrun's do.
+
+    An argument may be a function of the process's number.
+    """
+
+    def __init__(self, script, *arguments, processes=1, cwd=None, **variables):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        self.folder = Path(tempfile.mkdtemp())
+        self.processes = []
+        for rank in range(processes):
+            env = environment(**variables)
+            if processes > 1:
+                env |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            for suffix in (".out", ".err"):
+                self._file(rank).with_suffix(suffix).touch()
+            given = [argument(rank) if callable(argument) else str(argument) for argument in arguments]
+            started = FORKS.Process(target=_forked, args=(script, given, env, cwd, self._file(rank)), daemon=True)
+            started.start()
+            self.processes.append(started)
+
+    def _file(self, rank):
+        return self.folder / str(rank)
+
+    def stdout(self, rank=0):
+        return self._read(rank, ".out")
+
+    def _read(self, rank, suffix):
+        lines = self._file(rank).with_suffix(suffix).read_text(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo] Rank "))  # it greets in torch 2.8
+
+    def wait_for(self, text):
+        """Until the first process has printed it."""
+        deadline = time.monotonic() + 60
+        while text not in self.stdout():
+            assert self.processes[0].is_alive(), self.wait().stderr
+            assert time.monotonic() < deadline, self.stdout()
+            time.sleep(0.005)
+
+    def wait(self):
+        """How it ended, of all processes, and what the first printed, or all."""
+        for started in self.processes:
+            started.join(120)
+            if started.is_alive():
+                started.kill()
+                started.join()
+        ranks = range(len(self.processes))
+        errors = [self._read(rank, ".err") for rank in ranks]
+        ended = SimpleNamespace(
+            returncodes=[started.exitcode for started in self.processes],
+            returncode=self.processes[0].exitcode,
+            stdout=self.stdout(),
+            stderr=errors[0],
+            others="".join(self.stdout(rank) + errors[rank] for rank in ranks if rank),
+        )
+        shutil.rmtree(self.folder)
+        return ended
+
+
+def fork(script, *arguments, **how):
+    """As ``run``, without the time that imports take, in any number of processes."""
+    return Started(script, *arguments, **how).wait()
+
+
+def _forked(script, arguments, env, cwd, file):
+    """What a forked process does."""
+    os.chdir(cwd or os.getcwd())
+    os.environ.clear()
+    os.environ.update(env)
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(file.with_suffix(suffix), os.O_WRONLY), number)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="replace")
+    torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
+    sys.argv = [str(SCRIPTS / script), *arguments]
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # Dynamo hides it, but not from "error"
+    importlib.import_module(Path(script).stem).main()
 
 
 def read_csv(path):
@@ -26,10 +132,42 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def table(stdout):
+    """The rows of the only table in the output."""
+    lines = [line for line in stdout.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def checkpoints(out):
+    """The names of the checkpoints there, the newest last."""
+    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+
+
+def state_of(out, step):
+    """The plain values of a checkpoint."""
+    return json.loads((out / "checkpoints" / f"step-{step:09}" / "state.json").read_text())
+
+
+def losses(out, step):
+    """The loss of each step up to a checkpoint."""
+    return state_of(out, step)["runs"][0]["losses"]
+
+
 def assert_picture(path):
     picture = imread(path)
     assert picture.shape[1] > picture.shape[0] > 300  # wider than high
     assert picture.std() > 0.05  # and not a blank sheet
+
+
+def assert_one_line(ended, said, script):
+    """Refused by the first process alone, in one line, with nothing on the other stream."""
+    assert set(ended.returncodes) == {2}, ended.stderr
+    assert ended.stdout == ""
+    usage, _, error = ended.stderr.partition(f"{script}: error: ")
+    assert usage.startswith("usage: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert ended.others == ""
 
 
 def assert_refuses(parse, options, capsys):

@@ -20,7 +20,7 @@ def test_metrics(compared):
     _, out = compared
     rows = read_csv(out / "metrics.csv")
     measured = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
-    assert list(rows[0]) == ["run", "epoch", *measured, "seconds"]
+    assert list(rows[0]) == ["run", "epoch", *measured, "scans_per_second", "peak_memory_mib", "seconds"]
     assert [(row["run"], row["epoch"]) for row in rows] == [
         ("sigtorch", "1"), ("sigtorch", "2"), ("torch", "1"), ("torch", "2")
     ]  # fmt: skip
@@ -32,7 +32,7 @@ def test_metrics(compared):
 def test_curves_are_identical_on_cpu(compared):
     stdout, out = compared
     rows = [
-        {key: value for key, value in row.items() if key not in ("run", "seconds")}
+        {key: value for key, value in row.items() if key.endswith(("loss", "accuracy", "epoch"))}
         for row in read_csv(out / "metrics.csv")
     ]
     assert rows[:2] == rows[2:]
@@ -54,9 +54,9 @@ def test_picture(compared):
     assert_picture(out / "curves.png")
 
 
-def test_checkpoint_gives_the_accuracy_again(compared):
+def test_weights_give_the_accuracy_again(compared):
     _, out = compared
-    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    saved = torch.load(out / "model.pt", weights_only=True)
     assert saved["config"]["layers"] == [12, 9]
     assert saved["config"]["seed"] == 0
     model = train_digits.network(saved["config"]["layers"], torch.nn.Sigmoid)
@@ -83,8 +83,8 @@ def test_interpreted_kernels_in_bfloat16_from_the_input(tmp_path):
     done = run("train_digits.py", *options, *choices, "--out", tmp_path, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert "triton" in done.stdout
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert {value.dtype for value in saved["model"].values()} == {torch.bfloat16}
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {value.dtype for value in saved["model"].values()} == {torch.float32}  # autocast computes in the half type
     assert saved["config"].items() >= {"save": "input", "seed": 7, "runs_on": "triton"}.items()
     assert {row["run"] for row in read_csv(tmp_path / "metrics.csv")} == {"sigtorch"}
 
@@ -106,7 +106,7 @@ def test_refused_in_one_line(options, tmp_path):
     [
         "--layers 0", "--layers 8 -1", "--layers", "--layers 99999999999", "--epochs 0", "--epochs 1.5", "--batch -3",
         "--batch 1438", "--lr 0", "--lr -0.1", "--lr nan", "--lr inf", "--lr fast", "--seed -1", "--seed 4294967296",
-        "--device cpu:1", "--device nowhere", "--device meta", "--lr 1e6 --dtype float16", "--dtype int8",
+        "--device cpu:1", "--device nowhere", "--device meta", "--lr 1e39", "--dtype int8",
         "--backend magic", "--save nothing", "--out /dev/null/here", "--unknown",
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_refused_variable(monkeypatch, capsys):
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path):
-    options = ("--device", "cpu", "--dtype", "float16", "--lr", 6e4, "--layers", 12)
+    options = ("--device", "cpu", "--dtype", "float16", "--lr", 1e30, "--layers", 12)
     done = run("train_digits.py", *options, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
