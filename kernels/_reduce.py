@@ -192,6 +192,4 @@ def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor,
 
 
 def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: None) -> Call:
-    return Call(
-        _finish_kernel, (1, 1, 1), (inputs[0].numel(), not isinstance(inputs[1], torch.Tensor), LOSS_PROGRAMS // 4)
-    )
+    return Call(_finish_kernel, (1, 1, 1), (inputs[0].numel(), not isinstance(inputs[1], torch.Tensor), 1024))

@@ -24,7 +24,6 @@ LEVELS = [
     {"functional", "losses"},
     {"_loss_autograd"},
     {"_autograd"},
-    {"_loss_cpu"},
     {"_cpu"},
     {"_loss_formulas"},
     {"formulas"},
