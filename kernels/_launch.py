@@ -19,6 +19,9 @@ HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
 # Four 16-byte accesses a thread and tensor: two in flight fill a B200's memory, four halve what addresses cost.
 TILE_BYTES = 4 * 16 * 32 * WARPS
+HALF_A_TILE = (
+    2  # what part of it a tile is, for what computes so much that a whole one would not fit a chip's registers
+)
 NARROW, WIDE = (
     16,
     128,
@@ -131,9 +134,9 @@ def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype]) 
     return at.sets, at.kinds, at.vector, precise, double
 
 
-def tile_of(at: Layout, like: torch.Tensor, tile_bytes: int) -> tuple[int, int]:
-    """Rows and columns of a tile."""
-    size = tile_bytes // like.element_size()
+def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
+    """Rows and columns of a tile, or of that part of one."""
+    size = TILE_BYTES // like.element_size() // part
     if at.row_strides is None or at.cols >= size:
         return 1, size
     size //= 2  # each row has an address of its own, which takes registers

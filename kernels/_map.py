@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import TILE_BYTES, Call, form, odd, plan, tile_of
+from sigtorch.kernels._launch import Call, form, odd, plan, tile_of
 from sigtorch.kernels._layout import MAX_GRID, Operand, layout
 from sigtorch.kernels._tile import compute
 
@@ -40,22 +40,20 @@ def _map_kernel(
     compute(inputs, outputs, strides, tile, rows, cols, FN, FORM, None, nothing)
 
 
-def launch_map(
-    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], tile_bytes: int = TILE_BYTES
-) -> None:
+def launch_map(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], part: int = 1) -> None:
     """Runs fn on inputs, each broadcastable to the outputs' shape, into the outputs.
 
     Outputs share one shape and one set of strides, are freshly allocated and overlap nothing. An input may also be a
-    number, or None: the element's place along the outputs' innermost dimension.
+    number, or None: the element's place along the outputs' innermost dimension. A tile is that part of a whole one.
     """
     if outputs[0].numel():
-        ready, inputs = plan(_call, fn, inputs, outputs, tile_bytes)
+        ready, inputs = plan(_call, fn, inputs, outputs, part)
         ready.launch(inputs, outputs)
 
 
-def _call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], tile_bytes: int) -> Call:
+def _call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], part: int) -> Call:
     at = layout(inputs, outputs)
-    block_m, block_n = tile_of(at, outputs[0], tile_bytes)
+    block_m, block_n = tile_of(at, outputs[0], part)
     down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
     rows_first = down >= MAX_GRID  # a grid's first axis is the long one
     grid = (down, at.batches, across) if rows_first else (across, at.batches, down)

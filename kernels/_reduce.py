@@ -11,14 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import TILE_BYTES, Call, exact, form, odd, plan, tile_of
+from sigtorch.kernels._launch import HALF_A_TILE, Call, exact, form, odd, plan, tile_of
 from sigtorch.kernels._layout import EVERY_ELEMENT, Operand, layout
 from sigtorch.kernels._math import rounded
 from sigtorch.kernels._tile import compute, pointers
 
 # At most, whatever the device: the order of a sum is part of its result. A large GPU is filled by either.
 GATE_PROGRAMS, LOSS_PROGRAMS = 1024, 4096
-LOSS_TILE_BYTES = TILE_BYTES // 2  # more elements at a time cost a loss more registers than a chip has to give
 # A lane's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
 SCALE = tl.constexpr(2.0**-12)
 
@@ -99,7 +98,7 @@ def _map_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torc
     dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
     if not dense or (at.rows > 1 and over_rows == (row_stride > 0)):
         return Call(_map_sum_kernel, (0, 0, 0), ())
-    block_m, block_n = tile_of(at, outputs[0], TILE_BYTES)
+    block_m, block_n = tile_of(at, outputs[0])
     down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * at.batches, GATE_PROGRAMS))
@@ -185,7 +184,7 @@ def reduce(
 
 def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Call:
     at = layout(inputs, outputs)
-    block_m, block_n = tile_of(at, outputs[0], LOSS_TILE_BYTES)
+    block_m, block_n = tile_of(at, outputs[0], HALF_A_TILE)
     programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
     arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn, form(at, inputs, [dtype])
     return Call(_sum_kernel, (programs, 1, 1), (*arguments, block_m, block_n), programs)

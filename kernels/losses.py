@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from sigtorch.kernels import _loss_math
-from sigtorch.kernels._launch import exact
+from sigtorch.kernels._launch import HALF_A_TILE, exact
 from sigtorch.kernels._layout import Operand, axes_of, reachable
 from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import LOSS_TILE_BYTES, reduce
+from sigtorch.kernels._reduce import reduce
 
 # An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
 NAMES = {"binary_cross_entropy_with_logits": "bce", "sigmoid_focal_loss": "focal"}
@@ -24,7 +24,7 @@ def loss_forward(
     if loss.reduction != "none":
         return reduce(fn, (1, *operands), x, divisor, loss.dtype)
     out = _like(loss, x, target, loss.dtype)
-    launch_map(fn, exact((divisor, *operands), x), (out,), LOSS_TILE_BYTES)
+    launch_map(fn, exact((divisor, *operands), x), (out,), HALF_A_TILE)
     return out
 
 
@@ -40,7 +40,7 @@ def loss_backward(
     grad_x = _like(loss, x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
     fn = _function(loss, target, "d")
-    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), LOSS_TILE_BYTES)
+    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), HALF_A_TILE)
     return grad_x
 
 
