@@ -70,6 +70,7 @@ FLOATS = [
     *(Row(f"cvt.{mode}.f32.f64", "f64", "f32", exactly(same, "f32", mode)) for mode in ("rz", "rm", "rp")),
     Row("cvt.rz.bf16.f32", "f32", "bf16", exactly(same, "bf16", "rz")),
     Row("cvt.rn.relu.f16.f32", "f32", "f16", lambda a: np.where(a < 0, 0, exactly(same, "f16")(a))),
+    Row("cvt.ftz.f64.f32", "f32", "f64", lambda a: np.where(np.abs(a) < 2.0**-126, np.copysign(0, a), a)),
     Row("cvt.sat.f32.f32", "f32", "f32", lambda a: np.nan_to_num(np.clip(a, 0, 1))),
     Row("cvt.rni.f32.f32", "f32", "f32", np.rint),
     Row("cvt.rmi.f64.f64", "f64", "f64", np.floor),

@@ -40,6 +40,10 @@ def above_zero_first(a, b):
     return -below_zero_first(-a, -b)
 
 
+def with_product_of_signs(function):
+    return lambda a, b: function(np.abs(a), np.abs(b)) * np.sign(a) * np.sign(b)
+
+
 def add(a, b):
     return a + b
 
@@ -80,9 +84,17 @@ FLOATS = [
     Row("fma.rn.f32x2", "f32x2~ f32x2~ f32x2~", "f32x2", exactly(fma, "f32")),
     Row("add.rn.bf16x2", "bf16x2 bf16x2", "bf16x2", exactly(add, "bf16")),
     Row("add.f32.bf16", "bf16 f32", "f32", exactly(add, "f32")),
-    Row("add.ftz.f32", "f32 f32", "f32", flushed(add)),
-    Row("mul.ftz.f32", "f32 f32", "f32", flushed(mul)),
-    Row("add.sat.f32", "f32 f32", "f32", clamped(add)),
+    *(Row(f"{f.__name__}.ftz.f32", "f32 f32", "f32", flushed(f)) for f in (add, sub, mul)),
+    *(Row(f"{f.__name__}.sat.f32", "f32 f32", "f32", clamped(f)) for f in (add, sub, mul)),
+    Row("fma.rn.ftz.f32", "f32 f32 f32", "f32", flushed(exactly(fma, "f32"))),
+    Row("fma.rn.sat.f32", "f32~ f32~ f32~", "f32", clamped(exactly(fma, "f32"))),
+    Row("div.rn.ftz.f32", "f32 f32", "f32", flushed(np.divide)),
+    Row("rcp.rn.ftz.f32", "f32", "f32", flushed(np.reciprocal)),
+    Row("sqrt.rn.ftz.f32", "f32", "f32", flushed(np.sqrt)),
+    Row("min.ftz.f32", "f32 f32", "f32", flushed(below_zero_first)),
+    Row("max.ftz.f32", "f32 f32", "f32", flushed(above_zero_first)),
+    Row("neg.ftz.f32", "f32", "f32", flushed(np.negative)),
+    Row("abs.ftz.f32", "f32", "f32", flushed(np.abs)),
     *rows("div.rn.{t}", "f32 f64", "{t} {t}", "{t}", np.divide),
     *rows("rcp.rn.{t}", "f32 f64", "{t}", "{t}", np.reciprocal),
     *rows("sqrt.rn.{t}", "f32 f64", "{t}", "{t}", np.sqrt),
@@ -90,12 +102,8 @@ FLOATS = [
     *rows("max.{t}", "f16 bf16 f32 f64", "{t} {t}", "{t}", above_zero_first),
     *rows("min.NaN.{t}", "f16 bf16 f32", "{t} {t}", "{t}", propagating(below_zero_first)),
     *rows("max.NaN.{t}", "f16 bf16 f32", "{t} {t}", "{t}", propagating(above_zero_first)),
-    Row(
-        "min.xorsign.abs.f32",
-        "f32~ f32~",
-        "f32",
-        lambda a, b: np.minimum(np.abs(a), np.abs(b)) * np.sign(a) * np.sign(b),
-    ),
+    Row("min.xorsign.abs.f32", "f32~ f32~", "f32", with_product_of_signs(np.minimum)),
+    Row("max.xorsign.abs.f32", "f32~ f32~", "f32", with_product_of_signs(np.maximum)),
     *rows("neg.{t}", "f16 bf16 f32 f64", "{t}", "{t}", np.negative),
     *rows("abs.{t}", "f16 bf16 f32 f64", "{t}", "{t}", np.abs),
     *rows("copysign.{t}", "f32 f64", "{t} {t}", "{t}", lambda a, b: np.copysign(b, a)),

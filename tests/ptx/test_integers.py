@@ -53,12 +53,25 @@ def permuted(a, b, selector):
     return int.from_bytes(bytes(255 * (c >> 7) if s & 8 else c for c, s in zip(chosen, selectors)), "little")
 
 
+def long_carry(a, b):
+    """The carries of (a, a) + (b, b), and the two words of the sum combined."""
+    total = (a << 32 | a) + (b << 32 | b)
+    return (total >> 64) << 32 | (total ^ total >> 32) & 0xFFFFFFFF
+
+
 CARRY = """
     mov.b64 {%r0, %r1}, %a;
     mov.b64 {%r2, %r3}, %b;
     add.cc.u32 %r0, %r0, %r2;
     addc.u32 %r1, %r1, %r3;
     mov.b64 %d, {%r0, %r1};
+"""
+LONG_CARRY = """
+    add.cc.u32 %r0, %a, %b;
+    addc.cc.u32 %r1, %a, %b;
+    addc.u32 %r2, 0, 0;
+    xor.b32 %r1, %r1, %r0;
+    mov.b64 %d, {%r1, %r2};
 """
 WIDE_CARRY = """
     mad.lo.cc.u32 %r0, %a, %b, %c;
@@ -99,6 +112,7 @@ INTEGERS = [
     *rows("brev.b{bits}", "u32 u64", "{t}", "{t}", reversed_of),
     Row("prmt.b32", "u32 u32 u32", "u32", elementwise(permuted)),
     Row(CARRY, "u64 u64", "u64", operator.add),
+    Row(LONG_CARRY, "u32 u32", "u64", elementwise(long_carry)),
     Row(WIDE_CARRY, "u32 u32 u32", "u64", lambda a, b, c: a * b + c + (7 << 32)),
 ]
 

@@ -148,6 +148,19 @@ def test_atomics_go_one_after_the_other(kind, ty):
     assert device.stores == out.nbytes + 256 * width
 
 
+def test_atomics_on_shared_memory():
+    """Nothing of them is traffic."""
+    lines = """
+        mov.u32 %r0, global_smem;
+        st.shared.b32 [%r0], 0;
+        bar.sync 0;
+        atom.shared.add.u32 %d, [%r0], %a;
+    """
+    given = run(lines, [INDEX], np.uint32, shared_bytes=16)
+    before = np.cumsum(INDEX.reshape(2, 128), 1, dtype=np.uint32) - INDEX.reshape(2, 128)
+    np.testing.assert_array_equal(given, before.ravel())
+
+
 def test_compare_and_swap():
     cells, out = np.arange(7, dtype=np.uint32), np.zeros(256, np.uint32)
     lines = """
