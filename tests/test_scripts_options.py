@@ -336,7 +336,3 @@ def test_a_run_goes_on_between_two_measurements():
     assert other.since == run.since
     assert other.since["steps"] == 3
     assert (other.losses, other.seconds, other.schedule.last_epoch) == (run.losses, run.seconds, 3)
-    run.step(4, [job.draw(4)], False)
-    other.step(4, [job.draw(4)], False)
-    for ours, theirs in zip(other.model.parameters(), run.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
