@@ -1,5 +1,6 @@
 """Options that change how a training computes, and what it shows on the way."""
 
+import json
 import os
 import pty
 import signal
@@ -321,3 +322,17 @@ def test_signals_are_given_back():
         assert caught == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is before  # the second one ends it at once
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_goes_on_between_two_measurements():
+    """From plain values that went through JSON: sums since the last row, schedule and losses."""
+    run, job, _ = run_of()
+    for step in (1, 2, 3):
+        run.step(step, [job.draw(step)], False)
+    run.settle()
+    values = json.loads(json.dumps(run.values()))
+    other, _, _ = run_of()
+    other.restore(run.tensors(), values)
+    assert other.since == run.since
+    assert other.since["steps"] == 3
+    assert (other.losses, other.seconds, other.schedule.last_epoch) == (run.losses, run.seconds, 3)
