@@ -133,9 +133,11 @@ def read_csv(path):
 
 
 def table(stdout):
-    """The rows of the only table in the output."""
-    lines = [line for line in stdout.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    """The rows of the only table in the output, drawn in ASCII or not; in ASCII its head has bars, too."""
+    bar = "│" if "│" in stdout else "|"
+    lines = [line for line in stdout.splitlines() if line.startswith(f"{bar} ")]
+    lines = lines[1:] if bar == "|" else lines
+    return [[cell.strip() for cell in line.strip(bar).split(bar)] for line in lines]
 
 
 def checkpoints(out):

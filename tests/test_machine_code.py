@@ -13,7 +13,7 @@ BOUNDS = {
     "sigmoid": {"bfloat16": (8, 8), "float32": (12, 8)},
     "sigmoid-input": {"bfloat16": (8, 13), "float32": (12, 18)},
     "gate": {"bfloat16": (10, 16), "float32": (13, 20)},
-    "gate-token": {"bfloat16": (8, 14), "float32": (9, 17)},
+    "gate-token": {"bfloat16": (8, 14), "float32": (9, 19)},
     "lerp": {"bfloat16": (18, 24), "float32": (21, 27)},
     "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (11, 18), "float32": (16, 23)},
