@@ -18,8 +18,8 @@ BOUNDS = {
     "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (11, 18), "float32": (16, 23)},
     "glu": {"bfloat16": (10, 16), "float32": (15, 21)},
-    "binary_cross_entropy_with_logits": {"bfloat16": (31, 16), "float32": (53, 22)},
-    "sigmoid_focal_loss": {"bfloat16": (40, 46), "float32": (61, 52)},
+    "binary_cross_entropy_with_logits": {"bfloat16": (34, 17), "float32": (58, 23)},
+    "sigmoid_focal_loss": {"bfloat16": (43, 47), "float32": (66, 54)},
 }
 OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
 SCRIPT = """
