@@ -16,7 +16,7 @@ def failure(index: int) -> str | None:
     """Why a small kernel does not compile and load on a CUDA device, in one line; None where it does."""
     try:
         with torch.cuda.device(index):
-            _probe_kernel.warmup(torch.float32, grid=(1,)).run  # noqa: B018, whose look-up loads the binary
+            _probe_kernel.warmup(torch.float32, grid=(1,), enable_fp_fusion=True).run  # noqa: B018, whose look-up loads the binary
     except Exception as error:  # no compiler, no headers, no driver, no assembler for the chip: each raises its own
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
