@@ -19,13 +19,10 @@ HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
 # Four 16-byte accesses a thread and tensor: two in flight fill a B200's memory, four halve what addresses cost.
 TILE_BYTES = 4 * 16 * 32 * WARPS
-HALF_A_TILE = (
-    2  # what part of it a tile is, for what computes so much that a whole one would not fit a chip's registers
-)
-NARROW, WIDE = (
-    16,
-    128,
-)  # columns of a tile, of rows up to NARROW_ROWS and up to a tile's size: few, for each is a compilation
+# The part of a tile for what computes so much of an element that a whole one would not fit a chip's registers.
+HALF_A_TILE = 2
+# Columns of a tile, of rows up to NARROW_ROWS and of longer ones: few widths, for each is a compilation.
+NARROW, WIDE = 16, 128
 NARROW_ROWS = 64
 OPTIONS: dict[str, Any] = {"num_warps": WARPS}
 if not triton.knobs.runtime.interpret:  # the interpreter has no such option

@@ -36,9 +36,8 @@ def _ordinary(device: str) -> tuple[int, int]:
 
 # Any other key means a bit, a layout or a wrapper that a kernel over plain memory would not see.
 _ORDINARY = frozenset(_ordinary("CPU") + _ordinary("CUDA"))
-_SAVEABLE = frozenset(
-    _ordinary(device)[1] for device in ("CPU", "CUDA")
-)  # for a backward pass: made in no inference mode
+# What a backward pass may save: made in no inference mode.
+_SAVEABLE = frozenset(_ordinary(device)[1] for device in ("CPU", "CUDA"))
 
 
 def plain(*tensors: torch.Tensor) -> bool:

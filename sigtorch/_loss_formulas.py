@@ -52,14 +52,17 @@ def formula(
     )
     if weight is not None:
         values = values * weight
+    return _reduced(loss, values, normalizer)
+
+
+def _reduced(loss: Loss, values: torch.Tensor, normalizer: torch.Tensor | None) -> torch.Tensor:
+    """Of every element's loss: what was asked for, divided, in the result's dtype."""
     if loss.reduction == "mean":
         values = values.mean()
     elif loss.reduction == "sum":
         values = values.sum()
     divisor = loss.normalizer if normalizer is None else normalizer
-    if divisor is not None:
-        values = values / divisor
-    return values.to(loss.dtype)
+    return (values if divisor is None else values / divisor).to(loss.dtype)
 
 
 def eager(
@@ -83,9 +86,7 @@ def eager(
     values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none") * missed**loss.gamma
     if loss.alpha >= 0:
         values = values * (t * (2 * loss.alpha - 1) + (1 - loss.alpha))
-    values = values if loss.reduction == "none" else getattr(values, loss.reduction)()
-    divisor = loss.normalizer if normalizer is None else normalizer
-    return (values if divisor is None else values / divisor).to(loss.dtype)
+    return _reduced(loss, values, normalizer)
 
 
 def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
