@@ -27,7 +27,7 @@ test-tritons: $(TRITONS:%=.tritons/%.tested)
 
 .tritons/%.tested: $(READY)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .tritons/$* triton$(if $(filter-out newest,$*),==$*.*)
-	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(BIN)/python -m pytest -p no:cacheprovider tests/host/test_every_triton.py
+	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(BIN)/python -m pytest -p no:cacheprovider tests/host
 
 lint: $(READY)
 	$(BIN)/ruff check .

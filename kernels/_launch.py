@@ -6,7 +6,7 @@ that depends on the operands' dtypes, shapes, strides and alignment is a ``Plan`
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +29,6 @@ if not triton.knobs.runtime.interpret:  # the interpreter has no such option
     OPTIONS["enable_fp_fusion"] = True
 MAX_PLANS = 4096
 RUNTIME = triton.knobs.runtime
-# How Triton calls a compiled kernel since 3.7: a grid of three, these, then the kernel's arguments.
-LAUNCHER = ["stream", "function", "kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook"]
 
 _plans: dict[tuple[Any, ...], Plan] = {}  # emptied where it is full
 
@@ -60,28 +58,39 @@ class Plan:
             call = self.call
             with torch.cuda.device_of(outputs[0]):
                 compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, **OPTIONS)
-                self.direct = _direct(compiled, call)
+                self.direct = _direct(compiled, call, inputs, outputs)
             return
-        run, x, y, z, function, metadata, arguments, device, current_device, current_stream = direct
+        launch, x, y, z, between, arguments, device, current_device, current_stream = direct
         if current_device() == device:
-            run(x, y, z, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
+            launch(x, y, z, current_stream(device), *between, (inputs, outputs, *arguments))
         else:
             with torch.cuda.device(device):
-                run(x, y, z, current_stream(device), function, metadata, None, None, None, inputs, outputs, *arguments)
+                launch(x, y, z, current_stream(device), *between, (inputs, outputs, *arguments))
 
 
-def _direct(compiled: Any, call: Call) -> tuple[Any, ...] | None:
-    """What launches a compiled kernel; None where Triton is not as expected: then ``kernel[grid]`` always launches."""
+def _direct(compiled: Any, call: Call, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> Any:
+    """What launches a compiled kernel anew; None where Triton is not as expected: ``kernel[grid]`` then always does.
+
+    A compiled kernel has a launcher in Python, and that calls one in C. What it calls it with is recorded here, and only the
+    stream and the operands differ from one launch to the next.
+    """
+    seen: list[tuple[Any, ...]] = []
+    arguments = (inputs, outputs, *call.arguments)
     try:
-        run, driver = compiled.run, triton.runtime.driver.active
-        if [*inspect.signature(run).parameters][3:-1] != LAUNCHER:
-            return None
-        RUNTIME.launch_enter_hook.calls, RUNTIME.launch_exit_hook.calls  # noqa: B018, profilers put theirs here
+        launcher = copy.copy(compiled.run)  # first: interpreted, there is neither a launcher nor a driver
+        launch, launcher.launch = launcher.launch, lambda *given: seen.append(given)
+        driver = triton.runtime.driver.active
         current_device, current_stream = driver.get_current_device, driver.get_current_stream
-        function, metadata = compiled.function, compiled.packed_metadata
-        return (run, *call.grid, function, metadata, call.arguments, current_device(), current_device, current_stream)
+        RUNTIME.launch_enter_hook.calls, RUNTIME.launch_exit_hook.calls  # noqa: B018, profilers put theirs here
+        stream, no_hooks = object(), (None, None, None)
+        launcher(*call.grid, stream, compiled.function, compiled.packed_metadata, *no_hooks, *arguments)
+        ((x, y, z, given_stream, *between, given),) = seen
+        as_expected = (x, y, z) == call.grid and given_stream is stream and [*map(id, given)] == [*map(id, arguments)]
     except (AttributeError, TypeError, ValueError):
         return None
+    if not as_expected or any(hasattr(b, "data_ptr") for b in between):  # scratch memory, of that one launch
+        return None
+    return launch, *call.grid, tuple(between), call.arguments, current_device(), current_device, current_stream
 
 
 def plan(
@@ -93,10 +102,12 @@ def plan(
 ) -> tuple[Plan, tuple[Operand, ...]]:
     """The plan for these operands, and the inputs to launch it with: those given, or copies where no kernel reaches them.
 
-    The key holds all that a plan depends on: what layouts are made of, and what Triton compiles apart.
+    The key holds all that a plan depends on: what layouts are made of, and what Triton compiles apart. Outputs are fresh,
+    and their dtypes follow from the inputs', fn and option; halves of one tensor also lie where its strides put them.
     """
-    key: list[Any] = [make, id(fn), option, outputs[0].get_device()]
-    for t in inputs + outputs:
+    last = outputs[-1]
+    key: list[Any] = [make, id(fn), option, last.get_device(), last.stride(), last.data_ptr() & 15]
+    for t in inputs:
         if isinstance(t, torch.Tensor):
             key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)
         else:
@@ -136,9 +147,10 @@ def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
     size = TILE_BYTES // like.element_size() // part
     if at.row_strides is None or at.cols >= size:
         return 1, size
-    size //= 2  # each row has an address of its own, which takes registers
-    columns = NARROW if at.cols <= NARROW_ROWS else WIDE
-    return size // columns, columns
+    # Each row has an address of its own, which takes registers.
+    if at.cols <= NARROW_ROWS:
+        return size // 4 // NARROW, NARROW
+    return size // 2 // WIDE, WIDE
 
 
 def odd(strides: tuple[int, ...] | None) -> tuple[int, ...] | None:

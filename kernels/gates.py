@@ -1,4 +1,7 @@
-"""The gates' passes. Operands are read where they lie, chunk halves too; backward recomputes the sigmoid from them."""
+"""The gates' passes. Operands are read where they lie, halves of one tensor too; backward recomputes the sigmoid from them.
+
+Halves are ``unsafe_chunk``'s: views that autograd does not track, which nothing here asks for, and so cheaper.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from sigtorch.kernels._reduce import launch_map_sum
 def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     dtype = x.dtype
     for t in others:
-        dtype = torch.promote_types(dtype, t.dtype)
+        if t.dtype != dtype:
+            dtype = torch.promote_types(dtype, t.dtype)
     return torch.empty_like(x, dtype=dtype)
 
 
@@ -30,14 +34,17 @@ def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Te
 def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and of gate; a broadcast gate's is summed in the same pass."""
     grad_x = torch.empty_like(x)
-    if gate.shape != x.shape and x.numel():
-        grad_gate = launch_map_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
-        if grad_gate is not None:
-            return grad_x, grad_gate
-    wide = gate.dtype if gate.shape == x.shape else torch.promote_types(gate.dtype, torch.float32)  # what is summed
-    grad_gate = torch.empty_like(grad_x, dtype=wide)
-    launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
-    return grad_x, grad_gate.sum_to_size(gate.shape).to(gate.dtype)
+    if gate.shape == x.shape:
+        grad_gate = torch.empty_like(grad_x, dtype=gate.dtype)
+        launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
+        return grad_x, grad_gate
+    if x.numel():
+        summed = launch_map_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
+        if summed is not None:
+            return grad_x, summed
+    wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed
+    launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, wide))
+    return grad_x, wide.sum_to_size(gate.shape).to(gate.dtype)
 
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -56,13 +63,13 @@ def sigmoid_lerp_backward(
 
 
 def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
-    value, gate = x.chunk(2, dim)
+    value, gate = x.unsafe_chunk(2, dim)
     return sigmoid_gate_forward(value, gate)
 
 
 def glu_backward(grad: torch.Tensor, x: torch.Tensor, dim: int) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
-    launch_map(_math.dsigmoid_gate, (grad, *x.chunk(2, dim)), grad_x.chunk(2, dim))
+    launch_map(_math.dsigmoid_gate, (grad, *x.unsafe_chunk(2, dim)), grad_x.unsafe_chunk(2, dim))
     return (grad_x,)
 
 
@@ -80,10 +87,10 @@ def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) ->
 
 
 def swiglu_packed_forward(x: torch.Tensor) -> torch.Tensor:
-    return swiglu_forward(*x.chunk(2, -1))
+    return swiglu_forward(*x.unsafe_chunk(2, -1))
 
 
 def swiglu_packed_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(x)
-    launch_map(_math.dswiglu, (grad, *x.chunk(2, -1)), grad_x.chunk(2, -1))
+    launch_map(_math.dswiglu, (grad, *x.unsafe_chunk(2, -1)), grad_x.unsafe_chunk(2, -1))
     return (grad_x,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def loss_forward(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
 ) -> torch.Tensor:
     x, divisor = _readable(loss, x, target), _divisor(loss, x, normalizer)
-    fn, operands = _function(loss, target), _operands(loss, x, target, weight, pos_weight)
+    fn, operands = _function(loss.name, target.dtype), _operands(loss, x, target, weight, pos_weight)
     if loss.reduction != "none":
         return reduce(fn, (1, *operands), x, divisor, loss.dtype)
     out = _like(loss, x, target, loss.dtype)
@@ -39,15 +40,16 @@ def loss_backward(
 ) -> torch.Tensor:
     grad_x = _like(loss, x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
-    fn = _function(loss, target, "d")
+    fn = _function(loss.name, target.dtype, "d")
     launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), HALF_A_TILE)
     return grad_x
 
 
-def _function(loss: Any, target: torch.Tensor, derivative: str = "") -> Any:
+@functools.cache
+def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
     """The scalar function of a loss for this kind of target."""
-    kind = "_of_class" if loss.indexed(target) else "_of_mask" if target.dtype == torch.uint8 else ""
-    return getattr(_loss_math, derivative + NAMES[loss.name] + kind)
+    kind = {torch.int64: "_of_class", torch.uint8: "_of_mask"}.get(target, "")
+    return getattr(_loss_math, derivative + NAMES[name] + kind)
 
 
 def _operands(

@@ -20,9 +20,10 @@ from sigtorch import _backend, _checks, formulas
 
 
 @functools.cache
-def passes_of(backend: str, family: str) -> Any:
-    """The module that holds an operation's passes; kernels are imported when the first tensor needs them."""
-    return importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
+def passes_of(backend: str, family: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """An operation's two passes; kernels are imported when the first tensor needs them."""
+    module = importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
+    return getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
 
 
 def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
@@ -32,7 +33,10 @@ def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
     """
     if torch.is_grad_enabled() or not _backend.plain(grad):
         return False
-    return all(type(t) is torch.Tensor or type(t) is torch.nn.Parameter for t in saved)
+    for t in saved:  # noqa: SIM110, a generator costs more
+        if type(t) not in _backend.PLAIN_TYPES:
+            return False
+    return True
 
 
 _numbers = itertools.count(1)
@@ -55,7 +59,8 @@ def saved(ctx: Any, op: str) -> list[torch.Tensor]:
         first, *tensors = ctx.saved_tensors
     except CheckpointError as error:
         raise _checks.recomputed(f"{op}()") from error
-    if first.shape != marker(op).shape:
+    mark = marker(op)
+    if first is not mark and first.shape != mark.shape:  # a checkpoint hands out another
         raise _checks.recomputed(f"{op}()")
     return tensors
 
@@ -85,8 +90,8 @@ class SigmoidFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, backend: str) -> torch.Tensor:
-        ctx.passes = passes_of(backend, "sigmoid")
-        s = ctx.passes.sigmoid_forward(x)
+        forward_pass, ctx.backward_pass = passes_of(backend, "sigmoid", "sigmoid")
+        s = forward_pass(x)
         ctx.save_for_backward(s)
         return s
 
@@ -94,48 +99,48 @@ class SigmoidFunction(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (s,) = ctx.saved_tensors
         if fused(grad, s):
-            return ctx.passes.sigmoid_backward(grad, s), None
+            return ctx.backward_pass(grad, s), None
         return torch.ops.aten.sigmoid_backward(grad, s), None
 
 
 class _FromInputs(Function):
-    """Saves its input tensors behind a marker; a subclass names its passes and the formula they stand for.
+    """Saves its input tensors behind a marker; a subclass names its passes, their tensors, and the formula they stand for.
 
     Called with the tensors, then what else the passes take, then the backend.
     """
 
     family: str
     op: str
+    tensors: int
     formula: Callable[..., torch.Tensor]
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         cls = ctx._forward_cls
         *given, backend = args
-        ctx.passes = passes_of(backend, cls.family)
-        tensors = [a for a in given if isinstance(a, torch.Tensor)]
-        ctx.rest = given[len(tensors) :]
-        ctx.save_for_backward(marker(cls.op), *tensors)
-        return getattr(ctx.passes, f"{cls.op}_forward")(*given)
+        forward_pass, ctx.backward_pass = passes_of(backend, cls.family, cls.op)
+        ctx.save_for_backward(marker(cls.op), *given[: cls.tensors])
+        ctx.rest = given[cls.tensors :]
+        return forward_pass(*given)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cls = ctx._forward_cls
         tensors = saved(ctx, cls.op)
         if fused(grad, *tensors):
-            grads = getattr(ctx.passes, f"{cls.op}_backward")(grad, *tensors, *ctx.rest)
+            grads = ctx.backward_pass(grad, *tensors, *ctx.rest)
         else:
-            needs = ctx.needs_input_grad[: len(tensors)]
+            needs = ctx.needs_input_grad[: cls.tensors]
             grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
 
 
 class SigmoidFromInputFunction(_FromInputs):
-    family, op, formula = "sigmoid", "sigmoid_from_input", staticmethod(formulas.sigmoid_from_input)
+    family, op, tensors, formula = "sigmoid", "sigmoid_from_input", 1, staticmethod(formulas.sigmoid_from_input)
 
 
 class SigmoidGateFunction(_FromInputs):
-    family, op, formula = "gates", "sigmoid_gate", staticmethod(formulas.sigmoid_gate)
+    family, op, tensors, formula = "gates", "sigmoid_gate", 2, staticmethod(formulas.sigmoid_gate)
 
 
 class SigmoidGateResidualFunction(Function):
@@ -143,29 +148,29 @@ class SigmoidGateResidualFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
-        ctx.passes = passes_of(backend, "gates")
+        forward_pass, ctx.backward_pass = passes_of(backend, "gates", "sigmoid_gate")
         ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
-        return ctx.passes.sigmoid_gate_forward(x, gate, residual)
+        return forward_pass(x, gate, residual)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate = saved(ctx, "sigmoid_gate")
         if fused(grad, x, gate):
-            return *ctx.passes.sigmoid_gate_backward(grad, x, gate), grad, None
+            return *ctx.backward_pass(grad, x, gate), grad, None
         return *formula_grads(ctx.needs_input_grad[:2], formulas.sigmoid_gate, (x, gate), grad), grad, None
 
 
 class SigmoidLerpFunction(_FromInputs):
-    family, op, formula = "gates", "sigmoid_lerp", staticmethod(formulas.sigmoid_lerp)
+    family, op, tensors, formula = "gates", "sigmoid_lerp", 3, staticmethod(formulas.sigmoid_lerp)
 
 
 class GLUFunction(_FromInputs):
-    family, op, formula = "gates", "glu", staticmethod(formulas.glu)
+    family, op, tensors, formula = "gates", "glu", 1, staticmethod(formulas.glu)
 
 
 class SwiGLUFunction(_FromInputs):
-    family, op, formula = "gates", "swiglu", staticmethod(formulas.swiglu)
+    family, op, tensors, formula = "gates", "swiglu", 2, staticmethod(formulas.swiglu)
 
 
 class SwiGLUPackedFunction(_FromInputs):
-    family, op, formula = "gates", "swiglu_packed", staticmethod(formulas.swiglu_packed)
+    family, op, tensors, formula = "gates", "swiglu_packed", 1, staticmethod(formulas.swiglu_packed)

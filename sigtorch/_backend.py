@@ -9,15 +9,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch._C import DispatchKey, DispatchKeySet, _dispatch_keys
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from sigtorch import _checks
 
 KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 CAPABILITY = (8, 0)  # Triton's own floor
 
@@ -48,10 +59,8 @@ def plain(*tensors: torch.Tensor) -> bool:
 
 def _ordinary_tensors(tensors: Sequence[torch.Tensor]) -> bool:
     ordinary = _SAVEABLE if torch.is_grad_enabled() else _ORDINARY
-    for t in tensors:
-        if type(t) is not torch.Tensor and type(t) is not torch.nn.Parameter:
-            return False
-        if _dispatch_keys(t).raw_repr() not in ordinary:
+    for t in tensors:  # noqa: SIM110, a generator costs more
+        if type(t) not in PLAIN_TYPES or _dispatch_keys(t).raw_repr() not in ordinary:
             return False
     return True
 
@@ -59,11 +68,11 @@ def _ordinary_tensors(tensors: Sequence[torch.Tensor]) -> bool:
 def unwatched() -> bool:
     """Whether no mode, transform, level of forward-mode AD or tracer is at work."""
     return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _len_torch_dispatch_stack()
+        or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-        or (torch._C._len_torch_function_stack() and _function_modes_watch())
+        or _get_tracing_state() is not None
+        or (_len_torch_function_stack() and _function_modes_watch())
     )
 
 
@@ -81,16 +90,31 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     choice = _forced.get() or _named()
     if choice == "aten" or (choice == "auto" and not cpu_pass and getattr(tensors[0], "is_cuda", False) is not True):
         return "formula"  # whatever watches
-    if not _ordinary_tensors((*tensors, *beside)) or not unwatched() or not _alike(tensors, beside):
+    if not _ordinary_tensors((*tensors, *beside) if beside else tensors) or not unwatched():
         return "formula"
+    device = tensors[0].get_device()
+    for t in beside:
+        if t.get_device() != device:
+            return "formula"
+    kinds: list[Any] = [choice, device]
+    for t in tensors:
+        if t.get_device() != device:
+            return "formula"
+        kinds.append(t.dtype)
+    return _runs(*kinds)
+
+
+@functools.cache
+def _runs(choice: str, index: int, *dtypes: torch.dtype) -> str:
+    """What runs ordinary tensors of these dtypes on a CUDA device, or on the CPU, whose index is -1."""
+    if 0 < dtypes.count(torch.float64) < len(dtypes):
+        return "formula"  # a kernel computes in float64 or in float32
     if choice == "triton":
-        _require_kernels(tensors)
+        _require_kernels(index, dtypes)
         return "triton"
-    if not tensors[0].is_cuda:
+    if index < 0:
         return "cpu"
-    if all(t.dtype in KERNEL_DTYPES for t in tensors) and _runs_on(tensors[0].get_device()):
-        return "triton"
-    return "formula"
+    return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _runs_on(index) else "formula"
 
 
 def eager_on_cpu(*tensors: torch.Tensor) -> bool:
@@ -98,15 +122,6 @@ def eager_on_cpu(*tensors: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or (_forced.get() or _named()) == "triton":
         return False
     return all(type(t) is torch.Tensor and t.is_cpu and t.is_floating_point() for t in tensors)
-
-
-def _alike(tensors: Sequence[torch.Tensor], beside: Sequence[torch.Tensor]) -> bool:
-    """On one device, and all of them float64 or none: a kernel computes in one or the other."""
-    device, double = tensors[0].device, tensors[0].dtype == torch.float64
-    for t in tensors[1:]:
-        if t.device != device or (t.dtype == torch.float64) != double:
-            return False
-    return not beside or all(t.device == device for t in beside)
 
 
 @contextmanager
@@ -184,32 +199,33 @@ def _probe(index: int) -> str | None:
     return why
 
 
-def _require_kernels(tensors: tuple[torch.Tensor, ...]) -> None:
-    error = _obstacle(tensors[0].device)
+def _require_kernels(index: int, dtypes: Sequence[torch.dtype]) -> None:
+    error = _obstacle(index)
     if error is not None:
         raise error
-    for t in tensors:
-        if t.dtype not in KERNEL_DTYPES:
-            raise _checks.triton_dtype(t.dtype, KERNEL_DTYPES)
+    for dtype in dtypes:
+        if dtype not in KERNEL_DTYPES:
+            raise _checks.triton_dtype(dtype, KERNEL_DTYPES)
 
 
 @functools.cache
-def _obstacle(device: torch.device) -> Exception | None:
+def _obstacle(index: int) -> Exception | None:
     """The error where "triton" is forced and cannot run on a device."""
     missing = _triton_missing()
     if missing is not None:
         return _checks.triton_missing(missing)
+    device = torch.device("cuda", index) if index >= 0 else torch.device("cpu")
     if _interprets_or_stands_in(device.type):
         return None
-    if device.type != "cuda":
+    if index < 0:
         return _checks.triton_device(device)
     if torch.version.hip is not None:
         return _checks.triton_on_rocm()
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         return _checks.triton_capability(device, capability, CAPABILITY)
-    failure = _probe(device.index)
-    return RuntimeError(_checks.triton_fails(device.index, failure, forced=True)) if failure is not None else None
+    failure = _probe(index)
+    return RuntimeError(_checks.triton_fails(index, failure, forced=True)) if failure is not None else None
 
 
 def _interprets_or_stands_in(kind: str) -> bool:

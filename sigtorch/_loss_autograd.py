@@ -18,15 +18,16 @@ class LossFunction(Function):
     def forward(
         ctx: Any, loss: Loss, backend: str, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.loss, ctx.passes = loss, passes_of(backend, "losses")
+        forward_pass, ctx.backward_pass = passes_of(backend, "losses", "loss")
+        ctx.loss = loss
         ctx.save_for_backward(marker(loss.name), x, target, *others)
-        return ctx.passes.loss_forward(loss, x, target, *others)  # type: ignore[no-any-return]
+        return forward_pass(loss, x, target, *others)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *others = saved(ctx, ctx.loss.name)
         if fused(grad, x):
-            grad_x = ctx.passes.loss_backward(ctx.loss, grad, x, *others)
+            grad_x = ctx.backward_pass(ctx.loss, grad, x, *others)
         else:
             (grad_x,) = formula_grads([True], lambda x: formula(ctx.loss, x, *others), (x,), grad)
         return None, None, grad_x, *[None] * len(others)

@@ -10,6 +10,23 @@ import torch
 from sigtorch import _backend, _checks
 
 REDUCTIONS = ("none", "mean", "sum")
+MASKS = (torch.bool, torch.uint8)
+
+
+def right(input: Any, target: Any, reduction: Any, *weights: Any) -> bool:
+    """Whether these are what most calls give, and right: what follows explains what is not, or looks closer."""
+    if type(reduction) is not str or reduction not in REDUCTIONS:
+        return False
+    if type(input) not in _backend.PLAIN_TYPES or type(target) not in _backend.PLAIN_TYPES:
+        return False
+    if not input.is_floating_point() or target.device != input.device:
+        return False
+    for w in weights:
+        if w is not None:
+            return False
+    if target.dtype == torch.int64:
+        return input.dim() > 0 and target.shape == input.shape[:-1] and input.shape[-1] >= 2
+    return target.shape == input.shape and (target.is_floating_point() or target.dtype in MASKS)
 
 
 def tensors(where: str, **arguments: Any) -> None:
@@ -98,7 +115,7 @@ def _readable(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or _backend.plain(value)
 
 
-def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
+def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"{where}: {names[0]} must be floating point, got {x.dtype}")
     if target.dtype == torch.int64:
@@ -112,9 +129,8 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
                 f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
                 f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
             )
-        _classes(where, names[1], x.shape[-1], target, background_index)
         return
-    if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
+    if not target.is_floating_point() and target.dtype not in MASKS:
         raise TypeError(
             f"{where}: {names[1]} must be floating point, bool, uint8 or int64 class indices, got {target.dtype}"
         )
@@ -122,8 +138,14 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         raise ValueError(
             f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
         )
-    if target.dtype == torch.uint8:
-        _mask(where, names[1], target)
+
+
+def values(where: str, name: str, x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
+    """What a target holds, where that can be seen for nothing."""
+    if target.dtype == torch.int64:
+        _classes(where, name, x.shape[-1], target, background_index)
+    elif target.dtype == torch.uint8:
+        _mask(where, name, target)
 
 
 def _mask(where: str, name: str, target: torch.Tensor) -> None:

@@ -129,7 +129,8 @@ def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
         Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
     """
     backend = select(x)
-    dim = _checks.halves("glu()", "x", x, dim)
+    if backend == "formula" or type(dim) is not int or dim != -1 or not x.dim() or x.shape[-1] % 2:
+        dim = _checks.halves("glu()", "x", x, dim)
     if backend == "formula":
         return formulas.glu(x, dim)
     return _autograd.GLUFunction.apply(x, dim, backend)
@@ -156,8 +157,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
     """
     if up is None:
         backend = select(gate)
-        _checks.halves("swiglu()", "gate", gate, -1)
-        if backend == "formula":
+        if backend == "formula" or not gate.dim() or gate.shape[-1] % 2:
+            _checks.halves("swiglu()", "gate", gate, -1)
             return formulas.swiglu_packed(gate)
         return _autograd.SwiGLUPackedFunction.apply(gate, backend)
     backend = select(gate, up)

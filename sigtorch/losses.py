@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from sigtorch._loss_formulas import Loss, eager, formula
 from sigtorch.formulas import HALF_DTYPES
 
 TINY = torch.finfo(torch.float32).tiny
+# How a loss and its target are called where a value of that is refused.
+TARGETS = {
+    "binary_cross_entropy_with_logits": ("binary_cross_entropy_with_logits()", "target"),
+    "sigmoid_focal_loss": ("sigmoid_focal_loss()", "targets"),
+}
 
 
 def binary_cross_entropy_with_logits(
@@ -54,27 +60,27 @@ def binary_cross_entropy_with_logits(
     Raises:
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index out of
-            range, a uint8 above 1. On a device other than the CPU, where looking would stall, such an index makes its
-            row's losses NaN, and such a uint8 its element's.
+            range, a uint8 above 1. On a device other than the CPU, where looking would stall, and in kernels, such an
+            index makes its row's losses NaN, and such a uint8 its element's.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
     """
+    where = "binary_cross_entropy_with_logits()"
     plain = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
     if plain and _backend.eager_on_cpu(input, target):
         try:  # PyTorch's own, first: what is right costs no check
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
         except (RuntimeError, TypeError, ValueError):
             pass  # what is wrong is said below
-    where = "binary_cross_entropy_with_logits()"
-    _loss_checks.legacy(where, size_average, reduce)
-    _loss_checks.reduction(reduction, where)
-    _loss_checks.label_smoothing(label_smoothing, where)
-    numbers = {"label_smoothing": label_smoothing}
-    _check_tensors(where, ("input", "target"), input, target, -1, numbers, weight=weight, pos_weight=pos_weight)
-    loss = Loss(
-        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=_number(label_smoothing)
-    )
+    if not plain or not _loss_checks.right(input, target, reduction, weight, pos_weight):
+        _loss_checks.legacy(where, size_average, reduce)
+        _loss_checks.reduction(reduction, where)
+        _loss_checks.label_smoothing(label_smoothing, where)
+        numbers = {"label_smoothing": label_smoothing}
+        _check_tensors(where, ("input", "target"), input, target, numbers, weight=weight, pos_weight=pos_weight)
+        label_smoothing = _number(label_smoothing)
+    loss = Loss("binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=label_smoothing)
     return _run(loss, input, target, weight, pos_weight, None)
 
 
@@ -120,23 +126,28 @@ def sigmoid_focal_loss(
         TypeError: what is no tensor, or of no dtype above.
         ValueError: a shape that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range, a
             normalizer with ``"mean"``, a class index out of range, a uint8 above 1. On a device other than the CPU,
-            where looking would stall, such an index makes its row's losses NaN, and such a uint8 its element's.
+            where looking would stall, and in kernels, such an index makes its row's losses NaN, and such a uint8 its
+            element's.
 
     Source:
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
     where = "sigmoid_focal_loss()"
-    _loss_checks.reduction(reduction, where)
-    background_index = _loss_checks.focal(alpha, gamma, background_index, where)
-    _loss_checks.normalizer(normalizer, reduction, where)
-    numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
-    _check_tensors(where, ("inputs", "targets"), inputs, targets, background_index, numbers, weight=weight)
+    plain = type(alpha) is float and 0 <= alpha <= 1 and type(gamma) is float and 0 <= gamma < math.inf
+    plain = plain and type(background_index) is int and -(2**63) <= background_index < 2**63
+    plain = plain and (
+        normalizer is None or (type(normalizer) is float and 0 < normalizer < math.inf and reduction != "mean")
+    )
+    if not plain or not _loss_checks.right(inputs, targets, reduction, weight):
+        _loss_checks.reduction(reduction, where)
+        background_index = _loss_checks.focal(alpha, gamma, background_index, where)
+        _loss_checks.normalizer(normalizer, reduction, where)
+        numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
+        _check_tensors(where, ("inputs", "targets"), inputs, targets, numbers, weight=weight)
+        alpha, gamma = _number(alpha), _number(gamma)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
     number = None if normalizer is None or divisor is not None else _number(normalizer)
-    loss = Loss(
-        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index,
-        alpha=_number(alpha), gamma=_number(gamma), normalizer=number,
-    )  # fmt: skip
+    loss = Loss("sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index, 0.0, alpha, gamma, number)
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
     return _run(loss, inputs, targets, weight, None, divisor)
@@ -147,14 +158,13 @@ def _check_tensors(
     names: tuple[str, str],
     input: torch.Tensor,
     target: torch.Tensor,
-    background_index: int,
     numbers: dict[str, Any],
     **weights: torch.Tensor | None,
 ) -> None:
     given = {name: t for name, t in weights.items() if t is not None}
     scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
     _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
-    _loss_checks.target(where, names, input, target, background_index)
+    _loss_checks.target(where, names, input, target)
     _loss_checks.broadcasts(where, input, **given)
 
 
@@ -178,12 +188,17 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
 
 def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
     """The others are weight, pos_weight and normalizer."""
-    given = [t for t in (target, *others) if t is not None]
-    floating = [t for t in given if t.is_floating_point()]
-    whole = [t for t in given if not t.is_floating_point()]
-    backend = _backend.select(input, *floating, beside=whole)
+    floating: list[torch.Tensor] = [input]
+    whole: list[torch.Tensor] = []
+    for t in (target, *others):
+        if t is not None:
+            (floating if t.is_floating_point() else whole).append(t)
+    given = [*floating[1:], *whole]
+    backend = _backend.select(*floating, beside=whole)
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
+    where, name = TARGETS[loss.name]
+    _loss_checks.values(where, name, input, target, loss.background_index)
     return (eager if _eager_serves(loss, input, target, given) else formula)(loss, input, target, *others)
 
 
@@ -195,21 +210,30 @@ def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: 
     return (
         input.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and all(type(t) is torch.Tensor or type(t) is torch.nn.Parameter for t in (input, *given))
+        and all(type(t) in _backend.PLAIN_TYPES for t in (input, *given))
         and (target.is_floating_point() or target.dtype == torch.bool)
-        and not any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma))
+        and not _differentiated(loss, given)
         and not 0 < loss.gamma < 1  # infinitely steep where it is 0
         and (loss.normalizer is None or loss.normalizer >= TINY)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
     )
 
 
 def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
-    """What the kernels do: a gradient for the logits alone."""
-    if any(isinstance(n, torch.Tensor) for n in (loss.label_smoothing, loss.alpha, loss.gamma)):
-        return False
-    if not input.numel() or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
+    """What the kernels do."""
+    if not input.numel() or _differentiated(loss, given):
         return False
     if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
         return False  # its inverse is more than float32 holds
     return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24  # counted in float32
+
+
+def _differentiated(loss: Loss, given: list[torch.Tensor]) -> bool:
+    """Whether anything but the logits wants a gradient, or is looked at by something else."""
+    for number in (loss.label_smoothing, loss.alpha, loss.gamma):
+        if isinstance(number, torch.Tensor):
+            return True
+    if torch.is_grad_enabled():
+        for t in given:
+            if t.requires_grad:
+                return True
+    return False

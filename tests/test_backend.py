@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import sigtorch
 from sigtorch import _backend
 
+DECISIONS = (_backend._runs, _backend._runs_on, _backend._obstacle)  # kept, once made
+
 
 def refused(kind, call, *quoted):
     """One clear line that quotes what was seen, of ours."""
@@ -92,7 +94,8 @@ def test_triton_forced_where_it_cannot_be(monkeypatch):
             ("No module named 'triton'", RuntimeError, ("No module named 'triton'",)),
         ]:
             monkeypatch.setattr(_backend, "_triton_missing", lambda missing=missing: missing)
-            _backend._obstacle.cache_clear()
+            for f in DECISIONS:
+                f.cache_clear()
             refused(kind, lambda: sigtorch.sigmoid(torch.randn(3)), *quoted)
 
 
@@ -177,12 +180,11 @@ def on_cuda(monkeypatch):
         device = torch.device("cuda", 0)
         return [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]
 
-    forget = (_backend._runs_on.cache_clear, _backend._obstacle.cache_clear)
-    for f in forget:
-        f()
+    for f in DECISIONS:
+        f.cache_clear()
     yield make
-    for f in forget:
-        f()
+    for f in DECISIONS:
+        f.cache_clear()
 
 
 @pytest.mark.parametrize(

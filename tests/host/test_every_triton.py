@@ -1,27 +1,18 @@
 """Every operation, in every dtype and layout that has a kernel, compiles and launches: `make test-tritons` asks each Triton."""
 
 import itertools
-import warnings
 
 import pytest
 import torch
 import triton
 from cases import CASES, DTYPES, STRIDES
-from host import standin
 from loss_cases import KINDS, OPTIONS, make
 
 import sigtorch
+from host import standin
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles for a GPU: see `make test-tritons`")
 SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def driver():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch sees the stand-in, too
-        standin.install(90)
-        yield
 
 
 def launches(call, *inputs):

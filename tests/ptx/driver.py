@@ -94,18 +94,9 @@ class Gpu(Device):
     # Launching
 
     def _launcher(self, source, metadata):
-        kernel = next(kernel for kernel in reversed(self.seen) if kernel.metadata is metadata)
+        return Launcher(self, next(kernel for kernel in reversed(self.seen) if kernel.metadata is metadata))
 
-        # Named as Triton's own launcher, for those who look before they call it.
-        def launch(
-            gridX, gridY, gridZ, stream, function,
-            kernel_metadata, launch_metadata, launch_enter_hook, launch_exit_hook, *arguments,
-        ):  # fmt: skip
-            self._launch(kernel, (gridX, gridY, gridZ), arguments)
-
-        return launch
-
-    def _launch(self, kernel, grid, arguments):
+    def launch(self, kernel, grid, arguments):
         self.launches.append(Launch(kernel, grid))
         if grid[0] * grid[1] * grid[2] >= 2**31:
             raise Fault(f"grid {grid}: Triton's launcher counts its programs in an int")
@@ -116,6 +107,22 @@ class Gpu(Device):
         for ty, argument in zip(kernel.src.signature.values(), arguments, strict=True):
             _pass(ty, argument, values, tensors)
         self.execute(kernel.asm["ptx"], values, tensors, grid, metadata.shared)
+
+
+class Launcher:
+    """Two floors, as Triton's own has them: one in Python, and what that calls."""
+
+    def __init__(self, gpu, kernel):
+        self.gpu, self.kernel = gpu, kernel
+
+    def __call__(
+        self, gridX, gridY, gridZ, stream, function,
+        kernel_metadata, launch_metadata, launch_enter_hook, launch_exit_hook, *arguments,
+    ):  # fmt: skip
+        self.launch(gridX, gridY, gridZ, stream, function, arguments)
+
+    def launch(self, gridX, gridY, gridZ, stream, function, arguments):
+        self.gpu.launch(self.kernel, (gridX, gridY, gridZ), arguments)
 
 
 def _pass(ty, argument, values, tensors):

@@ -1,0 +1,83 @@
+"""The direct launch gives Triton's launcher in C what the public one gives it, argument for argument."""
+
+import threading
+
+import pytest
+import torch
+import triton
+from cases import CASES
+from loss_cases import LOSSES
+
+import sigtorch
+from host import standin
+from sigtorch.kernels import _map, _reduce
+from sigtorch.kernels._launch import Plan
+
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="launches for a GPU: see `make test-tritons`")
+DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
+INPUTS = {c.name: (c.ours, lambda c=c: c.inputs((4, 6, 16), torch.bfloat16)) for c in CASES if c.fused}
+INPUTS |= {
+    loss.__name__: (lambda x, loss=loss: loss(x, torch.rand_like(x)), lambda: [torch.randn(4, 16, requires_grad=True)])
+    for loss in LOSSES
+}
+
+
+def same(a, b):
+    if type(a).__name__ in ("HookChain", "LazyDict"):  # a profiler's, who has none here, and what its hooks are told
+        return b is None and not getattr(a, "calls", None)
+    if isinstance(a, (tuple, list)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return a is b or (not isinstance(a, torch.Tensor) and a == b)
+
+
+@pytest.mark.skipif(not DIRECT, reason="older versions of Triton always launch publicly")
+@pytest.mark.parametrize("name", INPUTS)
+def test_argument_for_argument(name, monkeypatch):
+    received, direct = [], []
+    launcher, launch = triton.backends.nvidia.driver.CudaLauncher, Plan.launch
+
+    def recording(self, *args, init=launcher.__init__):
+        init(self, *args)
+        inner = self.launch
+        self.launch = lambda *given: (received.append(given), inner(*given))
+
+    def twice(self, inputs, outputs):
+        """Publicly, and again."""
+        self.direct = None
+        launch(self, inputs, outputs)
+        direct.append(self.direct is not None)
+        launch(self, inputs, outputs)
+
+    monkeypatch.setattr(launcher, "__init__", recording)
+    monkeypatch.setattr(Plan, "launch", twice)
+    function, make = INPUTS[name]
+    for kernel in _kernels():  # compiled before, without the recording
+        kernel.device_caches.clear()
+    before = standin.launches()
+    with sigtorch.use_backend("triton"):
+        inputs = make()
+        out = function(*inputs)
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+    assert direct
+    assert all(direct)
+    assert standin.launches() - before == 2 * len(direct) == len(received)
+    assert all(map(same, received[::2], received[1::2]))
+
+
+def _kernels():
+    return _map._map_kernel, _reduce._map_sum_kernel, _reduce._sum_kernel, _reduce._finish_kernel
+
+
+def test_threads_launch_at_once():
+    def run(n):
+        with sigtorch.use_backend("triton"), torch.no_grad():
+            for _ in range(50):
+                sigtorch.sigmoid(torch.empty(n))
+
+    before = standin.launches()
+    threads = [threading.Thread(target=run, args=(n,)) for n in (7, 8, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert standin.launches() - before == 150
