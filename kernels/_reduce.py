@@ -98,7 +98,7 @@ def _map_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torc
     dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
     if not dense or (at.rows > 1 and over_rows == (row_stride > 0)):
         return Call(_map_sum_kernel, (0, 0, 0), ())
-    block_m, block_n = tile_of(at, outputs[0])
+    block_m, block_n = tile_of(at, outputs[0], HALF_A_TILE)
     down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * at.batches, GATE_PROGRAMS))
@@ -184,7 +184,8 @@ def reduce(
 
 def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Call:
     at = layout(inputs, outputs)
-    block_m, block_n = tile_of(at, outputs[0], HALF_A_TILE)
+    # Eight elements a thread: a newer compiler spends 231 registers on sixteen.
+    block_m, block_n = tile_of(at, outputs[0], 2 * HALF_A_TILE if outputs[0].element_size() == 2 else HALF_A_TILE)
     programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
     arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn, form(at, inputs, [dtype])
     return Call(_sum_kernel, (programs, 1, 1), (*arguments, block_m, block_n), programs)

@@ -2,8 +2,11 @@
 
 Forward (recording for backward, as in training), backward, and both. Implementations take turns, so that drift hits all
 alike; the median of the rounds counts, and the spread is the middle half of them: ratios closer to 1 than the spreads
-are noise. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
+are noise. On a GPU the time is the device's, the host's stands beside it, and inputs rotate so that its cache holds none
+of them. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
 shows a lower one. Peak extra memory is that of one call, results included.
+``--host`` measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
+a driver that does nothing.
 ``--machine-code`` adds what the kernels compile to for NVIDIA architectures, and ``--bytes`` what eager operators and
 kernels have to move: counted, not run, no GPU needed.
 
@@ -13,172 +16,49 @@ Example: ``python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --d
 import argparse
 import math
 import os
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import _report
 import _stdout
 import torch
 import torch._functorch.config
-import torch.nn.functional as F
-from _measure import peak_extra_bytes
+from _cases import CASES, Case
+from _measure import Step, peak_extra_bytes
 from _options import DTYPES, device, folder, positive_int
 from _output import progress
 from _report import Record
+from _timing import in_turn, interleaved, passes_of, rotation
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Measurement, Timer
 
 import sigtorch
 
-Step = Callable[[], Any]
 PASSES = ("forward", "backward", "both")
 IMPLEMENTATIONS = ("eager", "compile", "sigtorch")
-SIZES = [2**16, 2**20, 2**22]
-SECONDS_A_ROUND = 0.05  # for each implementation: a few calls and the allocator decides who looks fast
+SIZES = {"cpu": [2**16, 2**20, 2**22], "cuda": [2**22, 2**24, 2**26, 2**27]}
 MODELLED_ELEMENTS = 2**20  # full blocks only, whatever the block
 
 
-@dataclass(frozen=True)
-class Case:
-    """One operation. ``inputs(n, dtype, device)`` makes the arguments of both callables, for n elements of output.
-
-    Gradients are taken for the inputs that require them. ``moved(itemsize)`` are the bytes an element that forward and
-    backward cannot do without moving.
-    """
-
-    inputs: Callable[[int, torch.dtype, torch.device], tuple[Any, ...]]
-    eager: Callable[..., Tensor]
-    ours: Callable[..., Tensor]
-    moved: Callable[[int], tuple[float, float]]
-
-
-def normal(count: int) -> Callable[[int, torch.dtype, torch.device], tuple[Tensor, ...]]:
-    """Inputs of a Case: this number of normally distributed vectors, all of them differentiable."""
-    return lambda n, dtype, device: tuple(
-        torch.randn(n, dtype=dtype, device=device, requires_grad=True) for _ in range(count)
-    )
-
-
-def token_gates(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Rows of 1,024 features, a gate for each."""
-    rows = torch.randn(max(1, n // 1024), 1024, dtype=dtype, device=device)
-    return rows.requires_grad_(), torch.randn(len(rows), 1, dtype=dtype, device=device, requires_grad=True)
-
-
-def packed(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Rows of 1,024 features, two halves each."""
-    return (torch.randn(max(1, n // 1024), 2048, dtype=dtype, device=device, requires_grad=True),)
-
-
-def logits(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Logits, and targets that are 1 for one in ten."""
-    return torch.randn(n, dtype=dtype, device=device, requires_grad=True), (torch.rand(n, device=device) < 0.1).to(
-        dtype
-    )
-
-
-def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """One sigmoid, as people write it."""
-    s = torch.sigmoid(gate)
-    return s * x + (1 - s) * y
-
-
-def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """As in Llama."""
-    return F.silu(gate) * up
-
-
-def eager_focal(x: Tensor, t: Tensor) -> Tensor:
-    """The mean focal loss in the operators that detection libraries write it with."""
-    p = torch.sigmoid(x)
-    missed = p * (1 - t) + (1 - p) * t
-    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none") * missed**2
-    return ((0.25 * t + 0.75 * (1 - t)) * loss).mean()
-
-
-CASES = {
-    "sigmoid": Case(normal(1), torch.sigmoid, sigtorch.sigmoid, lambda size: (2 * size, 3 * size)),
-    "sigmoid-save-input": Case(
-        normal(1), torch.sigmoid, lambda x: sigtorch.sigmoid(x, save="input"), lambda size: (2 * size, 3 * size)
-    ),
-    "sigmoid_gate": Case(
-        normal(2), lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (3 * size, 5 * size)
-    ),
-    "sigmoid_gate-residual": Case(
-        normal(3), lambda x, g, r: torch.sigmoid(g) * x + r, sigtorch.sigmoid_gate, lambda size: (4 * size, 5 * size)
-    ),
-    "sigmoid_gate-token": Case(
-        token_gates, lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (2 * size, 3 * size)
-    ),
-    "sigmoid_lerp": Case(
-        normal(3),
-        eager_lerp,
-        sigtorch.sigmoid_lerp,
-        lambda size: (4 * size, 7 * size),
-    ),
-    "glu": Case(packed, F.glu, sigtorch.glu, lambda size: (3 * size, 5 * size)),
-    "swiglu": Case(normal(2), eager_swiglu, sigtorch.swiglu, lambda size: (3 * size, 5 * size)),
-    "swiglu-packed": Case(
-        packed,
-        lambda x: eager_swiglu(*x.chunk(2, -1)),
-        sigtorch.swiglu,
-        lambda size: (3 * size, 5 * size),
-    ),
-    "bce": Case(
-        logits,
-        F.binary_cross_entropy_with_logits,
-        sigtorch.binary_cross_entropy_with_logits,
-        lambda size: (2 * size, 3 * size),
-    ),
-    "focal": Case(
-        logits,
-        eager_focal,
-        lambda x, t: sigtorch.sigmoid_focal_loss(x, t, reduction="mean"),
-        lambda size: (2 * size, 3 * size),
-    ),
-}
-
-
-def passes_of(function: Callable[..., Tensor], inputs: Sequence[Any]) -> dict[str, Step]:
-    """The three things to time; backward runs over and over on one graph."""
-    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    out = function(*inputs)
-    grad = torch.randn_like(out)
-    return {
-        "forward": lambda: function(*inputs),
-        "backward": lambda: torch.autograd.grad(out, wanted, grad, retain_graph=True),
-        "both": lambda: torch.autograd.grad(function(*inputs), wanted, grad),
-    }
-
-
-def implementations(case: Case, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, dict[str, Step]]:
-    """Every implementation's passes, compiled and warm."""
+def implementations(
+    case: Case, names: Sequence[str], make: Callable[[], Sequence[Any]], copies: int
+) -> dict[str, dict[str, Step]]:
+    """Every implementation's passes, compiled and warm, over as many sets of inputs in turn."""
     torch._dynamo.reset()  # or the next size is compiled with dynamic shapes
     functions = {"eager": case.eager, "sigtorch": case.ours, "compile": torch.compile(case.eager, fullgraph=True)}
     torch.atanh(torch.zeros(2**20))  # until its threads have, torch 2.14's F.logsigmoid is several times slower
-    made = {name: passes_of(functions[name], inputs) for name in IMPLEMENTATIONS if name in names}
-    for steps in made.values():
-        for step in steps.values():
-            step()
+    sets = [make() for _ in range(copies)]
+    made = {}
+    for name in [name for name in IMPLEMENTATIONS if name in names]:
+        every = [passes_of(functions[name], inputs) for inputs in sets]
+        for steps in every:
+            for step in steps.values():
+                step()
+        made[name] = {pass_: in_turn([steps[pass_] for steps in every]) for pass_ in PASSES}
     return made
-
-
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Measurement]:
-    """Each step's times; every round times all of them, in an order of its own."""
-    threads = torch.get_num_threads()
-    timers = {name: Timer("step()", globals={"step": step}, num_threads=threads) for name, step in steps.items()}
-    numbers = {name: max(1, math.ceil(SECONDS_A_ROUND / timer.timeit(2).median)) for name, timer in timers.items()}
-    times: dict[str, list[Measurement]] = {name: [] for name in steps}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(steps), len(steps)):
-            times[name].append(timers[name].timeit(numbers[name]))
-    return {name: Measurement.merge(turns)[0] for name, turns in times.items()}
 
 
 def addressed(t: Tensor) -> int:
@@ -226,16 +106,17 @@ def traffic(op: str, dtype: str, n: int) -> list[Record]:
 def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -> list[Record]:
     """All figures of one operation at one dtype and size."""
     case, records = CASES[op], []
+    source = torch.ones(n, dtype=DTYPES[dtype], device=args.device)
+    size, copies = source.element_size(), rotation(source)
     inputs = case.inputs(n, DTYPES[dtype], args.device)
-    made = implementations(case, args.backends, inputs)
-    source, target = torch.ones(2, n, dtype=DTYPES[dtype], device=args.device)
-    size = source.element_size()
+    made = implementations(case, args.backends, lambda: case.inputs(n, DTYPES[dtype], args.device), copies)
+    copy = in_turn([partial(torch.empty_like(source).copy_, source.clone()) for _ in range(copies)])
     forward, backward = case.moved(size)
     moved = {"forward": forward, "backward": backward, "both": forward + backward}
     shape = "x".join(map(str, inputs[0].shape))
     for pass_ in args.passes:
-        steps = {name: steps[pass_] for name, steps in made.items()} | {"copy": lambda: target.copy_(source)}
-        times = interleaved(steps, args.rounds)
+        steps = {name: steps[pass_] for name, steps in made.items()} | {"copy": copy}
+        times, host = interleaved(steps, args.rounds, args.device)
         seconds = {name: time.median for name, time in times.items()}
         for name, step in steps.items():
             rate = (2 * size if name == "copy" else moved[pass_]) * n / seconds[name]
@@ -244,6 +125,8 @@ def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -
                 ("spread", 100 * times[name].iqr / seconds[name], "%"),
                 ("bandwidth", rate / 1e9, "GB/s"),
             ]
+            if name in host:
+                figures.append(("host time", host[name] * 1e3, "ms"))
             if name != "copy":
                 copy_rate = 2 * size * n / seconds["copy"]
                 figures.append(("share of copy", 100 * rate / copy_rate, "%"))
@@ -306,7 +189,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     several: dict[str, Any] = {"nargs": "+", "metavar": ("NAME", "NAME")}
     add = parser.add_argument
     add("--ops", choices=CASES, default=list(CASES), help=f"of {', '.join(CASES)} (all)", **several)
-    add("--sizes", type=positive_int, nargs="+", default=SIZES, metavar="N", help="elements %(default)s")
+    add("--sizes", type=positive_int, nargs="+", metavar="N", help="elements (2^16 to 2^22; on a GPU 2^22 to 2^27)")
     add(
         "--dtypes",
         choices=DTYPES,
@@ -324,10 +207,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--rounds", type=positive_int, default=15, help="times each step is timed; the median counts (%(default)s)")
+    add("--host", action="store_true", help="in place of times: what a call costs the host, on a GPU or without one")
     add("--machine-code", action="store_true", help="count instructions of the kernels too")
     add("--bytes", action="store_true", help="count the bytes that have to be moved too")
     add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
     args = parser.parse_args(arguments)
+    args.sizes = args.sizes or SIZES[args.device.type if args.device.type == "cuda" else "cpu"]
+    if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
     if args.machine_code:
         if os.environ.get("TRITON_INTERPRET", "0") != "0":
             parser.error("--machine-code: TRITON_INTERPRET is set, and the interpreter makes no machine code")
@@ -342,6 +229,11 @@ def main() -> None:
     args = parse()
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device)  # the one that timers wait for
+    if args.host:
+        import _host
+
+        _report.show(*_host.measured(args.ops, args.device))
+        return
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):
         args.backends = [name for name in args.backends if name != "compile"]
@@ -350,7 +242,11 @@ def main() -> None:
     with progress("benchmark", len(work) * len(args.sizes) * len(args.passes)) as done:
         for op, dtype in work:
             for n in args.sizes:
-                records += measure(op, dtype, n, args, done)
+                try:
+                    records += measure(op, dtype, n, args, done)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    print(f"{op} of {n} elements in {dtype} is left out: out of memory on {args.device}")
     if args.machine_code:
         with progress("machine code", len(work)) as done:
             for op, dtype in work:

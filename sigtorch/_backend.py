@@ -117,11 +117,14 @@ def _runs(choice: str, index: int, *dtypes: torch.dtype) -> str:
     return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _runs_on(index) else "formula"
 
 
-def eager_on_cpu(*tensors: torch.Tensor) -> bool:
-    """Whether these are floating CPU tensors that eager code is given, and nobody chose the kernels."""
-    if torch.compiler.is_compiling() or (_forced.get() or _named()) == "triton":
+def eager_on_cpu(*tensors: Any) -> bool:
+    """Whether these are plain CPU tensors that eager code is given, whoever watches, and nobody chose the kernels."""
+    if torch.compiler.is_compiling():
         return False
-    return all(type(t) is torch.Tensor and t.is_cpu and t.is_floating_point() for t in tensors)
+    for t in tensors:
+        if type(t) not in PLAIN_TYPES or not t.is_cpu:
+            return False
+    return (_forced.get() or _named()) != "triton"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -39,17 +39,26 @@ def no_tensor(where: str, name: str, value: object) -> TypeError:
     return TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
 
 
-def broadcastable(where: str, **arguments: torch.Tensor) -> None:
-    """Tensors of shapes that broadcast, on one device (a 0-d CPU tensor goes with any)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return  # PyTorch says it then: comparing sizes would specialise what is compiled, and is what tracing warns of
-    tensors(where, **arguments)
-    plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
+def broadcast(
+    where: str, formula: Callable[..., torch.Tensor], names: Sequence[str], given: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The formula of tensors that broadcast, on one device (a 0-d CPU tensor goes with any): explained where it fails."""
+    for t in given:
+        if type(t) is not torch.Tensor:
+            tensors(where, **dict(zip(names, given, strict=False)))
+    # Comparing sizes would specialise what is compiled, and is what tracing warns of: PyTorch says it then.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return formula(*given)
     try:
-        if len({(t.shape, t.device) for t in plain.values()}) < 2:
-            return  # the common case, and most of what a small tensor on a CPU would pay for
-    except TypeError:  # sizes that are traced have no hash
-        return
+        return formula(*given)
+    except (RuntimeError, TypeError):
+        broadcastable(where, **dict(zip(names, given, strict=False)))
+        raise
+
+
+def broadcastable(where: str, **arguments: torch.Tensor) -> None:
+    """What PyTorch would not take, in a line; nested tensors have errors of their own."""
+    plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
     try:
         torch.broadcast_shapes(*(t.shape for t in plain.values()))
     except RuntimeError:
@@ -96,6 +105,10 @@ def whole(where: str, name: str, value: Any) -> int:
 
 def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
     """Gives dim as ``whole`` does."""
+    watched = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    plain = type(x) is torch.Tensor and type(dim) is int and not watched and not x.is_nested
+    if plain and -x.dim() <= dim < x.dim() and x.shape[dim] % 2 == 0:
+        return dim
     tensors(where, **{name: x})
     dim = whole(where, "dim", dim)
     if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]

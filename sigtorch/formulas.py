@@ -11,10 +11,6 @@ import torch.nn.functional as F
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def sigmoid(x: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(x)
-
-
 def sigmoid_from_input(x: torch.Tensor) -> torch.Tensor:
     """exp(-softplus(-x)): its gradient is that times sigmoid(-x), where nothing cancels.
 

@@ -34,8 +34,9 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
     if isinstance(save, str) and save == "output":
         backend = select(x)
         if backend == "formula":
-            _checks.tensors("sigmoid()", x=x)
-            return formulas.sigmoid(x)
+            if type(x) is not torch.Tensor:
+                _checks.tensors("sigmoid()", x=x)
+            return torch.sigmoid(x)
         return _autograd.SigmoidFunction.apply(x, backend)
     _checks.save(save, "sigmoid()")
     backend = select(x, cpu_pass=True)
@@ -68,9 +69,7 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
     given = (x, gate) if residual is None else (x, gate, residual)
     backend = select(*given)
     if backend == "formula" or not _gates_fused(x, gate) or (residual is not None and residual.shape != x.shape):
-        named = {"x": x, "gate": gate} if residual is None else {"x": x, "gate": gate, "residual": residual}
-        _checks.broadcastable("sigmoid_gate()", **named)
-        return formulas.sigmoid_gate(*given)
+        return _checks.broadcast("sigmoid_gate()", formulas.sigmoid_gate, ("x", "gate", "residual"), given)
     if residual is None:
         return _autograd.SigmoidGateFunction.apply(x, gate, backend)
     return _autograd.SigmoidGateResidualFunction.apply(x, gate, residual, backend)
@@ -106,8 +105,7 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
     """
     backend = select(x, y, gate)
     if backend == "formula" or not x.shape == y.shape == gate.shape:
-        _checks.broadcastable("sigmoid_lerp()", x=x, y=y, gate=gate)
-        return formulas.sigmoid_lerp(x, y, gate)
+        return _checks.broadcast("sigmoid_lerp()", formulas.sigmoid_lerp, ("x", "y", "gate"), (x, y, gate))
     return _autograd.SigmoidLerpFunction.apply(x, y, gate, backend)
 
 
@@ -129,8 +127,7 @@ def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
         Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
     """
     backend = select(x)
-    if backend == "formula" or type(dim) is not int or dim != -1 or not x.dim() or x.shape[-1] % 2:
-        dim = _checks.halves("glu()", "x", x, dim)
+    dim = _checks.halves("glu()", "x", x, dim)
     if backend == "formula":
         return formulas.glu(x, dim)
     return _autograd.GLUFunction.apply(x, dim, backend)
@@ -157,12 +154,11 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
     """
     if up is None:
         backend = select(gate)
-        if backend == "formula" or not gate.dim() or gate.shape[-1] % 2:
-            _checks.halves("swiglu()", "gate", gate, -1)
+        _checks.halves("swiglu()", "gate", gate, -1)
+        if backend == "formula":
             return formulas.swiglu_packed(gate)
         return _autograd.SwiGLUPackedFunction.apply(gate, backend)
     backend = select(gate, up)
     if backend == "formula" or gate.shape != up.shape:
-        _checks.broadcastable("swiglu()", gate=gate, up=up)
-        return formulas.swiglu(gate, up)
+        return _checks.broadcast("swiglu()", formulas.swiglu, ("gate", "up"), (gate, up))
     return _autograd.SwiGLUFunction.apply(gate, up, backend)

@@ -68,7 +68,7 @@ def binary_cross_entropy_with_logits(
     """
     where = "binary_cross_entropy_with_logits()"
     plain = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
-    if plain and _backend.eager_on_cpu(input, target):
+    if plain and _backend.eager_on_cpu(input, target) and input.is_floating_point() and target.is_floating_point():
         try:  # PyTorch's own, first: what is right costs no check
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
         except (RuntimeError, TypeError, ValueError):
@@ -188,18 +188,16 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
 
 def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
     """The others are weight, pos_weight and normalizer."""
-    floating: list[torch.Tensor] = [input]
-    whole: list[torch.Tensor] = []
-    for t in (target, *others):
-        if t is not None:
-            (floating if t.is_floating_point() else whole).append(t)
-    given = [*floating[1:], *whole]
-    backend = _backend.select(*floating, beside=whole)
+    given = [t for t in (target, *others) if t is not None]
+    if _eager_serves(loss, input, target, given):
+        return eager(loss, input, target, *others)
+    floating = [t for t in given if t.is_floating_point()]
+    backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
     where, name = TARGETS[loss.name]
     _loss_checks.values(where, name, input, target, loss.background_index)
-    return (eager if _eager_serves(loss, input, target, given) else formula)(loss, input, target, *others)
+    return formula(loss, input, target, *others)
 
 
 def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
@@ -208,9 +206,7 @@ def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: 
     Whoever watches changes nothing here: a checkpoint's recompute has to save what forward did.
     """
     return (
-        input.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and all(type(t) in _backend.PLAIN_TYPES for t in (input, *given))
+        _backend.eager_on_cpu(input, *given)
         and (target.is_floating_point() or target.dtype == torch.bool)
         and not _differentiated(loss, given)
         and not 0 < loss.gamma < 1  # infinitely steep where it is 0

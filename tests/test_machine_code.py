@@ -1,5 +1,6 @@
 """What the compiler makes of each kernel, for three architectures, without a device: instructions, widths, spills."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,32 +19,46 @@ BOUNDS = {
     "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (11, 18), "float32": (16, 23)},
     "glu": {"bfloat16": (10, 16), "float32": (15, 21)},
-    "binary_cross_entropy_with_logits": {"bfloat16": (34, 17), "float32": (58, 23)},
-    "sigmoid_focal_loss": {"bfloat16": (43, 47), "float32": (66, 54)},
+    # Forward with the end of a sum, some 100 instructions a program, as if each added up one tile.
+    "binary_cross_entropy_with_logits": {"bfloat16": (43, 17), "float32": (58, 23)},
+    "sigmoid_focal_loss": {"bfloat16": (51, 47), "float32": (66, 54)},
 }
+ROWS = [(96, 6), (96, 136), (4, 8, 2, 20)]  # of few columns, of several vectors, and what lies in three axes
+REGISTERS = 168  # three blocks of 128 threads a multiprocessor; a loss computes more an element, on fewer of them
+LOSS_REGISTERS = 128
 OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
 SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
 from _machine_code import compiled, count
 from cases import CASES
-from loss_cases import LOSSES
+from loss_cases import LOSSES, make
+arch, rows, BOUNDS = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler could see
 
-def calls(dtype):
-    for case in CASES:
+def one_row(dtype):
+    for case in [c for c in CASES if c.name in BOUNDS]:
         halves = 2 if case.name in ("glu", "swiglu-packed") else 1
         yield case.name, case.ours, case.inputs((2, columns * halves), dtype)
     for loss in LOSSES:
         x = torch.randn(2, columns, dtype=dtype, requires_grad=True)
         yield loss.__name__, partial(loss, reduction="mean"), [x, torch.rand_like(x)]
 
+def many_rows(dtype):
+    for shape in map(tuple, rows):
+        for case in CASES:
+            yield f"{case.name} {shape}", case.ours, case.inputs(shape, dtype)
+        for loss in LOSSES:
+            for kind in ("soft", "uint8", "index"):
+                x, target = make(shape, dtype, kind, "cpu")
+                weight = torch.rand(shape[-1]) if kind != "soft" else None
+                call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
+                yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
+
 found = {}
 for dtype in (torch.bfloat16, torch.float32):
-    for name, function, inputs in calls(dtype):
-        if name not in sys.argv[2:]:
-            continue
-        with sigtorch.use_backend("triton"), compiled(int(sys.argv[1])) as launches:
+    for name, function, inputs in (many_rows if rows else one_row)(dtype):
+        with sigtorch.use_backend("triton"), compiled(arch) as launches:
             out = function(*inputs)
             forward = len(launches)
             torch.autograd.grad(out, [t for t in inputs if t.requires_grad], torch.ones_like(out))
@@ -54,15 +69,23 @@ json.dump(found, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_kernels_are_as_lean_as_we_say(arch):
+def counted(arch, rows=()):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(["tests", "scripts"])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(arch), *BOUNDS], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, str(arch), json.dumps(rows), *BOUNDS],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_kernels_are_as_lean_as_we_say(arch):
+    found = counted(arch)
     for name, by_dtype in BOUNDS.items():
         for dtype, bounds in by_dtype.items():
             for counts, bound in zip(found[f"{name} torch.{dtype}"], bounds, strict=True):
@@ -73,3 +96,12 @@ def test_kernels_are_as_lean_as_we_say(arch):
                     assert not c["stack"]
                     assert not c["spills"]
                     assert not c["atomics"]
+
+
+@pytest.mark.parametrize("arch", [80, 120])
+def test_registers_suffice_however_rows_lie(arch):
+    for name, counts in counted(arch, ROWS).items():
+        for c in itertools.chain(*counts):
+            assert not c["stack"], (name, c)
+            assert not c["spills"], (name, c)
+            assert c["registers"] <= (LOSS_REGISTERS if "loss" in name or "entropy" in name else REGISTERS), (name, c)

@@ -2,12 +2,17 @@
 
 import csv
 import json
+import shutil
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import _machine_code
 import _report
+import _timing
 import benchmark as benchmark_script
 import pytest
+import torch
 from matplotlib.image import imread
 from scripting import assert_picture, run
 
@@ -148,6 +153,82 @@ def test_benchmark_draws_a_picture(benchmark):
     assert_picture(benchmark[1] / "sigmoid.png")
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="the stand-in for a driver needs a C compiler")
+def test_benchmark_tells_what_a_call_costs_the_host():
+    result = run("benchmark.py", "--host", "--ops", "sigmoid", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert "a stand-in that does nothing" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if "sigtorch" in line or "autograd.Function" in line]
+    floor, ours = (float(row[-2]) for row in rows[-2:])
+    assert 0 < float(ours) < 100
+    assert floor
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch, capsys, tmp_path):
+    def measure(op, dtype, n, args, done):
+        if n == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [replace(RECORD, op=op, shape=str(n))]
+
+    monkeypatch.setattr(benchmark_script, "measure", measure)
+    settings = [
+        "--ops",
+        "sigmoid",
+        "--sizes",
+        "4",
+        "8",
+        "--dtypes",
+        "float32",
+        "--backends",
+        "eager",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *settings, "--out", str(tmp_path)])
+    benchmark_script.main()
+    assert "sigmoid of 8 elements in float32 is left out: out of memory on cpu" in capsys.readouterr().out
+    assert {r.shape for r in _report.read_json(tmp_path / "benchmark.json")[1]} == {"4"}
+
+
+def test_on_a_gpu_sets_of_inputs_take_turns(monkeypatch):
+    """As many as its cache does not hold."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=50 * 2**20))
+    t = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 2**22, element_size=lambda: 2)
+    assert _timing.rotation(t) == 13
+    assert _timing.rotation(torch.ones(4)) == 1
+    seen = []
+    step = _timing.in_turn([lambda i=i: seen.append(i) for i in range(3)])
+    for _ in range(6):
+        step()
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+
+
+def test_a_gpus_time_is_its_events(monkeypatch):
+    clock, log = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def elapsed_time(self, end):
+            return 40.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
+    monkeypatch.setattr(_timing.time, "perf_counter", lambda: clock[0])
+
+    def step():
+        clock[0] += 0.003
+        log.append("step")
+
+    assert _timing.on_device(step, 2) == (pytest.approx(0.02), pytest.approx(0.003))
+    assert log == ["wait", "sleep", "record", "step", "step", "record", "wait"]
+
+
 def test_benchmark_refuses_in_one_line():
     result = run("benchmark.py", "--sizes", 0)
     assert result.returncode == 2
@@ -166,6 +247,7 @@ def test_benchmark_refuses_in_one_line():
         (["--device", "cuda:99"], "argument --device: there is no device 'cuda:99'"),
         (["--out", "/dev/null/x"], "argument --out: cannot write into a folder '/dev/null/x'"),
         (["--machine-code"], "--machine-code: TRITON_INTERPRET is set"),
+        (["--host"], "--host: TRITON_INTERPRET is set"),
     ],
 )
 def test_benchmark_refuses_nonsense(arguments, reason, monkeypatch, capsys):

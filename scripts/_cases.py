@@ -1,0 +1,112 @@
+"""What the benchmark compares: each operation as people write it in eager PyTorch, and sigtorch's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sigtorch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation. ``inputs(n, dtype, device)`` makes the arguments of both callables, for n elements of output.
+
+    Gradients are taken for the inputs that require them. ``moved(itemsize)`` are the bytes an element that forward and
+    backward cannot do without moving.
+    """
+
+    inputs: Callable[[int, torch.dtype, torch.device], tuple[Any, ...]]
+    eager: Callable[..., Tensor]
+    ours: Callable[..., Tensor]
+    moved: Callable[[int], tuple[float, float]]
+
+
+def normal(count: int) -> Callable[[int, torch.dtype, torch.device], tuple[Tensor, ...]]:
+    """Inputs of a Case: this number of normally distributed vectors, all of them differentiable."""
+    return lambda n, dtype, device: tuple(
+        torch.randn(n, dtype=dtype, device=device, requires_grad=True) for _ in range(count)
+    )
+
+
+def token_gates(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Rows of 1,024 features, a gate for each."""
+    rows = torch.randn(max(1, n // 1024), 1024, dtype=dtype, device=device)
+    return rows.requires_grad_(), torch.randn(len(rows), 1, dtype=dtype, device=device, requires_grad=True)
+
+
+def packed(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Rows of 1,024 features, two halves each."""
+    return (torch.randn(max(1, n // 1024), 2048, dtype=dtype, device=device, requires_grad=True),)
+
+
+def logits(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Logits, and targets that are 1 for one in ten."""
+    return torch.randn(n, dtype=dtype, device=device, requires_grad=True), (torch.rand(n, device=device) < 0.1).to(
+        dtype
+    )
+
+
+def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """One sigmoid, as people write it."""
+    s = torch.sigmoid(gate)
+    return s * x + (1 - s) * y
+
+
+def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """As in Llama."""
+    return F.silu(gate) * up
+
+
+def eager_focal(x: Tensor, t: Tensor) -> Tensor:
+    """The mean focal loss in the operators that detection libraries write it with."""
+    p = torch.sigmoid(x)
+    missed = p * (1 - t) + (1 - p) * t
+    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none") * missed**2
+    return ((0.25 * t + 0.75 * (1 - t)) * loss).mean()
+
+
+CASES = {
+    "sigmoid": Case(normal(1), torch.sigmoid, sigtorch.sigmoid, lambda size: (2 * size, 3 * size)),
+    "sigmoid-save-input": Case(
+        normal(1), torch.sigmoid, lambda x: sigtorch.sigmoid(x, save="input"), lambda size: (2 * size, 3 * size)
+    ),
+    "sigmoid_gate": Case(
+        normal(2), lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (3 * size, 5 * size)
+    ),
+    "sigmoid_gate-residual": Case(
+        normal(3), lambda x, g, r: torch.sigmoid(g) * x + r, sigtorch.sigmoid_gate, lambda size: (4 * size, 5 * size)
+    ),
+    "sigmoid_gate-token": Case(
+        token_gates, lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (2 * size, 3 * size)
+    ),
+    "sigmoid_lerp": Case(
+        normal(3),
+        eager_lerp,
+        sigtorch.sigmoid_lerp,
+        lambda size: (4 * size, 7 * size),
+    ),
+    "glu": Case(packed, F.glu, sigtorch.glu, lambda size: (3 * size, 5 * size)),
+    "swiglu": Case(normal(2), eager_swiglu, sigtorch.swiglu, lambda size: (3 * size, 5 * size)),
+    "swiglu-packed": Case(
+        packed,
+        lambda x: eager_swiglu(*x.chunk(2, -1)),
+        sigtorch.swiglu,
+        lambda size: (3 * size, 5 * size),
+    ),
+    "bce": Case(
+        logits,
+        F.binary_cross_entropy_with_logits,
+        sigtorch.binary_cross_entropy_with_logits,
+        lambda size: (2 * size, 3 * size),
+    ),
+    "focal": Case(
+        logits,
+        eager_focal,
+        lambda x, t: sigtorch.sigmoid_focal_loss(x, t, reduction="mean"),
+        lambda size: (2 * size, 3 * size),
+    ),
+}
