@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sigtorch.kernels import _loss_math
+from sigtorch.kernels import _math
 from sigtorch.kernels._launch import HALF_A_TILE, exact
 from sigtorch.kernels._layout import Operand, axes_of, reachable
 from sigtorch.kernels._map import launch_map
@@ -49,7 +49,7 @@ def loss_backward(
 def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
     """The scalar function of a loss for this kind of target."""
     kind = {torch.int64: "_of_class", torch.uint8: "_of_mask"}.get(target, "")
-    return getattr(_loss_math, derivative + NAMES[name] + kind)
+    return getattr(_math, derivative + NAMES[name] + kind)
 
 
 def _operands(

@@ -2,9 +2,11 @@
 
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
-from sigtorch.functional import glu, sigmoid, sigmoid_gate, sigmoid_lerp, swiglu
-from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
-from sigtorch.patch import Patch, patch, patched_functions
+from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu
+from sigtorch.ops.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch.ops.sigmoid import sigmoid
+from sigtorch.plugin.functions import patched_functions
+from sigtorch.plugin.patch import Patch, patch
 
 __all__ = [
     "Patch",

@@ -1,4 +1,4 @@
-"""The autograd Functions: what is saved for backward, and which pass runs it.
+"""What the autograd Functions share: what is saved for backward, and which pass runs it.
 
 A Function runs only where its forward's backend is a fused one. Its backward asks again: a gradient that something else
 watches (a transform, a double backward) is the formula's.
@@ -16,13 +16,13 @@ import torch
 from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointError
 
-from sigtorch import _backend, _checks, formulas
+from sigtorch import _backend, _checks
 
 
 @functools.cache
 def passes_of(backend: str, family: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """An operation's two passes; kernels are imported when the first tensor needs them."""
-    module = importlib.import_module("sigtorch._cpu" if backend == "cpu" else f"sigtorch.kernels.{family}")
+    module = importlib.import_module(f"sigtorch.{'cpu' if backend == 'cpu' else 'kernels'}.{family}")
     return getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
 
 
@@ -82,28 +82,7 @@ def formula_grads(
     return [next(grads) if n else None for n in needs]
 
 
-class SigmoidFunction(Function):
-    """Saves the output, as torch.sigmoid does: forward has computed all that backward needs.
-
-    Without a marker: a checkpoint may hand back what torch.sigmoid saved, which is the same.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, backend: str) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = passes_of(backend, "sigmoid", "sigmoid")
-        s = forward_pass(x)
-        ctx.save_for_backward(s)
-        return s
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (s,) = ctx.saved_tensors
-        if fused(grad, s):
-            return ctx.backward_pass(grad, s), None
-        return torch.ops.aten.sigmoid_backward(grad, s), None
-
-
-class _FromInputs(Function):
+class FromInputs(Function):
     """Saves its input tensors behind a marker; a subclass names its passes, their tensors, and the formula they stand for.
 
     Called with the tensors, then what else the passes take, then the backend.
@@ -133,44 +112,3 @@ class _FromInputs(Function):
             needs = ctx.needs_input_grad[: cls.tensors]
             grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
-
-
-class SigmoidFromInputFunction(_FromInputs):
-    family, op, tensors, formula = "sigmoid", "sigmoid_from_input", 1, staticmethod(formulas.sigmoid_from_input)
-
-
-class SigmoidGateFunction(_FromInputs):
-    family, op, tensors, formula = "gates", "sigmoid_gate", 2, staticmethod(formulas.sigmoid_gate)
-
-
-class SigmoidGateResidualFunction(Function):
-    """The residual's gradient is the incoming one: it is not saved."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = passes_of(backend, "gates", "sigmoid_gate")
-        ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
-        return forward_pass(x, gate, residual)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, gate = saved(ctx, "sigmoid_gate")
-        if fused(grad, x, gate):
-            return *ctx.backward_pass(grad, x, gate), grad, None
-        return *formula_grads(ctx.needs_input_grad[:2], formulas.sigmoid_gate, (x, gate), grad), grad, None
-
-
-class SigmoidLerpFunction(_FromInputs):
-    family, op, tensors, formula = "gates", "sigmoid_lerp", 3, staticmethod(formulas.sigmoid_lerp)
-
-
-class GLUFunction(_FromInputs):
-    family, op, tensors, formula = "gates", "glu", 1, staticmethod(formulas.glu)
-
-
-class SwiGLUFunction(_FromInputs):
-    family, op, tensors, formula = "gates", "swiglu", 2, staticmethod(formulas.swiglu)
-
-
-class SwiGLUPackedFunction(_FromInputs):
-    family, op, tensors, formula = "gates", "swiglu_packed", 1, staticmethod(formulas.swiglu_packed)

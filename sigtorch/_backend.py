@@ -26,6 +26,7 @@ from torch.utils._device import DeviceContext
 
 from sigtorch import _checks
 
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})

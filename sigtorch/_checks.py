@@ -1,4 +1,4 @@
-"""What a user is told of a mistake, each time in one line that quotes what was seen; the losses have ``_loss_checks.py``."""
+"""What a user is told of a mistake, each time in one line that quotes what was seen; the losses have a file of their own."""
 
 from __future__ import annotations
 

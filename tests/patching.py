@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sigtorch.ops import gates, sigmoid
+
 
 class MLP(nn.Module):
     """Gated, of no one's names, and never in a table of names."""
@@ -43,7 +45,7 @@ def agree(before, after, exactly=False):
         torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} if exactly else {}))
 
 
-def spy(monkeypatch, module, *names):
+def spy(monkeypatch, functions=((sigmoid, "sigmoid"), (gates, "glu"), (gates, "swiglu"))):
     """A list to which every call of these functions adds its name."""
     calls = []
 
@@ -51,6 +53,6 @@ def spy(monkeypatch, module, *names):
         calls.append(name)
         return function(*args, **kwargs)
 
-    for name in names:
+    for module, name in functions:
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
     return calls

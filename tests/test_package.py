@@ -13,24 +13,10 @@ import pytest
 import sigtorch
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(p.stem for p in (ROOT / "sigtorch").glob("*.py"))
+MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("sigtorch/**/*.py") if "kernels" not in p.parts)
 KERNELS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py"))
-# Downwards only: a module may import those that stand in a line below its own.
-LEVELS = [
-    {"__init__"},
-    {"patch"},
-    {"nn"},
-    {"_loss_modules"},
-    {"functional", "losses"},
-    {"_loss_autograd"},
-    {"_autograd"},
-    {"_cpu"},
-    {"_loss_formulas"},
-    {"formulas"},
-    {"_loss_checks"},
-    {"_backend", "_recognise"},
-    {"_checks"},
-]
+# Downwards only: a file may import what stands in a line below its own; within a folder, what stands beside it.
+FLOORS = ["__init__", "plugin", "nn", "ops", "cpu", "_autograd", "_backend", "_checks"]
 
 
 def imported(path):
@@ -42,16 +28,20 @@ def imported(path):
             yield from (node.module if node.module != "sigtorch" else f"sigtorch.{a.name}" for a in node.names)
 
 
-def level(name):
-    return next(i for i, names in enumerate(LEVELS) if name in names)
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down_only(name):
-    for module in imported(ROOT / "sigtorch" / f"{name}.py"):
-        family = module.split(".")[1]
-        assert family != "kernels", "kernels are imported by name, when the first tensor needs them"
-        assert level(family) > level(name), f"{name} imports {module}"
+    floor = Path(name).with_suffix("").parts[1]
+    for module in imported(ROOT / name):
+        below = module.split(".")[1]
+        assert below != "kernels", "kernels are imported by name, when the first tensor needs them"
+        beside = below == floor and "/" in name.removeprefix("sigtorch/")
+        assert beside or FLOORS.index(below) > FLOORS.index(floor), f"{name} imports {module}"
+
+
+def test_a_family_has_the_same_name_on_every_floor():
+    families = {p.stem for p in (ROOT / "sigtorch" / "ops").iterdir()} - {"__init__", "__pycache__"}
+    assert {name for name in KERNELS if not name.startswith("_")} == families
+    assert {p.stem for p in (ROOT / "sigtorch" / "cpu").glob("*.py")} - {"__init__"} <= families
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -92,7 +82,7 @@ def test_wheel_contents(tmp_path):
     with zipfile.ZipFile(wheel) as z:
         names = {n for n in z.namelist() if ".dist-info/" not in n}
         metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
-    expected = {f"sigtorch/{m}.py" for m in MODULES} | {f"sigtorch/kernels/{m}.py" for m in KERNELS}
+    expected = {*MODULES} | {f"sigtorch/kernels/{m}.py" for m in KERNELS}
     assert names == expected | {"sigtorch/py.typed"}
     assert [r for r in metadata.splitlines() if r.startswith("Requires-Dist") and "extra" not in r] == [
         "Requires-Dist: torch>=2.8"

@@ -1,10 +1,10 @@
-"""Passes over CPU tensors, for the one operation whose precision no operator of PyTorch gives."""
+"""Passes over CPU tensors, for the one operation whose precision no operator of PyTorch gives; named as in kernels."""
 
 from __future__ import annotations
 
 import torch
 
-from sigtorch.formulas import HALF_DTYPES
+from sigtorch._backend import HALF_DTYPES
 
 
 def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The public losses: checks, then the fused passes or the formula."""
+"""The public losses: checks, then the autograd Function over fused passes, or the formula."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import Function
 
-from sigtorch import _backend, _loss_checks
-from sigtorch._loss_autograd import LossFunction
-from sigtorch._loss_formulas import Loss, eager, formula
-from sigtorch.formulas import HALF_DTYPES
+from sigtorch import _backend
+from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved
+from sigtorch._backend import HALF_DTYPES
+from sigtorch.ops.losses import checks
+from sigtorch.ops.losses.formulas import Loss, eager, formula
 
 TINY = torch.finfo(torch.float32).tiny
 # How a loss and its target are called where a value of that is refused.
@@ -73,10 +75,10 @@ def binary_cross_entropy_with_logits(
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
         except (RuntimeError, TypeError, ValueError):
             pass  # what is wrong is said below
-    if not plain or not _loss_checks.right(input, target, reduction, weight, pos_weight):
-        _loss_checks.legacy(where, size_average, reduce)
-        _loss_checks.reduction(reduction, where)
-        _loss_checks.label_smoothing(label_smoothing, where)
+    if not plain or not checks.right(input, target, reduction, weight, pos_weight):
+        checks.legacy(where, size_average, reduce)
+        checks.reduction(reduction, where)
+        checks.label_smoothing(label_smoothing, where)
         numbers = {"label_smoothing": label_smoothing}
         _check_tensors(where, ("input", "target"), input, target, numbers, weight=weight, pos_weight=pos_weight)
         label_smoothing = _number(label_smoothing)
@@ -138,10 +140,10 @@ def sigmoid_focal_loss(
     plain = plain and (
         normalizer is None or (type(normalizer) is float and 0 < normalizer < math.inf and reduction != "mean")
     )
-    if not plain or not _loss_checks.right(inputs, targets, reduction, weight):
-        _loss_checks.reduction(reduction, where)
-        background_index = _loss_checks.focal(alpha, gamma, background_index, where)
-        _loss_checks.normalizer(normalizer, reduction, where)
+    if not plain or not checks.right(inputs, targets, reduction, weight):
+        checks.reduction(reduction, where)
+        background_index = checks.focal(alpha, gamma, background_index, where)
+        checks.normalizer(normalizer, reduction, where)
         numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
         _check_tensors(where, ("inputs", "targets"), inputs, targets, numbers, weight=weight)
         alpha, gamma = _number(alpha), _number(gamma)
@@ -163,9 +165,9 @@ def _check_tensors(
 ) -> None:
     given = {name: t for name, t in weights.items() if t is not None}
     scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
-    _loss_checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
-    _loss_checks.target(where, names, input, target)
-    _loss_checks.broadcasts(where, input, **given)
+    checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
+    checks.target(where, names, input, target)
+    checks.broadcasts(where, input, **given)
 
 
 def _number(value: Any) -> Any:
@@ -196,7 +198,7 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
     where, name = TARGETS[loss.name]
-    _loss_checks.values(where, name, input, target, loss.background_index)
+    checks.values(where, name, input, target, loss.background_index)
     return formula(loss, input, target, *others)
 
 
@@ -233,3 +235,25 @@ def _differentiated(loss: Loss, given: list[torch.Tensor]) -> bool:
             if t.requires_grad:
                 return True
     return False
+
+
+class LossFunction(Function):
+    """Saves what the loss was given. Only the logits' gradient is wanted: one for a target or a weight is the formula's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Loss, backend: str, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+    ) -> torch.Tensor:
+        forward_pass, ctx.backward_pass = passes_of(backend, "losses", "loss")
+        ctx.loss = loss
+        ctx.save_for_backward(marker(loss.name), x, target, *others)
+        return forward_pass(loss, x, target, *others)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *others = saved(ctx, ctx.loss.name)
+        if fused(grad, x):
+            grad_x = ctx.backward_pass(ctx.loss, grad, x, *others)
+        else:
+            (grad_x,) = formula_grads([True], lambda x: formula(ctx.loss, x, *others), (x,), grad)
+        return None, None, grad_x, *[None] * len(others)

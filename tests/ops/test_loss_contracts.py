@@ -29,8 +29,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sigtorch
-from sigtorch._loss_modules import BCEWithLogitsLoss, SigmoidFocalLoss
-from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 
 @every_backend
@@ -297,7 +297,7 @@ def test_targets_outside_of_0_and_1(backend, device):
 @every_loss
 def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
     """Where looking would stall nothing is raised, and the row says so itself, in the kernel as in the formula."""
-    monkeypatch.setattr("sigtorch._loss_checks._classes", lambda *_: None)
+    monkeypatch.setattr("sigtorch.ops.losses.checks._classes", lambda *_: None)
     x, _ = make((4, 5), torch.float32, "soft", device)
     index = torch.tensor([0, 6, -2, 5], device=device)
     for backend in ("triton", "aten"):
@@ -314,7 +314,7 @@ def test_a_background_index_may_be_any(backend, device, monkeypatch):
         x, target = make((6, 10), torch.float32, "index", device)
         target[target == -1] = background
         check(LOSSES[1], x, target, backend, background_index=background)
-    monkeypatch.setattr("sigtorch._loss_checks._classes", lambda *_: None)
+    monkeypatch.setattr("sigtorch.ops.losses.checks._classes", lambda *_: None)
     with sigtorch.use_backend(backend):
         out = sigmoid_focal_loss(x, torch.full_like(target, 2**24), background_index=2**24 + 1)
     assert out.isnan().all()
@@ -324,7 +324,7 @@ def test_a_background_index_may_be_any(backend, device, monkeypatch):
 @every_loss
 def test_unchecked_masks_are_nan(loss, device, monkeypatch):
     """Likewise each element of a uint8 that is neither 0 nor 1, and its gradient."""
-    monkeypatch.setattr("sigtorch._loss_checks._mask", lambda *_: None)
+    monkeypatch.setattr("sigtorch.ops.losses.checks._mask", lambda *_: None)
     x, _ = make((2, 5), torch.float32, "soft", device)
     mask = torch.tensor([0, 1, 2, 128, 255], dtype=torch.uint8, device=device).expand(2, 5)
     for backend, reduction in itertools.product(("triton", "formula"), ("none", "sum")):

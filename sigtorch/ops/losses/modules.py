@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sigtorch import _checks, _loss_checks, losses
+from sigtorch import _checks
+from sigtorch.ops.losses import checks, functions
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -34,9 +35,9 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         where = "BCEWithLogitsLoss()"
-        _loss_checks.legacy(where, size_average, reduce)
-        _loss_checks.reduction(reduction, where)
-        _loss_checks.label_smoothing(label_smoothing, where)
+        checks.legacy(where, size_average, reduce)
+        checks.reduction(reduction, where)
+        checks.label_smoothing(label_smoothing, where)
         tensors = {"weight": weight, "pos_weight": pos_weight}
         _checks.tensors(where, **{name: t for name, t in tensors.items() if t is not None})
         super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
@@ -44,7 +45,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, or of input's shape for ``"none"``."""
-        return losses.binary_cross_entropy_with_logits(
+        return functions.binary_cross_entropy_with_logits(
             input, target, self.weight, self.reduction, self.pos_weight, label_smoothing=self.label_smoothing
         )
 
@@ -80,8 +81,8 @@ class SigmoidFocalLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         where = "SigmoidFocalLoss()"
-        _loss_checks.reduction(reduction, where)
-        background_index = _loss_checks.focal(alpha, gamma, background_index, where)
+        checks.reduction(reduction, where)
+        background_index = checks.focal(alpha, gamma, background_index, where)
         if weight is not None:
             _checks.tensors(where, weight=weight)
         self.alpha, self.gamma, self.reduction, self.background_index = alpha, gamma, reduction, background_index
@@ -91,7 +92,7 @@ class SigmoidFocalLoss(torch.nn.Module):
         self, inputs: torch.Tensor, targets: torch.Tensor, *, normalizer: float | torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss; normalizer, which changes from batch to batch, divides it."""
-        return losses.sigmoid_focal_loss(
+        return functions.sigmoid_focal_loss(
             inputs, targets, self.alpha, self.gamma, self.reduction,
             weight=self.weight, normalizer=normalizer, background_index=self.background_index,
         )  # fmt: skip

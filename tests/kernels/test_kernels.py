@@ -10,7 +10,7 @@ from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance
 from torch.autograd.graph import save_on_cpu
 
 import sigtorch
-from sigtorch.kernels import _loss_math, _map, _reduce, gates
+from sigtorch.kernels import _map, _math, _reduce, gates
 from sigtorch.kernels._launch import plan
 
 pytestmark = pytest.mark.kernels
@@ -155,7 +155,7 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     x = torch.zeros(2**31 - 1000, dtype=torch.bfloat16)  # pages that nobody touches take no memory
     target = torch.zeros(x.shape, dtype=torch.bool)
     operands = (1, x, target.view(torch.uint8), 1, 1, 1)
-    ready, inputs = plan(_reduce._sum_call, _loss_math.bce, operands, (x,), torch.float32)
+    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), torch.float32)
     partials = torch.empty(ready.call.partials, dtype=torch.float64)
     gpu.programs = [(0, 0, 0), (-1, 0, 0)]
     try:

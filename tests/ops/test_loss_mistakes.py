@@ -7,7 +7,7 @@ import pytest
 import torch
 from loss_cases import LOSSES
 
-from sigtorch._loss_modules import BCEWithLogitsLoss, SigmoidFocalLoss
+from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 
 class Duck:

@@ -11,7 +11,7 @@ import torch
 
 import sigtorch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
 FORMULAS = re.findall(r"```math\n(.*?)\n```", PAGE, re.DOTALL)
 STEPS = re.findall(r"^\*\*(\d)\..*?```math\n(.*?)\n```", PAGE, re.DOTALL | re.MULTILINE)

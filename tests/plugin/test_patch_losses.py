@@ -13,7 +13,7 @@ from patching import agree, spy
 from torch import nn
 
 import sigtorch
-from sigtorch import losses
+from sigtorch.ops.losses import functions as losses
 
 BCE = "binary_cross_entropy_with_logits"
 W = torch.linspace(0.5, 2, 6)
@@ -28,7 +28,7 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUN
 
 @pytest.fixture
 def calls(monkeypatch):
-    return spy(monkeypatch, losses, BCE, "sigmoid_focal_loss")
+    return spy(monkeypatch, [(losses, BCE), (losses, "sigmoid_focal_loss")])
 
 
 @every_function

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sigtorch.formulas import HALF_DTYPES
+from sigtorch._backend import HALF_DTYPES
 
 FAR = 800.0  # exp(-800) is 0 in float64 too
 

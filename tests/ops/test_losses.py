@@ -25,7 +25,7 @@ from loss_cases import (
 from torch.autograd.graph import saved_tensors_hooks
 
 import sigtorch
-from sigtorch.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
 
 ALL_WRONG = {binary_cross_entropy_with_logits: 1, sigmoid_focal_loss: 0.75}  # the loss at a huge logit over that logit
 

@@ -1,0 +1,1 @@
+"""Plugging sigtorch into models that exist."""

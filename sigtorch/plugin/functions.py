@@ -1,0 +1,150 @@
+"""Functions of PyTorch's and torchvision's, diverted within a block."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from sigtorch import _backend, _checks
+from sigtorch.ops import gates, sigmoid
+from sigtorch.ops.losses import functions as losses
+from sigtorch.ops.losses.checks import pytorch_takes, torchvision_takes
+
+
+def _sigmoid(input: torch.Tensor, *, out: torch.Tensor | None = None, save: str) -> torch.Tensor:
+    return sigmoid.sigmoid(input, save=save) if out is None else torch.sigmoid(input, out=out)
+
+
+def _glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    return gates.glu(input, dim)
+
+
+def _bce(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if size_average is None and reduce is None and pytorch_takes(input, target, weight, reduction, pos_weight):
+        return losses.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+    return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
+
+
+_DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.sigmoid: _sigmoid,
+    torch.Tensor.sigmoid: _sigmoid,
+    torch.special.expit: _sigmoid,
+    F.sigmoid: _sigmoid,
+    F.glu: _glu,
+    F.binary_cross_entropy_with_logits: _bce,
+}
+
+
+class _Divert(TorchFunctionMode):
+    """Of this thread only, as every function mode; what it calls does not see it again."""
+
+    def __init__(self, save: str) -> None:
+        super().__init__()
+        self.save = save
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ours, kwargs = _DIVERTED.get(func, func), kwargs or {}
+        return ours(*args, **kwargs, save=self.save) if ours is _sigmoid else ours(*args, **kwargs)
+
+
+class _Focal:
+    """torchvision's focal loss is plain Python, which no mode sees: while in use, its holders hold one that asks.
+
+    It asks for the mode, so other threads get torchvision's.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.original: Any = None
+        self.asking: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.original is None:
+                self.original = getattr(sys.modules.get("torchvision.ops.focal_loss"), "sigmoid_focal_loss", None)
+                self.asking = _asking(self.original)
+            self.rebind(self.original, self.asking)
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.rebind(self.asking, self.original)
+                self.original = self.asking = None
+
+    def rebind(self, old: Any, new: Any) -> None:
+        """In every loaded module that holds it: importing a function by name makes a reference of one's own."""
+        for module in [*sys.modules.values()] if self.original is not None else []:
+            held: dict[str, Any] = getattr(module, "__dict__", {})
+            for name in [k for k, v in held.items() if v is old]:
+                held[name] = new
+
+
+_focal = _Focal()
+
+
+def _asking(original: Any) -> Any:
+    def sigmoid_focal_loss(
+        inputs: Any, targets: Any, alpha: Any = 0.25, gamma: Any = 2.0, reduction: Any = "none"
+    ) -> Any:
+        modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if (
+            any(isinstance(mode, _Divert) for mode in modes)
+            and pytorch_takes(inputs, targets, None, reduction, None)
+            and torchvision_takes(alpha, gamma)
+        ):
+            return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+        return original(inputs, targets, alpha, gamma, reduction)
+
+    return functools.wraps(original)(sigmoid_focal_loss) if original else None
+
+
+_backend.TRANSPARENT_MODES.add(_Divert)
+
+
+@contextmanager
+def patched_functions(*, save: str = "output") -> Iterator[None]:
+    """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
+
+    These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
+    :func:`torch.special.expit`, :func:`torch.nn.functional.glu` and
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits`, whoever holds them under whatever name, and
+    torchvision's ``sigmoid_focal_loss`` in every module loaded by then that holds it: in this thread only, and under
+    :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
+    ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
+    indices for one, stay theirs. Every PyTorch call in the block costs some
+    microseconds more, as under any function mode: where modules can be swapped, swap them.
+
+    A context manager and decorator, which nests. What the block raises passes through, and PyTorch's functions are back.
+
+    Args:
+        save: what the sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
+
+    Raises:
+        ValueError: an unknown ``save``.
+    """
+    _checks.save(save, "patched_functions()")
+    if torch.compiler.is_compiling():  # a compiled function rebinds no modules
+        with _Divert(save):
+            yield
+    else:
+        with _focal, _Divert(save):
+            yield
