@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -27,6 +28,15 @@ def right(input: Any, target: Any, reduction: Any, *weights: Any) -> bool:
     if target.dtype == torch.int64:
         return input.dim() > 0 and target.shape == input.shape[:-1] and input.shape[-1] >= 2
     return target.shape == input.shape and (target.is_floating_point() or target.dtype in MASKS)
+
+
+def right_numbers(alpha: Any, gamma: Any, background_index: Any, normalizer: Any, reduction: Any) -> bool:
+    """The same of a focal loss' numbers."""
+    if type(alpha) is not float or not 0 <= alpha <= 1 or type(gamma) is not float or not 0 <= gamma < math.inf:
+        return False
+    if type(background_index) is not int or not -(2**63) <= background_index < 2**63:
+        return False
+    return normalizer is None or (type(normalizer) is float and 0 < normalizer < math.inf and reduction != "mean")
 
 
 def tensors(where: str, **arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -135,12 +134,8 @@ def sigmoid_focal_loss(
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
     where = "sigmoid_focal_loss()"
-    plain = type(alpha) is float and 0 <= alpha <= 1 and type(gamma) is float and 0 <= gamma < math.inf
-    plain = plain and type(background_index) is int and -(2**63) <= background_index < 2**63
-    plain = plain and (
-        normalizer is None or (type(normalizer) is float and 0 < normalizer < math.inf and reduction != "mean")
-    )
-    if not plain or not checks.right(inputs, targets, reduction, weight):
+    numbers_right = checks.right_numbers(alpha, gamma, background_index, normalizer, reduction)
+    if not numbers_right or not checks.right(inputs, targets, reduction, weight):
         checks.reduction(reduction, where)
         background_index = checks.focal(alpha, gamma, background_index, where)
         checks.normalizer(normalizer, reduction, where)
