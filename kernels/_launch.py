@@ -144,8 +144,9 @@ def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype]) 
 
 def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
     """Rows and columns of a tile, or of that part of one."""
-    size = TILE_BYTES // like.element_size() // part
-    if at.row_strides is None or at.cols >= size:
+    whole = TILE_BYTES // like.element_size()
+    size = whole // part
+    if at.row_strides is None or at.cols >= whole:
         return 1, size
     # Each row has an address of its own, which takes registers.
     if at.cols <= NARROW_ROWS:

@@ -29,7 +29,7 @@ from sigtorch import _checks
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
-PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)  # a tuple: Dynamo in torch 2.8 looks into no frozenset
 
 CAPABILITY = (8, 0)  # Triton's own floor
 

@@ -211,7 +211,9 @@ def test_meta_tensors_of_every_dtype(loss):
         out = loss(x, target, reduction="mean")
         assert (out.shape, out.dtype, out.device.type) == ((), b, "meta")
         with torch.autocast("cpu", torch.bfloat16):
-            assert F.binary_cross_entropy_with_logits(x, target).dtype == loss(x, target, reduction="mean").dtype == b
+            assert loss(x, target, reduction="mean").dtype == b
+            if a == b:  # of two dtypes, torch 2.8 makes another one on meta tensors
+                assert F.binary_cross_entropy_with_logits(x, target).dtype == b
 
 
 @every_loss

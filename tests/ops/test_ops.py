@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -263,8 +263,11 @@ def test_traces_symbolic_sizes(case):
         aot_function(lambda *a: case.ours(*a), nop, dynamic=True)(*leaves), expected, **tolerance(torch.float32)
     )
     for unbacked in (False, True):
+        try:
+            theirs = symbolic(case.oracle, inputs, unbacked)
+        except GuardOnDataDependentSymNode:  # torch 2.8's own F.glu wants to know an unbacked size
+            continue
         out = symbolic(case.ours, inputs, unbacked)
-        theirs = symbolic(case.oracle, inputs, unbacked)
         assert [str(n) for n in out.shape] == [str(n) for n in theirs.shape]
 
 
