@@ -103,10 +103,12 @@ def plan(
     """The plan for these operands, and the inputs to launch it with: those given, or copies where no kernel reaches them.
 
     The key holds all that a plan depends on: what layouts are made of, and what Triton compiles apart. Outputs are fresh,
-    and their dtypes follow from the inputs', fn and option; halves of one tensor also lie where its strides put them.
+    and all alike but for their dtypes; halves of one tensor lie where its strides put them.
     """
     last = outputs[-1]
     key: list[Any] = [make, id(fn), option, last.get_device(), last.stride(), last.data_ptr() & 15]
+    for t in outputs:
+        key.append(t.dtype)
     for t in inputs:
         if isinstance(t, torch.Tensor):
             key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)
