@@ -48,17 +48,18 @@ class Plan:
     def __init__(self, call: Call, columns: bool) -> None:
         self.call = call
         self.columns = columns
-        self.direct: tuple[Any, ...] | None = None
+        self.direct: tuple[Any, ...] | None = None  # before the first launch; empty where there is no direct one
 
     def launch(self, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> None:
         if self.columns:  # older versions of Triton take no None in a tuple, and compile a 1 as a constant
             inputs = tuple(1 if t is None else t for t in inputs)
         direct = self.direct
-        if direct is None or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls:
+        if not direct or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls:
             call = self.call
             with torch.cuda.device_of(outputs[0]):
                 compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, **OPTIONS)
-                self.direct = _direct(compiled, call, inputs, outputs)
+                if direct is None:  # asked once, and here, where the operands' device is the current one
+                    self.direct = _direct(compiled, call, inputs, outputs)
             return
         launch, x, y, z, between, arguments, device, current_device, current_stream = direct
         if current_device() == device:
@@ -68,8 +69,10 @@ class Plan:
                 launch(x, y, z, current_stream(device), *between, (inputs, outputs, *arguments))
 
 
-def _direct(compiled: Any, call: Call, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> Any:
-    """What launches a compiled kernel anew; None where Triton is not as expected: ``kernel[grid]`` then always does.
+def _direct(
+    compiled: Any, call: Call, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]
+) -> tuple[Any, ...]:
+    """What launches a compiled kernel anew; nothing where Triton is not as expected: ``kernel[grid]`` then always does.
 
     A compiled kernel has a launcher in Python, and that calls one in C. What it calls it with is recorded here, and only the
     stream and the operands differ from one launch to the next.
@@ -87,9 +90,9 @@ def _direct(compiled: Any, call: Call, inputs: tuple[Operand, ...], outputs: tup
         ((x, y, z, given_stream, *between, given),) = seen
         as_expected = (x, y, z) == call.grid and given_stream is stream and [*map(id, given)] == [*map(id, arguments)]
     except (AttributeError, TypeError, ValueError):
-        return None
+        return ()
     if not as_expected or any(hasattr(b, "data_ptr") for b in between):  # scratch memory, of that one launch
-        return None
+        return ()
     return launch, *call.grid, tuple(between), call.arguments, current_device(), current_device, current_stream
 
 

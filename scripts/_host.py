@@ -15,9 +15,10 @@ from typing import Any
 import _report
 import torch
 from _cases import CASES
+from _measure import Step
 from _output import progress
 from _report import Record
-from _timing import Step, passes_of
+from _timing import passes_of
 from torch import Tensor
 
 import sigtorch

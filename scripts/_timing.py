@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from _measure import Step
 from torch import Tensor
 from torch.utils.benchmark import Measurement, Timer
 from torch.utils.benchmark.utils.common import TaskSpec
 
-Step = Callable[[], Any]
 SECONDS_A_ROUND = 0.05  # for each implementation: a few calls and the allocator decides who looks fast
 CALLS_A_ROUND = 20  # on a GPU, launched while it is kept busy
 BUSY_CYCLES = 50_000_000  # some 25 ms, in which the host gets ahead

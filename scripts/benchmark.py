@@ -16,7 +16,7 @@ Example: ``python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --d
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -43,14 +43,11 @@ SIZES = {"cpu": [2**16, 2**20, 2**22], "cuda": [2**22, 2**24, 2**26, 2**27]}
 MODELLED_ELEMENTS = 2**20  # full blocks only, whatever the block
 
 
-def implementations(
-    case: Case, names: Sequence[str], make: Callable[[], Sequence[Any]], copies: int
-) -> dict[str, dict[str, Step]]:
-    """Every implementation's passes, compiled and warm, over as many sets of inputs in turn."""
+def implementations(case: Case, names: Sequence[str], sets: Sequence[Sequence[Any]]) -> dict[str, dict[str, Step]]:
+    """Every implementation's passes, compiled and warm, over these sets of inputs in turn."""
     torch._dynamo.reset()  # or the next size is compiled with dynamic shapes
     functions = {"eager": case.eager, "sigtorch": case.ours, "compile": torch.compile(case.eager, fullgraph=True)}
     torch.atanh(torch.zeros(2**20))  # until its threads have, torch 2.14's F.logsigmoid is several times slower
-    sets = [make() for _ in range(copies)]
     made = {}
     for name in [name for name in IMPLEMENTATIONS if name in names]:
         every = [passes_of(functions[name], inputs) for inputs in sets]
@@ -108,12 +105,12 @@ def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -
     case, records = CASES[op], []
     source = torch.ones(n, dtype=DTYPES[dtype], device=args.device)
     size, copies = source.element_size(), rotation(source)
-    inputs = case.inputs(n, DTYPES[dtype], args.device)
-    made = implementations(case, args.backends, lambda: case.inputs(n, DTYPES[dtype], args.device), copies)
+    sets = [case.inputs(n, DTYPES[dtype], args.device) for _ in range(copies)]
+    made = implementations(case, args.backends, sets)
     copy = in_turn([partial(torch.empty_like(source).copy_, source.clone()) for _ in range(copies)])
     forward, backward = case.moved(size)
     moved = {"forward": forward, "backward": backward, "both": forward + backward}
-    shape = "x".join(map(str, inputs[0].shape))
+    shape = "x".join(map(str, sets[0][0].shape))
     for pass_ in args.passes:
         steps = {name: steps[pass_] for name, steps in made.items()} | {"copy": copy}
         times, host = interleaved(steps, args.rounds, args.device)
@@ -212,7 +209,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--bytes", action="store_true", help="count the bytes that have to be moved too")
     add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
     args = parser.parse_args(arguments)
-    args.sizes = args.sizes or SIZES[args.device.type if args.device.type == "cuda" else "cpu"]
+    args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
     if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
     if args.machine_code:

@@ -105,12 +105,10 @@ def whole(where: str, name: str, value: Any) -> int:
 
 def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
     """Gives dim as ``whole`` does."""
-    watched = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    plain = type(x) is torch.Tensor and type(dim) is int and not watched and not x.is_nested
-    if plain and -x.dim() <= dim < x.dim() and x.shape[dim] % 2 == 0:
-        return dim
-    tensors(where, **{name: x})
-    dim = whole(where, "dim", dim)
+    if type(x) is not torch.Tensor:
+        tensors(where, **{name: x})
+    if type(dim) is not int:
+        dim = whole(where, "dim", dim)
     if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return dim
     if not -x.dim() <= dim < x.dim():

@@ -45,7 +45,7 @@ def test_argument_for_argument(name, monkeypatch):
         """Publicly, and again."""
         self.direct = None
         launch(self, inputs, outputs)
-        direct.append(self.direct is not None)
+        direct.append(bool(self.direct))
         launch(self, inputs, outputs)
 
     monkeypatch.setattr(launcher, "__init__", recording)

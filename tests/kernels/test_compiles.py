@@ -1,11 +1,7 @@
 """How often a training run whose shapes change waits for the compiler: forward and backward, over 200 shapes."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from compiling import printed
 
 # Kernels at most; each takes 0.2 to 0.5 s of somebody's step.
 BOUNDS = {
@@ -62,11 +58,7 @@ json.dump(found, sys.stdout)
 
 @pytest.fixture(scope="module")
 def compiles():
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(["tests", "scripts"])
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(SCRIPT)
 
 
 @pytest.mark.parametrize("run", BOUNDS)

@@ -105,6 +105,7 @@ def test_strange_internals_launch_publicly(strange, launched):
     for _ in range(3):
         ready.launch((torch.zeros(1),), (torch.ones(1),))
     assert [way for way, _ in launched] == ["public"] * 3
+    assert ready.direct == ()  # not asked again
 
 
 def test_a_strange_driver_launches_publicly(launched, monkeypatch):
@@ -155,6 +156,28 @@ def test_another_device_is_made_current(launched, monkeypatch):
     ready.launch((torch.zeros(1),), (torch.ones(1),))
     assert entered == [3]
     assert launched[1][1][3] == 77  # the stream of the operands' device
+
+
+@direct
+def test_a_plan_is_of_its_operands_device(launched, monkeypatch):
+    """Whichever is current around the first launch."""
+    current = [0]
+
+    class DeviceOf:
+        def __init__(self, tensor):
+            pass
+
+        def __enter__(self):
+            current[0] = 7
+
+        def __exit__(self, *_):
+            current[0] = 0
+
+    monkeypatch.setattr(triton.runtime.driver.active, "get_current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device_of", DeviceOf)
+    ready = plan_with(Launcher, launched)
+    ready.launch((torch.zeros(1),), (torch.ones(1),))
+    assert 7 in ready.direct
 
 
 def test_what_is_kept_is_bounded(monkeypatch, device):

@@ -2,12 +2,10 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import triton
+from compiling import printed
 
 # instructions an element: an operation, its dtype, forward and backward at most
 BOUNDS = {
@@ -70,17 +68,7 @@ json.dump(found, sys.stdout)
 
 
 def counted(arch, rows=()):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(["tests", "scripts"])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(arch), json.dumps(rows), *BOUNDS],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(SCRIPT, str(arch), json.dumps(rows), *BOUNDS)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
