@@ -36,6 +36,9 @@ CAPABILITY = (8, 0)  # Triton's own floor
 # Function modes that leave what exists alone, and so do not watch it: a default device is one.
 TRANSPARENT_MODES: set[type] = {DeviceContext}
 
+# Function modes that send torch.sigmoid here.
+DIVERTING_MODES: set[type] = set()
+
 _forced: ContextVar[str | None] = ContextVar("sigtorch_backend", default=None)
 
 
@@ -79,6 +82,17 @@ def unwatched() -> bool:
 
 def _function_modes_watch() -> bool:
     return any(type(mode) not in TRANSPARENT_MODES for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def aten_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """torch.sigmoid, in a way that is not diverted: who asked for an operation of ours has said what it saves."""
+    if type(x) in PLAIN_TYPES and (torch.compiler.is_compiling() or (_len_torch_function_stack() and _diverted())):
+        return torch.ops.aten.sigmoid.default(x)
+    return torch.sigmoid(x)
+
+
+def _diverted() -> bool:
+    return any(type(mode) in DIVERTING_MODES for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False) -> str:

@@ -132,6 +132,14 @@ def class_changed(names: Collection[str]) -> RuntimeError:
     )
 
 
+def gate_changed(called: object) -> RuntimeError:
+    name = getattr(called, "__name__", type(called).__name__)
+    return RuntimeError(
+        f"patch(): what {name} was called with has changed in place before the product that uses the result; "
+        "undo the patch of this module"
+    )
+
+
 def triton_missing(why: str) -> RuntimeError:
     return RuntimeError(f"backend 'triton' was asked for, but triton cannot be imported: {why}")
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sigtorch.ops import gates, sigmoid
+from sigtorch.plugin import products
 
 
 class MLP(nn.Module):
@@ -45,8 +46,11 @@ def agree(before, after, exactly=False):
         torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} if exactly else {}))
 
 
-def spy(monkeypatch, functions=((sigmoid, "sigmoid"), (gates, "glu"), (gates, "swiglu"))):
-    """A list to which every call of these functions adds its name."""
+GATES = ((sigmoid, "sigmoid"), (gates, "glu"), (gates, "swiglu"), (gates, "sigmoid_gate"))
+
+
+def spy(monkeypatch, functions=GATES):
+    """A list to which every call of these functions adds its name; a patched model's products go to them, as on a GPU."""
     calls = []
 
     def seen(name, function, *args, **kwargs):
@@ -55,4 +59,5 @@ def spy(monkeypatch, functions=((sigmoid, "sigmoid"), (gates, "glu"), (gates, "s
 
     for module, name in functions:
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
+    monkeypatch.setattr(products, "fused_on", lambda *tensors: True)
     return calls

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from sigtorch import _checks
 from sigtorch._autograd import FromInputs, formula_grads, fused, marker, passes_of, saved
-from sigtorch._backend import select
+from sigtorch._backend import aten_sigmoid, select
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -35,14 +35,14 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
     """
     given = (x, gate) if residual is None else (x, gate, residual)
     backend = select(*given)
-    if backend == "formula" or not _gates_fused(x, gate) or (residual is not None and residual.shape != x.shape):
+    if backend == "formula" or not fuses(x, gate) or (residual is not None and residual.shape != x.shape):
         return _checks.broadcast("sigmoid_gate()", _gate_formula, ("x", "gate", "residual"), given)
     if residual is None:
         return SigmoidGateFunction.apply(x, gate, backend)
     return SigmoidGateResidualFunction.apply(x, gate, residual, backend)
 
 
-def _gates_fused(x: torch.Tensor, gate: torch.Tensor) -> bool:
+def fuses(x: torch.Tensor, gate: torch.Tensor) -> bool:
     """The shapes that the kernels broadcast: x's own, (..., 1), (features,) and (N, C, 1, 1)."""
     if gate.shape == x.shape:
         return True
@@ -132,12 +132,12 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def _gate_formula(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-    gated = torch.sigmoid(gate) * x
+    gated = aten_sigmoid(gate) * x
     return gated if residual is None else gated + residual
 
 
 def _lerp_formula(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    s = torch.sigmoid(gate)
+    s = aten_sigmoid(gate)
     return s * x + (1 - s) * y
 
 

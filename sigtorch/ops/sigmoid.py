@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from sigtorch import _checks
 from sigtorch._autograd import FromInputs, fused, passes_of
-from sigtorch._backend import HALF_DTYPES, select
+from sigtorch._backend import HALF_DTYPES, aten_sigmoid, select
 
 
 def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
@@ -41,7 +41,7 @@ def sigmoid(x: torch.Tensor, *, save: str = "output") -> torch.Tensor:
         if backend == "formula":
             if type(x) is not torch.Tensor:
                 _checks.tensors("sigmoid()", x=x)
-            return torch.sigmoid(x)
+            return aten_sigmoid(x)
         return SigmoidFunction.apply(x, backend)
     _checks.save(save, "sigmoid()")
     backend = select(x, cpu_pass=True)
@@ -57,7 +57,7 @@ def _from_input(x: torch.Tensor) -> torch.Tensor:
     PyTorch's own threshold of 20 would cost float64 its last digits.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_nested:
-        return torch.sigmoid(x)
+        return aten_sigmoid(x)
     wide = x.float() if x.dtype in HALF_DTYPES else x
     return torch.exp(-F.softplus(-wide, threshold=50)).to(x.dtype)
 

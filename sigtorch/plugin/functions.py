@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,47 +65,35 @@ class _Divert(TorchFunctionMode):
 
 
 class _Focal:
-    """torchvision's focal loss is plain Python, which no mode sees: while in use, its holders hold one that asks.
+    """torchvision's focal loss is plain Python, which no mode sees: while in use, its code asks for the mode.
 
-    It asks for the mode, so other threads get torchvision's.
+    Whoever holds the function, under whatever name, calls that code. Other threads, in no such block, get torchvision's.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.users = 0
+        self.function: Any = None
         self.original: Any = None
-        self.asking: Any = None
 
     def __enter__(self) -> None:
         with self.lock:
             self.users += 1
-            if self.original is None:
-                self.original = getattr(sys.modules.get("torchvision.ops.focal_loss"), "sigmoid_focal_loss", None)
-                self.asking = _asking(self.original)
-            self.rebind(self.original, self.asking)
+            function = getattr(sys.modules.get("torchvision.ops.focal_loss"), "sigmoid_focal_loss", None)
+            if self.function is not None or not inspect.isfunction(function):
+                return
+            if _arguments(function) == _arguments(_asking) and not function.__closure__:
+                self.original = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+                self.function, function.__code__ = function, _asking.__code__
 
     def __exit__(self, *exception: object) -> None:
         with self.lock:
             self.users -= 1
-            if self.users == 0:
-                self.rebind(self.asking, self.original)
-                self.original = self.asking = None
+            if self.users == 0 and self.function is not None:
+                self.function.__code__, self.function = self.original.__code__, None
 
-    def rebind(self, old: Any, new: Any) -> None:
-        """In every loaded module that holds it: importing a function by name makes a reference of one's own."""
-        for module in [*sys.modules.values()] if self.original is not None else []:
-            held: dict[str, Any] = getattr(module, "__dict__", {})
-            for name in [k for k, v in held.items() if v is old]:
-                held[name] = new
-
-
-_focal = _Focal()
-
-
-def _asking(original: Any) -> Any:
-    def sigmoid_focal_loss(
-        inputs: Any, targets: Any, alpha: Any = 0.25, gamma: Any = 2.0, reduction: Any = "none"
-    ) -> Any:
+    def answer(self, inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
+        """Ours where this thread is in a block and ours means the same, else torchvision's."""
         modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if (
             any(isinstance(mode, _Divert) for mode in modes)
@@ -112,12 +101,22 @@ def _asking(original: Any) -> Any:
             and torchvision_takes(alpha, gamma)
         ):
             return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-        return original(inputs, targets, alpha, gamma, reduction)
-
-    return functools.wraps(original)(sigmoid_focal_loss) if original else None
+        return self.original(inputs, targets, alpha, gamma, reduction)
 
 
+def _asking(inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
+    from sigtorch.plugin.functions import focal  # this runs as torchvision's, with its globals
+
+    return focal.answer(inputs, targets, alpha, gamma, reduction)
+
+
+def _arguments(function: Any) -> tuple[str, ...]:
+    return function.__code__.co_varnames[: function.__code__.co_argcount]  # type: ignore[no-any-return]
+
+
+focal = _Focal()
 _backend.TRANSPARENT_MODES.add(_Divert)
+_backend.DIVERTING_MODES.add(_Divert)
 
 
 @contextmanager
@@ -127,7 +126,7 @@ def patched_functions(*, save: str = "output") -> Iterator[None]:
     These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
     :func:`torch.special.expit`, :func:`torch.nn.functional.glu` and
     :func:`torch.nn.functional.binary_cross_entropy_with_logits`, whoever holds them under whatever name, and
-    torchvision's ``sigmoid_focal_loss`` in every module loaded by then that holds it: in this thread only, and under
+    torchvision's ``sigmoid_focal_loss``, if torchvision is loaded by then: in this thread only, and under
     :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
     ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
     indices for one, stay theirs. Every PyTorch call in the block costs some
@@ -146,5 +145,5 @@ def patched_functions(*, save: str = "output") -> Iterator[None]:
         with _Divert(save):
             yield
     else:
-        with _focal, _Divert(save):
+        with focal, _Divert(save):
             yield

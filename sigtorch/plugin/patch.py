@@ -6,15 +6,14 @@ import copyreg
 import functools
 import re
 import sys
-from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 
 from sigtorch import _checks, nn
-from sigtorch.ops import gates
 from sigtorch.ops.losses.checks import pytorch_takes
-from sigtorch.plugin.recognise import GatedMLP, gated_mlp, inline_gates
+from sigtorch.plugin.recognise import SIGMOID, activation, is_activation, obstacle
+from sigtorch.plugin.rewrite import methods_of
 
 
 class _Swapped:
@@ -32,32 +31,21 @@ class _Swapped:
         return (_new, (*self._sigtorch_recipe, *reduced[1][1:]), *reduced[2:])
 
 
-class _FusedMLP(torch.nn.Module):
-    """The forward of a gated MLP, over the children that its graph named."""
-
-    _sigtorch_recipe: tuple[type, type, GatedMLP]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        gate, up, down, name = self._sigtorch_recipe[2]
-        if not args and list(kwargs) == [name]:
-            args, kwargs = (kwargs[name],), {}
-        if kwargs or len(args) != 1:
-            return super().forward(*args, **kwargs)  # which says what is wrong with the call
-        hidden = gates.swiglu(getattr(self, gate)(*args), getattr(self, up)(*args))
-        return getattr(self, down)(hidden)
-
-
 @functools.cache
-def _subclass(ours: Any, theirs: Any, parts: GatedMLP | None) -> type:
-    """Their class with our forward: still what isinstance and its own methods take it for."""
+def _subclass(theirs: Any, ours: Any, activations: frozenset[tuple[str, str]]) -> type:
+    """Their class with our forward, or their own methods rewritten: still what isinstance takes it for."""
     body = {name: getattr(theirs, name) for name in ("__module__", "__qualname__", "__doc__")}
-    body["_sigtorch_recipe"] = (ours, theirs, parts)
-    made: type = type(theirs)(theirs.__name__, (_Swapped, ours, theirs), body)
+    body["_sigtorch_recipe"] = (theirs, ours, activations)
+    body |= (
+        {name: m.function for name, m in methods_of(theirs, activations).items() if m.function} if ours is None else {}
+    )
+    bases = (_Swapped, theirs) if ours is None else (_Swapped, ours, theirs)
+    made: type = type(theirs)(theirs.__name__, bases, body)
     return made
 
 
-def _new(ours: type, theirs: type, parts: GatedMLP | None, *args: Any) -> Any:
-    cls = _subclass(ours, theirs, parts)
+def _new(theirs: type, ours: type | None, activations: frozenset[tuple[str, str]], *args: Any) -> Any:
+    cls = _subclass(theirs, ours, activations)
     return cls.__new__(cls, *args)
 
 
@@ -105,14 +93,14 @@ class Patch:
     def __init__(self, swaps: list[_Swap], left: list[_Row]) -> None:
         self._rows = [_Row(s.name, type(s.module).__name__, s.note) for s in swaps]
         self._left = left
-        self._undo: list[tuple[_Swap, type]] = []
+        self._undo: list[tuple[_Swap, type, set[str]]] = []
         self.swapped = {row.name: row.note for row in self._rows}
         self.left = {row.name: row.note for row in left}
         try:
             for swap in swaps:
                 before = type(swap.module)
                 swap.module.__class__ = swap.after
-                self._undo.append((swap, before))
+                self._undo.append((swap, before, vars(swap.module).keys() | set()))
                 vars(swap.module).update(swap.extra)
         except BaseException:
             self.undo()
@@ -122,20 +110,21 @@ class Patch:
         """Give every swapped module back the class it had; a second call does nothing.
 
         Raises:
-            RuntimeError: something else changed a module's class or forward since; all others are restored.
+            RuntimeError: something else changed a module's class or forward since; all others are restored. Once that is
+                taken back, another call restores the rest.
         """
         undo, self._undo = self._undo, []
-        changed = []
-        for swap, before in undo:
-            # A forward put on the instance holds ours, bound, and would outlive it.
-            if type(swap.module) is not swap.after or "forward" in vars(swap.module):
-                changed.append(swap.name)
+        for swap, before, had in undo:
+            # A method put on the instance since holds ours, bound, and would outlive it.
+            put = {"forward", *vars(swap.after)} & vars(swap.module).keys() - had
+            if type(swap.module) is not swap.after or put:
+                self._undo.append((swap, before, had))
                 continue
             swap.module.__class__ = before
             for name in swap.extra:
                 vars(swap.module).pop(name, None)
-        if changed:
-            raise _checks.class_changed(changed)
+        if self._undo:
+            raise _checks.class_changed([swap.name for swap, *_ in self._undo])
 
     def __enter__(self) -> Patch:
         return self
@@ -147,8 +136,13 @@ class Patch:
         lines = [f"sigtorch.patch: {len(self._rows)} swapped, {len(self._left)} left"]
         rows = [("swapped", r) for r in self._rows] + [("left", r) for r in self._left]
         # Layers of one kind are one line: their numbers become a star.
-        counts = Counter((how, re.sub(r"\b\d+\b", "*", r.name) or "(model)", r.kind, r.note) for how, r in rows)
-        cells = [(how, f"{n} x", name, kind, note) for (how, name, kind, note), n in counts.items()]
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for how, r in rows:
+            alike.setdefault((how, re.sub(r"\b\d+\b", "*", r.name), r.kind, r.note), []).append(r.name or "(model)")
+        cells = [
+            (how, f"{len(names)} x", name if len(names) > 1 else names[0], kind, note)
+            for (how, name, kind, note), names in alike.items()
+        ]
         widths = [max(len(cell[i]) for cell in cells) for i in range(4)] if cells else []
         for cell in cells:
             head = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=False))
@@ -163,23 +157,25 @@ class Patch:
 
 
 def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
-    """Swaps, in place, the modules of a model that sigtorch fuses.
+    """Swaps, in place, what sigtorch fuses in a model: its modules, and the products in its modules' own methods.
 
-    These are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU`, :class:`torch.nn.BCEWithLogitsLoss`, and every MLP that
-    is exactly ``down(silu(gate(x)) * up(x))``. Names don't tell: an MLP is one where :mod:`torch.fx` traces exactly
-    these steps and finds nothing left in the module, in training and in evaluation, with and without gradients and
-    autocast, as the module stands now; hooks on its activation keep it as it is. A
-    swapped module is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a
-    class that is a subclass of the one it had. It pickles, deep-copies and compiles. Subclasses with a forward of their
-    own are left.
+    The modules are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU` and :class:`torch.nn.BCEWithLogitsLoss`; subclasses with
+    a forward of their own are left. The products are σ(g)·x and silu(g)·u, in whatever surroundings: in the gate of an
+    attention, a squeeze-and-excitation, a feed-forward. A method that holds one is compiled again from its own source, in
+    which the product alone is another call. At each call that looks at what it is given: where the activation is a sigmoid
+    or silu, unhooked and not in place, and kernels take the operands and their shapes, they run. In all other cases, as on a
+    CPU, what was written runs, and gives what it gave, to the last bit.
+
+    A swapped module is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a class
+    that is a subclass of the one it had. Its methods keep their signatures. It pickles, deep-copies, compiles and exports.
 
     Args:
         model: any module; it may be one of those itself.
         save: what the swapped sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
 
     Returns:
-        A :class:`Patch`. ``print`` it for a table of what was swapped and what was left and why, with the line that
-        would fuse a gate written inline; ``undo()`` it, or use it as a context manager, to have the model as it was.
+        A :class:`Patch`. ``print`` it for a table of what was swapped and what was left and why; ``undo()`` it, or use it as
+        a context manager, to have the model as it was.
 
     Raises:
         TypeError: model is not a module.
@@ -187,44 +183,51 @@ def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
     """
     _checks.module(model, "patch()")
     _checks.save(save, "patch()")
-    swaps, left = [], []
+    swaps: list[_Swap] = []
+    left: list[_Row] = []
     for name, module in model.named_modules():
-        found = _look_at(name, module, save)
-        if isinstance(found, _Swap):
-            swaps.append(found)
-        elif found is not None:
-            left.append(_Row(name, type(module).__name__, found))
+        swap, reason = _look_at(name, module, save)
+        swaps += [swap] if swap else []
+        left += [_Row(name, type(module).__name__, reason)] if reason else []
     return Patch(swaps, left)
 
 
-def _look_at(name: str, module: torch.nn.Module, save: str) -> _Swap | str | None:
-    """How to swap it, why not, or None where there is nothing to say."""
+def _look_at(name: str, module: torch.nn.Module, save: str) -> tuple[_Swap | None, str | None]:
+    """How to swap it, and what of it is left and why."""
     cls: Any = type(module)
     if isinstance(module, _Swapped) or cls.__module__.startswith("sigtorch."):
-        return "sigtorch's already"
+        return None, "sigtorch's already"
     for base, ours in _OURS.items():
         if isinstance(module, base):
             if "forward" in vars(module) or cls.forward is not base.forward:
-                return "has a forward of its own"
-            after = ours if cls is base else _subclass(ours, cls, None)
+                return None, "has a forward of its own"
+            after = ours if cls is base else _subclass(cls, ours, frozenset())
             # The arguments that ours takes and PyTorch's does not.
             options, theirs = {"save": save} if ours is nn.Sigmoid else {}, vars(base())
             extra = {k: v for k, v in vars(ours(**options)).items() if k not in theirs}
             if taken := extra.keys() & vars(module).keys():
-                return f"has a {min(taken)!r} of its own"
-            return _Swap(name, module, after, extra, f"sigtorch.nn.{ours.__name__}")
-    if cls.__module__.startswith("torch.") or cls.forward is torch.nn.Module.forward:
-        return None
-    parts = gated_mlp(module)
-    if isinstance(parts, GatedMLP):
-        note = f"sigtorch.swiglu({parts.gate}, {parts.up}) -> {parts.down}"
-        return _Swap(name, module, _subclass(_FusedMLP, cls, parts), {}, note)
-    return _left(module, parts)
+                return None, f"has a {min(taken)!r} of its own"
+            return _Swap(name, module, after, extra, f"sigtorch.nn.{ours.__name__}"), None
+    return _products_of(name, module)
 
 
-def _left(module: torch.nn.Module, reason: str | None) -> str | None:
-    """What a table says of a module that is no layer of ours but may hold gates."""
-    hints = [f"inline at {where}, by hand: {line}" for where, line in inline_gates(module)]
-    if hints and any(p.ndim == 3 for p in module.parameters(recurse=False)):
-        reason = "packed experts"
-    return "\n".join(filter(None, [reason, *hints])) or None
+def _products_of(name: str, module: torch.nn.Module) -> tuple[_Swap | None, str | None]:
+    """How to fuse the products in a module's methods."""
+    cls: Any = type(module)
+    held = {**vars(module), **module._modules}
+    kinds = {attribute: activation(value) for attribute, value in held.items()}
+    activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if kind)
+    methods = methods_of(cls, activations)
+    replaced = methods.keys() & vars(module).keys()
+    fused = [s for method, m in methods.items() if method not in replaced for s in m.sites if not s.reason]
+    left = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
+    left += [f"{s.where}: {method} was replaced on the instance" for method in replaced for s in methods[method].sites]
+    for attribute, value in held.items():
+        if is_activation(value) and not kinds[attribute]:
+            more = methods_of(cls, activations | {(attribute, SIGMOID)})
+            known = {s.where for m in methods.values() for s in m.sites}
+            left += [f"{s.where}: {attribute} cannot be fused, {obstacle(value)}" for m in more.values() for s in m.sites
+                     if s.where not in known]  # fmt: skip
+    note = "; ".join(dict.fromkeys(f"sigtorch.{s.fused} at {s.where}" for s in fused))
+    swap = _Swap(name, module, _subclass(cls, None, activations), {}, note) if fused else None
+    return swap, "\n".join(dict.fromkeys(left)) or None

@@ -1,278 +1,124 @@
-"""What a module of somebody else computes: proven by tracing it, or read from its source as a hint for its owner."""
+"""Which functions and modules of anybody's are a sigmoid or a silu, and nothing else."""
 
 from __future__ import annotations
 
 import ast
-import copy
 import functools
 import inspect
-import itertools
 import operator
 import textwrap
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
+from torch.nn.modules import module as torch_modules
 
-_DEVICES = ("cpu", "cuda")
-_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
+from sigtorch.nn import Sigmoid
 
-
-class GatedMLP(NamedTuple):
-    """The children of a module that is exactly down(silu(gate(x)) * up(x)), and the name of x."""
-
-    gate: str
-    up: str
-    down: str
-    input: str
-
-
-class Hint(NamedTuple):
-    """A gate written inline: where, and the line that would fuse it."""
-
-    where: str
-    line: str
+SIGMOID, SILU = "sigmoid", "silu"
+sigmoid_method = operator.methodcaller("sigmoid")  # what x.sigmoid() calls, whatever x is
+_FUNCTIONS: dict[Any, str] = {
+    torch.sigmoid: SIGMOID,
+    torch.special.expit: SIGMOID,
+    F.sigmoid: SIGMOID,
+    F.silu: SILU,
+    sigmoid_method: SIGMOID,
+}
+_MODULES: dict[Any, str] = {nn.Sigmoid: SIGMOID, Sigmoid: SIGMOID, nn.SiLU: SILU}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_compiled_call_impl")
+_GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 
-class _Changed(Exception):
-    """A forward that turns gradients or autocast off for itself, which no graph shows."""
+def activation(called: Any) -> str | None:
+    """What calling this with one tensor computes, and nothing besides: "sigmoid" or "silu", or None."""
+    if isinstance(called, nn.Module):
+        cls: Any = type(called)
+        kind = _of_class(cls)
+        return kind if kind and obstacle(called) is None else None
+    return _function(called)
 
 
-class _Tracer(fx.Tracer):
-    """Keeps whatever holds state whole, so that projections may be anything, and looks into activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ambient = _ambient()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        stateful = next(chain(m.parameters(), m.buffers(), m.children()), None) is not None
-        return stateful or super().is_leaf_module(m, module_qualified_name)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _ambient() != self.ambient:
-            raise _Changed
-        return super().create_node(*args, **kwargs)
-
-
-def _ambient() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),  # checkpointing and offloading
-        *(torch.is_autocast_enabled(d) for d in _DEVICES),
-        *(torch.get_autocast_dtype(d) for d in _DEVICES),
-    )
-
-
-@contextmanager
-def _mode(gradients: bool, autocast: bool) -> Iterator[None]:
-    """So that a forward shows that turns them round, or asks for them."""
-    before = [torch.is_autocast_enabled(d) for d in _DEVICES]
-    try:
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for d in _DEVICES:
-                torch.set_autocast_enabled(d, autocast)
-            yield
-    finally:
-        for d, was in zip(_DEVICES, before, strict=True):
-            torch.set_autocast_enabled(d, was)
-
-
-def _trace(module: nn.Module, training: bool, gradients: bool = True, autocast: bool = True) -> list[fx.Node] | None:
-    """The nodes of its forward; None where it cannot be traced, or leaves something in the module."""
-    try:
-        with _mode(gradients, autocast):
-            # A copy, for a forward that writes to self.
-            twin = object.__new__(type(module))
-            twin.__dict__ = _copy(vars(module))
-            twin.training = training
-            twin._buffers = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
-            before, versions = _copy(vars(twin)), _versions(twin)
-            nodes = list(_Tracer().trace(twin).nodes)
-        return nodes if (vars(twin), _versions(twin)) == (before, versions) else None
-    except Exception:  # a stranger's forward, run on proxies, may raise anything
-        return None
-
-
-def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in state.items()}
-
-
-def _versions(module: nn.Module) -> list[int]:
-    return [b._version for b in module._buffers.values() if b is not None]
-
-
-def gated_mlp(module: nn.Module) -> GatedMLP | str | None:
-    """The parts of an MLP that is exactly silu(gate)·up → down; why it is not, or None for what is nothing like one."""
-    if len(module._modules) < 3 or not _takes_one(type(module)):
-        return None
-    first, *modes = itertools.product((module.training, not module.training), (True, False), (True, False))
-    graph = _trace(module, *first)
-    if graph is None:
-        return None
-    found = _match(graph, module)
-    if found is None:
-        steps = [_step(n, module) for n in graph if n.op not in ("placeholder", "output")]
-        if not {"silu", "mul"} <= {*steps}:
-            return None
-        listed = ", ".join(steps) if len(steps) < 12 else f"{len(steps)} steps"
-        return f"not exactly down(silu(gate) * up), but {listed}"
-    for mode in modes:
-        other = _trace(module, *mode)
-        if other is None or _match(other, module) != found:
-            return "computes something else in another mode (training, gradients, autocast)"
-    for name, child in module.named_modules():
-        if name.split(".")[0] in found:  # which are called as before
-            continue
-        if "forward" in vars(child):
-            return f"forward was replaced on the instance{name and f' of {name}'}"
-        if name and _hooks(child):
-            return f"hooks on {name}, which fusing would bypass"
-    return found
-
-
-def _takes_one(cls: type[nn.Module]) -> bool:
-    """Whether forward takes one tensor and nothing else: what takes more is not run on proxies at all."""
-    forward = inspect.getattr_static(cls, "forward", None)  # a scripted class has none
-    parameters = list(inspect.signature(forward).parameters.values())[1:] if inspect.isfunction(forward) else []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    return len(parameters) == 1 and parameters[0].kind in named and parameters[0].default is inspect.Parameter.empty
-
-
-def _hooks(module: nn.Module) -> bool:
-    return any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks") and "state_dict" not in name)
-
-
-def _step(node: fx.Node, module: nn.Module) -> str:
-    if _is_silu(node, module):
-        return "silu"
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def _is_silu(node: fx.Node, module: nn.Module) -> bool:
-    if len(node.args) != 1:
-        return False
-    if node.op == "call_module":
-        child = module.get_submodule(str(node.target))
-        return type(child) is nn.SiLU and not child.inplace and not node.kwargs
-    return node.target is F.silu and not node.kwargs.get("inplace")
-
-
-def _match(nodes: Any, module: nn.Module) -> GatedMLP | None:
-    if len(nodes) != 7:  # x, gate, silu, up, product, down, output
-        return None
-    x, down = nodes[0], nodes[-1].args[0]
-    product: Any = _called(down)
-    if getattr(product, "target", None) not in _PRODUCTS or product.kwargs or len(product.args) != 2:
-        return None
-    for silu, up in (product.args, product.args[::-1]):
-        gate: Any = silu.args[0] if isinstance(silu, fx.Node) and _is_silu(silu, module) else None
-        if gate is not up and _called(gate) is x and _called(up) is x:
-            found = GatedMLP(gate.target, up.target, down.target, x.target)
-            return None if any("." in name for name in found) else found
+def obstacle(module: nn.Module) -> str | None:
+    """Why calling a module is more than running its class' forward."""
+    held = module.__dict__
+    if "forward" in held:
+        return "its forward was replaced on the instance"
+    if held.get("inplace"):
+        return "it works in place"
+    for name in _HOOKS:
+        if held.get(name):
+            return "it is compiled" if name == "_compiled_call_impl" else "it has hooks, which fusing would bypass"
+    for name in _GLOBAL_HOOKS:
+        if getattr(torch_modules, name):
+            return "all modules have hooks, which fusing would bypass"
     return None
 
 
-def _called(node: Any) -> Any:
-    """The only argument of a child module's call."""
-    plain = isinstance(node, fx.Node) and node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-    return node.args[0] if plain else None
-
-
-def inline_gates(module: nn.Module) -> list[Hint]:
-    """Gates that the module's methods write out, σ(g)·x and silu(g)·u, with the line that fuses each."""
+def is_activation(module: Any) -> bool:
+    """Whether a module's class computes a sigmoid or a silu, whatever hangs on the instance."""
     cls: Any = type(module)
-    roles = [(name, role) for name, child in module.named_children() if (role := _activation(child))]
-    return list(_inline_gates(cls, tuple(roles)))
+    return isinstance(module, nn.Module) and _of_class(cls) is not None
 
 
-def _activation(child: nn.Module) -> str | None:
-    if isinstance(child, nn.Sigmoid):
-        return "sigmoid"
-    if next(chain(child.parameters(), child.children()), None) is not None or not _takes_one(type(child)):
+def _function(called: Any) -> str | None:
+    try:
+        return _FUNCTIONS.get(called)
+    except TypeError:  # not hashable
         return None
-    if isinstance(child, nn.SiLU):
-        return "silu"
-    nodes = _trace(child, child.training) or []
-    return "silu" if len(nodes) == 3 and nodes[1].target is F.silu else None
 
 
 @functools.cache
-def _inline_gates(cls: type, roles: tuple[tuple[str, str], ...]) -> tuple[Hint, ...]:
-    hints: dict[Hint, None] = {}
-    methods: dict[str, Any] = {}
-    for base in cls.__mro__:
-        if base.__module__.split(".")[0] in ("torch", "sigtorch", "builtins"):
-            continue
-        methods = {**vars(base), **methods}
-    told = {"sigmoid", "silu", *dict(roles)}
-    for method in methods.values():
-        function = inspect.unwrap(method) if callable(method) else None
-        if inspect.isfunction(function) and not told.isdisjoint(function.__code__.co_names):
-            hints.update(dict.fromkeys(_hints(function, dict(roles))))
-    return tuple(hints)
-
-
-def _hints(function: Any, roles: dict[str, str]) -> Iterator[Hint]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError, TypeError):  # made at run time, or a lambda within a line
-        return
-    code = function.__code__
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr):
-            line, fuser = node.lineno + code.co_firstlineno - 1, _Fuser(roles)
-            fused = fuser.visit(node)
-            if fuser.found:
-                name = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-                yield Hint(f"{name}:{line}", ast.unparse(ast.fix_missing_locations(fused)))
-
-
-class _Fuser(ast.NodeTransformer):
-    """Writes σ(g)·x and silu(g)·u of a statement as calls of sigtorch."""
-
-    def __init__(self, roles: dict[str, str]) -> None:
-        self.roles = roles
-        self.found = False
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        self.generic_visit(node)
-        return (self._fused(node.left, node.right) if isinstance(node.op, ast.Mult) else None) or node
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        self.generic_visit(node)
-        value = self._fused(None, node.value, ast.unparse(node.target)) if isinstance(node.op, ast.Mult) else None
-        return ast.Assign([node.target], value, lineno=node.lineno) if value else node
-
-    def _fused(self, left: ast.expr | None, right: ast.expr, target: str = "") -> ast.expr | None:
-        for act, other in ((left, right), (right, left)):
-            name, gate = self._gate(act)
-            value = target if other is None else ast.unparse(other)
-            # A number is a scale, and x·σ(x) is no gate but silu itself.
-            if gate is None or isinstance(other, ast.Constant) or value == gate:
-                continue
-            self.found = True
-            call = f"sigmoid_gate({value}, {gate})" if name == "sigmoid" else f"swiglu({gate}, {value})"
-            return ast.parse(f"sigtorch.{call}", mode="eval").body
+def _of_class(cls: Any) -> str | None:
+    if cls.__call__ is not nn.Module.__call__:  # type: ignore[operator]
         return None
+    forward = inspect.getattr_static(cls, "forward", None)
+    for known, kind in _MODULES.items():
+        if forward is known.forward:
+            return kind
+    return _of_forward(forward) if inspect.isfunction(forward) else None
 
-    def _gate(self, node: ast.expr | None) -> tuple[str, str | None]:
-        """What is called, sigmoid or silu, and on what."""
-        if not isinstance(node, ast.Call) or len(node.args) > 1 or node.keywords:
-            return "", None
-        called = node.func
-        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        if ast.unparse(called) == f"self.{name}":
-            name = self.roles.get(name, "")
-        if name not in ("sigmoid", "silu"):
-            return "", None
-        if node.args:
-            return name, ast.unparse(node.args[0])
-        return name, ast.unparse(called.value) if isinstance(called, ast.Attribute) else None
+
+def _of_forward(forward: Any) -> str | None:
+    """What a forward of one statement returns: sigmoid or silu of its one argument."""
+    parameters = [*inspect.signature(forward).parameters]
+    tree = parsed(forward)
+    if tree is None or len(parameters) != 2 or tree.decorator_list:
+        return None
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
+    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{parameters[0]}.inplace":
+        value = value.orelse  # asked of the instance
+    if not isinstance(value, ast.Call) or value.keywords:
+        return None
+    if ast.unparse(value) == f"{parameters[1]}.sigmoid()":
+        return SIGMOID
+    if len(value.args) != 1 or ast.unparse(value.args[0]) != parameters[1]:
+        return None
+    return _function(found(value.func, forward))
+
+
+def parsed(function: Any) -> ast.FunctionDef | None:
+    """A function's source as a tree, its lines counted as in its file; None where there is none."""
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, SyntaxError, TypeError, ValueError):  # made at run time, or a lambda within a line
+        return None
+    if not isinstance(tree, ast.FunctionDef):
+        return None
+    return ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
+
+
+def found(node: ast.expr, function: Any) -> Any:
+    """What a name of a function's globals or closure, or an attribute of such a module, stands for; else None."""
+    if isinstance(node, ast.Attribute):
+        owner = found(node.value, function)
+        return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
+    if not isinstance(node, ast.Name):
+        return None
+    code = function.__code__
+    if node.id in code.co_freevars:
+        return inspect.getclosurevars(function).nonlocals.get(node.id)
+    if node.id in (*code.co_varnames, *code.co_cellvars):
+        return None
+    return function.__globals__.get(node.id)

@@ -1,0 +1,148 @@
+"""Count what ``sigtorch.patch`` reaches in models of timm, torchvision and transformers: their own code, random weights.
+
+A site is a product σ(g)·x or silu(g)·u of two tensors that one evaluation of a small model computes. The plain model's sites
+are counted by watching its operators; those fused are the products that the patched model hands to sigtorch in a shape that
+a kernel takes. The same run checks that the patched model's output is the plain one's, to the last bit.
+
+Needs the models: ``pip install ".[reach]"``. No download, no GPU.
+
+Example: ``python scripts/reach.py --libraries timm torchvision``
+"""
+
+import argparse
+import csv
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import _stdout
+import torch
+from _models import LIBRARIES, Example
+from _options import folder
+from _output import progress
+from rich.console import Console
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import sigtorch
+from sigtorch.plugin import products
+
+ACTIVATIONS = {torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.silu, torch.ops.aten.silu_}
+PRODUCTS = {torch.ops.aten.mul, torch.ops.aten.mul_}
+
+
+class Watch(TorchDispatchMode):
+    """Finds products of two tensors of which one is what a sigmoid or silu returned, maybe cast or as a view, for just that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activated: dict[int, torch.Tensor] = {}  # by storage, each kept alive so that no other takes its place
+        self.uses: Counter[int] = Counter()  # of such a storage, by what is no view of it
+        self.products: list[tuple[str, set[int]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        used = {storage(t) for t in tree_leaves(args) if isinstance(t, torch.Tensor)} & self.activated.keys()
+        packet = func.overloadpacket
+        if packet in ACTIVATIONS or (used and packet is torch.ops.aten._to_copy):
+            self.activated[storage(out)] = out
+        if isinstance(out, torch.Tensor) and storage(out) not in used:
+            self.uses.update(used)
+        if used and packet in PRODUCTS and all(isinstance(t, torch.Tensor) and t.dim() for t in args[:2]):
+            self.products.append((line(), used))
+        return out
+
+    def sites(self) -> Counter[str]:
+        """How often each line of code computes one."""
+        return Counter(where for where, used in self.products if any(self.uses[s] == 1 for s in used))
+
+
+def storage(t: torch.Tensor) -> int:
+    return t.untyped_storage()._cdata  # type: ignore[no-any-return]
+
+
+def line() -> str:
+    """Whose code multiplies: the first file on the stack that is neither PyTorch's nor the plug-in's."""
+    for frame, number in traceback.walk_stack(None):
+        path = Path(frame.f_code.co_filename)
+        if not {"torch", "plugin", "scripts"} & {*path.parts}:
+            return f"{path.parent.name}/{path.name}:{number}"
+    return "?"
+
+
+def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return [
+            t for t in tree_leaves(dict(enumerate(_values(model(**example.inputs()))))) if isinstance(t, torch.Tensor)
+        ]
+
+
+def _values(out: Any) -> Any:
+    return list(out.values()) if isinstance(out, dict) else [out]
+
+
+def row(name: str, example: Example) -> dict[str, Any]:
+    """What a table says of a model."""
+    torch.manual_seed(0)
+    model = example.build().eval()
+    with Watch() as before:
+        plain = outputs(model, example)
+    with sigtorch.patch(model):
+        same = all(torch.equal(a, b) for a, b in zip(plain, outputs(model, example), strict=True))
+        # CPU tensors pass for those of a device with kernels; PyTorch's operators compute what is handed over.
+        with mock.patch.object(products, "fused_on", return_value=True), Watch() as after:
+            outputs(model, example)
+    left = {where: n for where, n in after.sites().items() if where.split(":")[0] != "ops/gates.py"}
+    sites = before.sites().total()
+    return {
+        "model": name,
+        "sites": sites,
+        "fused": sites - sum(left.values()),
+        "output": "same" if same else "OTHER",
+        "left": ", ".join(f"{n} at {where}" for where, n in left.items()),
+    }
+
+
+def table(library: str, rows: list[dict[str, Any]]) -> Table:
+    """One library's models, and their sum."""
+    sites, reached = (sum(r[name] for r in rows) for name in ("sites", "fused"))
+    made = Table(title=f"{library}: {reached} of {sites} sites ({reached / max(sites, 1):.0%})")
+    for name in rows[0]:
+        made.add_column(name, justify="right" if name in ("sites", "fused") else "left")
+    for r in rows:
+        made.add_row(*map(str, r.values()))
+    return made
+
+
+def main() -> None:
+    """Counts, prints a table a library, and writes them as CSV."""
+    _stdout.escape_what_it_lacks()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="(default: all)")
+    parser.add_argument("--out", type=folder, default=Path("runs/reach"), help="for reach.csv (default: %(default)s)")
+    options = parser.parse_args()
+    console = Console()
+    written = []
+    for library in options.libraries:
+        examples, rows = LIBRARIES[library](), []
+        with progress(library, len(examples)) as step, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old models' own code
+            for name, example in examples.items():
+                rows.append(row(name, example))
+                step(sites=rows[-1]["sites"], fused=rows[-1]["fused"])
+        console.print(table(library, rows))
+        written += [{"library": library, **r} for r in rows]
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "reach.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, written[0])
+        writer.writeheader()
+        writer.writerows(written)
+
+
+if __name__ == "__main__":
+    main()
