@@ -38,6 +38,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[triton,scripts,tensorboard,test,lint]" $(if $(TORCH),torch==$(TORCH))
+	# On their own, and not in the way: torchvision comes after torch, and must not hold it back.
+	-$(BIN)/python -m pip install --quiet --editable ".[models]" torch==$$($(BIN)/python -c "from importlib.metadata import version; print(version('torch'))")
 	touch $@
 
 clean:
