@@ -197,6 +197,8 @@ def _look_at(name: str, module: torch.nn.Module, save: str) -> tuple[_Swap | Non
     cls: Any = type(module)
     if isinstance(module, _Swapped) or cls.__module__.startswith("sigtorch."):
         return None, "sigtorch's already"
+    if isinstance(module, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        return None, "traced already: patch the model before that"
     for base, ours in _OURS.items():
         if isinstance(module, base):
             if "forward" in vars(module) or cls.forward is not base.forward:

@@ -83,7 +83,7 @@ def product(left: Any, right: Any, by: Callable[[Any, Any], Any] | str = operato
 
 def fused_on(*tensors: torch.Tensor) -> bool:
     """Whether a kernel runs on these."""
-    return _backend.select(*tensors) == "triton" and tensors[0].is_floating_point()
+    return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
 
 
 def _shapes_fuse(act: Activated, x: Any) -> bool:

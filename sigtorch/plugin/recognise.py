@@ -25,7 +25,7 @@ _FUNCTIONS: dict[Any, str] = {
     F.silu: SILU,
     sigmoid_method: SIGMOID,
 }
-_MODULES: dict[Any, str] = {nn.Sigmoid: SIGMOID, Sigmoid: SIGMOID, nn.SiLU: SILU}
+_FORWARDS: dict[Any, str] = {nn.Sigmoid.forward: SIGMOID, Sigmoid.forward: SIGMOID, nn.SiLU.forward: SILU}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_compiled_call_impl")
 _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
@@ -33,8 +33,7 @@ _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 def activation(called: Any) -> str | None:
     """What calling this with one tensor computes, and nothing besides: "sigmoid" or "silu", or None."""
     if isinstance(called, nn.Module):
-        cls: Any = type(called)
-        kind = _of_class(cls)
+        kind = _of_module(called)
         return kind if kind and obstacle(called) is None else None
     return _function(called)
 
@@ -55,10 +54,9 @@ def obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def is_activation(module: Any) -> bool:
+def is_activation(value: Any) -> bool:
     """Whether a module's class computes a sigmoid or a silu, whatever hangs on the instance."""
-    cls: Any = type(module)
-    return isinstance(module, nn.Module) and _of_class(cls) is not None
+    return isinstance(value, nn.Module) and _of_module(value) is not None
 
 
 def _function(called: Any) -> str | None:
@@ -68,20 +66,17 @@ def _function(called: Any) -> str | None:
         return None
 
 
+def _of_module(module: nn.Module) -> str | None:
+    cls: Any = type(module)
+    return _of_forward(cls.forward) if cls.__call__ is nn.Module.__call__ else None
+
+
 @functools.cache
-def _of_class(cls: Any) -> str | None:
-    if cls.__call__ is not nn.Module.__call__:  # type: ignore[operator]
-        return None
-    forward = inspect.getattr_static(cls, "forward", None)
-    for known, kind in _MODULES.items():
-        if forward is known.forward:
-            return kind
-    return _of_forward(forward) if inspect.isfunction(forward) else None
-
-
 def _of_forward(forward: Any) -> str | None:
     """What a forward of one statement returns: sigmoid or silu of its one argument."""
-    parameters = [*inspect.signature(forward).parameters]
+    if forward in _FORWARDS:
+        return _FORWARDS[forward]
+    parameters = [*inspect.signature(forward).parameters] if inspect.isfunction(forward) else []
     tree = parsed(forward)
     if tree is None or len(parameters) != 2 or tree.decorator_list:
         return None

@@ -92,6 +92,21 @@ def test_what_a_sigmoid_saves_may_be_chosen():
         pytest.fail("entered")
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_of_ours_keeps_what_it_saves(compiled):
+    """An operation of ours runs PyTorch's sigmoid on a CPU, which is not sent here a second time."""
+    x = torch.full((2,), 40.0, requires_grad=True)
+    forms = [sigtorch.nn.Sigmoid(), lambda x: sigtorch.sigmoid_gate(torch.ones(2), x)]
+    forms += [lambda x: sigtorch.sigmoid_lerp(torch.ones(2), torch.zeros(2), x)]
+    for form in forms:
+        torch._dynamo.reset()
+        run = torch.compile(form, fullgraph=True, backend="aot_eager") if compiled else form
+        with sigtorch.patched_functions(save="input"):
+            assert not torch.autograd.grad(run(x).sum(), x)[0].any()
+    with sigtorch.patched_functions(save="input"), sigtorch.patched_functions():  # the inner one decides
+        assert not torch.autograd.grad(torch.sigmoid(x).sum(), x)[0].any()
+
+
 def test_in_place_and_out_stay_pytorchs(calls):
     x = torch.randn(4)
     expected, out = torch.sigmoid(x), torch.empty(4)

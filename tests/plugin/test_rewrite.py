@@ -327,6 +327,10 @@ def test_what_becomes_of_an_activation_later_is_seen(calls):
         run(model)
     assert seen.count("global") == 5
     assert calls == ["swiglu"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nn.SiLU, "forward", nn.Tanh.forward)
+        agree(tanh, run(model), exactly=True)
+    assert calls == ["swiglu"]
 
 
 class Squeeze(nn.Module):

@@ -42,6 +42,14 @@ def test_traced_by_fx(calls):
     assert not calls
 
 
+@pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, lambda m: torch.jit.trace(m, torch.randn(4, 6))])
+def test_what_is_traced_already_is_left(trace):
+    traced = trace(MLP())
+    patch = sigtorch.patch(traced)
+    assert patch.left[""] == "traced already: patch the model before that"
+    assert not patch.swapped
+
+
 def test_exported_with_dynamic_shapes(calls):
     model, x = MLP(), torch.randn(4, 6)
     with sigtorch.patch(model):
