@@ -11,6 +11,7 @@ Example: ``python scripts/reach.py --libraries timm torchvision``
 
 import argparse
 import csv
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -68,7 +69,7 @@ def storage(t: torch.Tensor) -> int:
 def line() -> str:
     """Whose code multiplies: the first file on the stack that is neither PyTorch's, nor the plug-in's, nor this."""
     passed = (Path(torch.__file__).parent, Path(products.__file__).parent, Path(__file__))
-    for frame, number in traceback.walk_stack(None):
+    for frame, number in traceback.walk_stack(sys._getframe()):
         path = Path(frame.f_code.co_filename)
         if not {path, *path.parents} & {*passed}:
             return f"{path.parent.name}/{path.name}:{number}"
