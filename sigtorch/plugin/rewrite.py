@@ -65,7 +65,7 @@ def methods_of(cls: Any, activations: frozenset[tuple[str, str]]) -> dict[str, R
 def _names(function: Any) -> set[str]:
     """What a function's code names, wrapped and nested ones included."""
     names: set[str] = set()
-    codes = [inspect.unwrap(function).__code__]
+    codes = [f.__code__ for f in (inspect.unwrap(function),) if inspect.isfunction(f)]
     for code in codes:
         names.update((*code.co_names, *code.co_freevars))
         codes += [c for c in code.co_consts if inspect.iscode(c)]

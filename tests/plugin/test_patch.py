@@ -160,6 +160,10 @@ def test_an_attribute_of_the_same_name_is_left():
 class Builtin(nn.Module):
     forward = staticmethod(torch.tanh)
 
+    @functools.wraps(torch.sigmoid)
+    def sigmoid(self, x):
+        return torch.sigmoid(x) * x
+
 
 class Registered(nn.Sigmoid):
     """A class that keeps a list of its subclasses, and wants an argument of each."""
