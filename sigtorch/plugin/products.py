@@ -12,7 +12,7 @@ import torch
 
 from sigtorch import _backend, _checks
 from sigtorch.ops import gates
-from sigtorch.plugin.recognise import SIGMOID, activation
+from sigtorch.plugin.recognise import SIGMOID, activation, sequence
 
 
 class Activated:
@@ -56,7 +56,7 @@ class Activated:
 
 
 def activated(called: Any, gate: Any, still: bool) -> Any:
-    """``called(gate)``, put off where it is a sigmoid or silu of a tensor that kernels take.
+    """``called(gate)``, of which the last step is put off where that is a sigmoid or silu, and kernels take the tensor.
 
     Still means that nothing runs before the product that could change the gate in place. Else its version tells, which
     tensors of inference mode do not have. Where no kernel runs, everything runs as, and when, it was written.
@@ -65,6 +65,12 @@ def activated(called: Any, gate: Any, still: bool) -> Any:
         return called(gate)
     kind = activation(called)
     if kind is None or (not still and gate.is_inference()):
+        return called(gate)
+    while modules := sequence(called):
+        *before, called = modules
+        for module in before:
+            gate = module(gate)
+    if type(gate) not in _backend.PLAIN_TYPES:
         return called(gate)
     return Activated(kind, called, gate, None if still else gate._version)
 

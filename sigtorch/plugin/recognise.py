@@ -31,11 +31,24 @@ _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 
 def activation(called: Any) -> str | None:
-    """What calling this with one tensor computes, and nothing besides: "sigmoid" or "silu", or None."""
-    if isinstance(called, nn.Module):
-        kind = _of_module(called)
-        return kind if kind and obstacle(called) is None else None
-    return _function(called)
+    """What calling this with one tensor ends in: "sigmoid" or "silu", or None. A module is that, or a sequence's last one."""
+    if not isinstance(called, nn.Module):
+        return _function(called)
+    kind = _of_module(called)
+    if kind is None and (modules := sequence(called)):
+        kind = activation(modules[-1])
+    return kind if kind and obstacle(called) is None else None
+
+
+def sequence(called: Any) -> list[nn.Module]:
+    """The modules that a sequence calls one after the other; none of anything else."""
+    cls: Any = type(called)
+    plain = (
+        isinstance(called, nn.Sequential)
+        and cls.forward is nn.Sequential.forward
+        and cls.__iter__ is nn.Sequential.__iter__
+    )
+    return [*called] if plain and cls.__call__ is nn.Module.__call__ else []
 
 
 def obstacle(module: nn.Module) -> str | None:

@@ -264,7 +264,7 @@ def test_what_works_in_place_is_left():
     assert not patch.swapped
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU(), nn.Sequential(nn.SiLU())], ids=repr)
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU(), nn.Sequential(), nn.Sequential(nn.SiLU(), nn.ReLU())], ids=repr)
 def test_another_activation_is_left(act):
     assert not sigtorch.patch(MLP(act)).swapped
 
@@ -369,6 +369,42 @@ def test_a_sigmoid_that_another_method_returns(memory_format, calls):
         for scale in (lambda x: torch.ones(1), MethodType(lambda self, x: torch.ones(1), model)):
             model._scale = scale
             torch.testing.assert_close(model(x), x)
+
+
+class Sequence(nn.Module):
+    """Squeeze-and-excitation as most write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(6, 3), nn.ReLU(inplace=True), nn.Sequential(nn.Linear(3, 6), nn.Sigmoid()))
+
+    def forward(self, x):
+        b, c, _, _ = x.size()
+        y = x.mean((2, 3)).view(b, c)
+        y = self.fc(y).view(b, c, 1, 1)
+        return x * y.expand_as(x)
+
+
+def test_a_sequence_that_ends_in_a_sigmoid(calls):
+    model, x = Sequence(), torch.randn(2, 6, 3, 4)
+    before, seen = run(model, x), []
+    sigtorch.patch(model)
+    agree(before, run(model, x))
+    assert calls == ["sigmoid_gate"]
+    for hooked in (model.fc, model.fc[2], model.fc[2][1]):
+        with hooked.register_forward_hook(lambda *a: seen.append(a[0])):
+            agree(before, run(model, x))
+        assert seen.pop() is hooked
+    model.fc[0].register_forward_hook(lambda *a: seen.append(a[0]))
+    agree(before, run(model, x))
+    assert seen == [model.fc[0]]
+    assert calls.count("sigmoid_gate") == 2
+    model.fc[2] = nn.Linear(3, 6)
+    model(x)
+    del model.fc[:]
+    model.fc.append(nn.Tanh())
+    model(x)
+    assert calls.count("sigmoid_gate") == 2
 
 
 class Layout(nn.Module):
