@@ -137,14 +137,15 @@ def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...
     return tuple(like.new_full((), t) if isinstance(t, float) else t for t in inputs)
 
 
-def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype]) -> tuple[Any, ...]:
+def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype], ignoring: int = 0) -> tuple[Any, ...]:
     """What a kernel is compiled for: each operand's strides and kind, the width of an access, and the precision.
 
-    Whether the last bits of a float32 count, for all results of half types round them away; and whether it is all float64.
+    Whether the last bits of a float32 count, for all results of half types round them away; whether it is all float64; and
+    which input, where it is the number that comes last, has its elements ignored: 0 for none.
     """
     precise = not HALF_DTYPES.issuperset(results)
     double = any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in inputs)
-    return at.sets, at.kinds, at.vector, precise, double
+    return at.sets, at.kinds, at.vector, precise, double, ignoring
 
 
 def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
