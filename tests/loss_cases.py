@@ -77,7 +77,7 @@ def focal_oracle(
 ):  # fmt: skip
     """The formula of torchvision, but for 1 - p_t, which it gets by subtraction."""
     if target.dtype == torch.int64:
-        target = torch.where(target == background_index, -1, target)
+        target = torch.where(target == background_index, -2, target)
 
     def values(x, t):
         q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
