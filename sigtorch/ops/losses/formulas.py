@@ -29,12 +29,15 @@ class Loss(NamedTuple):
     def indexed(self, target: torch.Tensor) -> bool:
         return target.dtype == torch.int64
 
-    def ignored(self, target: torch.Tensor) -> torch.Tensor | None:
-        """Which elements, or rows' only columns, are left out."""
+    def tamed(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits and target, both 0 where they are ignored, for 0 times infinity is NaN; and which elements or rows these are."""
         if self.ignore_index is None:
-            return None
+            return x, target, None
         ignored = target == self.ignore_index
-        return ignored.unsqueeze(-1) if self.indexed(target) else ignored
+        target = target.masked_fill(ignored, 0)
+        if self.indexed(target):
+            ignored = ignored.unsqueeze(-1)
+        return x.masked_fill(ignored, 0), target, ignored
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """The dtype to compute in."""
@@ -52,14 +55,12 @@ def formula(
 ) -> torch.Tensor:
     """The loss, of tensors that its public function has checked."""
     wide = loss.wide(x)
-    x, ignored = x.to(wide), loss.ignored(target)
-    if ignored is not None:  # by numbers of which nothing overflows: 0 times that is 0
-        x = x.masked_fill(ignored, 0)
-    if loss.indexed(target):
-        values = _of_classes(loss, x, target, pos_weight)
-    else:
-        t = target if ignored is None else target.masked_fill(ignored, 0)
-        values = _one(loss, x, _share(t, wide), pos_weight)
+    x, target, ignored = loss.tamed(x.to(wide), target)
+    values = (
+        _of_classes(loss, x, target, pos_weight)
+        if loss.indexed(target)
+        else _one(loss, x, _share(target, wide), pos_weight)
+    )
     if weight is not None:
         values = values * weight
     return _reduced(loss, values, ignored, normalizer)
@@ -97,9 +98,7 @@ def eager(
     normalizer: torch.Tensor | None,
 ) -> torch.Tensor:
     """The loss as PyTorch and torchvision compute it, with their rounding: fewer operators than the formula, none of ours."""
-    ignored = loss.ignored(target)
-    if ignored is not None:
-        x, target = x.masked_fill(ignored, 0), target.masked_fill(ignored, 0)
+    x, target, ignored = loss.tamed(x, target)
     t = target if target.is_floating_point() else target.to(x.dtype)
     weight, pos_weight = (w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (weight, pos_weight))
     if loss.name == "binary_cross_entropy_with_logits":
