@@ -30,7 +30,7 @@ class Loss(NamedTuple):
         return target.dtype == torch.int64
 
     def tamed(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Logits and target, both 0 where they are ignored, for 0 times infinity is NaN; and which elements or rows these are."""
+        """Both are 0 where they are ignored, for 0 times infinity is NaN; and where that is."""
         if self.ignore_index is None:
             return x, target, None
         ignored = target == self.ignore_index
