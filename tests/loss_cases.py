@@ -110,6 +110,27 @@ def make(shape, dtype, kind, device, scale=4.0):
     return x, (torch.rand(shape) > 0.6).to(device, dtypes[kind])
 
 
+def images(dtype, layout, device="cpu", classes=5, size=(4, 6)):
+    """Logits of three images and their classes, some of which are to be ignored; classes are dimension 1."""
+    x = (torch.randn(3, classes, *size, dtype=torch.float64) * 4).to(device, dtype)
+    target = torch.randint(-1, classes + 1, (3, *size), device=device)
+    target[:, ::2, 1] = 255
+    x = IMAGES[layout](x).detach()
+    return x.requires_grad_(), target[: len(x), : x.shape[2], : x.shape[3]]
+
+
+IMAGES = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "one image": lambda x: x[:1],
+    "classes first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "cut": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "expanded": lambda x: x[:, :1].expand_as(x),
+    "one pixel": lambda x: x[:, :, :1, :1],
+}
+
+
 def suit(target, options):
     """Puts into a target what the options speak of: the class of none, and what is ignored, where its dtype holds that."""
     if target.dtype == torch.int64:

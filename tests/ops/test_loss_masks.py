@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from loss_cases import (
     DTYPES,
+    IMAGES,
     KINDS,
     LOSSES,
     ORACLES,
@@ -17,6 +18,7 @@ from loss_cases import (
     check,
     every_backend,
     every_loss,
+    images,
     make,
     running,
     suit,
@@ -140,32 +142,12 @@ def test_many_programs_count(loss, device, monkeypatch):
             check(loss, x, target, "triton", reduction="mean", ignore_index=255)
 
 
-def images(dtype, layout, device="cpu", classes=5):
-    x = (torch.randn(3, classes, 4, 6, dtype=torch.float64) * 4).to(device, dtype)
-    target = torch.randint(-1, classes + 1, (3, 4, 6), device=device)
-    target[:, ::2, 1] = 255
-    return LAYOUTS[layout](x).requires_grad_(), target
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "one image": lambda x: x[:1],
-    "classes first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "cut": lambda x: torch.cat([x, x], -1)[..., :6],
-    "expanded": lambda x: x[:, :1].expand_as(x),
-    "one pixel": lambda x: x[:, :, :1, :1],
-}
-
-
 @every_path
 @every_loss
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", IMAGES)
 def test_classes_may_be_anywhere(loss, layout, backend, device):
     for dtype, reduction in zip(DTYPES, ("none", "mean", "sum", "mean"), strict=True):
         x, target = images(dtype, layout, device)
-        target = target[: len(x), : x.shape[2], : x.shape[3]]
         weights = {
             "weight": torch.rand(5, 1, 1),
             "pos_weight": torch.rand(3, 1, 4, 6)[: len(x), :, : x.shape[2], : x.shape[3]],
