@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from sigtorch.kernels._layout import Layout, Operand, reached
+from sigtorch.kernels._layout import ONE_A_COLUMN, Layout, Operand, reached
 
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
@@ -152,7 +152,7 @@ def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
     """Rows and columns of a tile, or of that part of one."""
     whole = TILE_BYTES // like.element_size()
     size = whole // part
-    if at.row_strides is None or at.cols >= whole:
+    if at.row_strides is None or (at.cols >= whole and ONE_A_COLUMN not in at.kinds):
         return 1, size
     # Each row has an address of its own, which takes registers.
     if at.cols <= NARROW_ROWS:

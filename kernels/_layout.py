@@ -9,7 +9,7 @@ import torch
 
 Operand = torch.Tensor | float | None  # None stands for an element's place along the last dimension
 
-ONE_A_ROW, EVERY_ELEMENT, NUMBER, COLUMN, ROW, BATCH = range(6)  # what an operand is to a kernel
+ONE_A_ROW, ONE_A_COLUMN, EVERY_ELEMENT, NUMBER, COLUMN, ROW, BATCH = range(7)  # what an operand is to a kernel
 MAX_GRID = 2**16  # where a grid's second and third axes end
 
 
@@ -61,11 +61,20 @@ def layout(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layo
     distinct = list(dict.fromkeys(strides))
     rows, batches = [*reversed([n for n, _ in outer]), 1, 1][:2]
     row_by, batch_by = [*reversed([*zip(*distinct, strict=True)]), None, None][:2]
-    sets, kinds = map(distinct.index, strides), (EVERY_ELEMENT if step else ONE_A_ROW for step in steps)
+    place = _place(axes, like) if None in inputs else NUMBER
+    sets = map(distinct.index, strides)
+    kinds = (_kind(step, by, place) for step, by in zip(steps, strides, strict=True))
     # Numbers in between use no strides.
-    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, _place(axes, like) if t is None else NUMBER)
+    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, place if t is None else NUMBER)
           for t in (*inputs, *outputs)]  # fmt: skip
     return Layout(batches, rows, cols, batch_by, row_by, *zip(*at, strict=True), vector)
+
+
+def _kind(step: int, by: tuple[int, ...], place: int) -> int:
+    """A class index along columns serves every row, which is a class: a kernel loads it once for several."""
+    if not step:
+        return ONE_A_ROW
+    return ONE_A_COLUMN if place == ROW and not by[-1] else EVERY_ELEMENT
 
 
 def _place(axes: list[tuple[int, tuple[int, ...]]], like: torch.Tensor) -> int:
