@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import triton
 from loss_cases import (
     DTYPES,
     IMAGES,
@@ -381,3 +382,19 @@ def test_cross_entropys_own_rule():
     assert torch.autograd.grad(theirs, x)[0][0].isnan().all()
     ours = binary_cross_entropy_with_logits(x, index, ignore_index=255)
     assert not torch.autograd.grad(ours, x)[0][0].any()
+
+
+@pytest.mark.kernels
+@every_loss
+@pytest.mark.parametrize("layout", ["contiguous", "classes first"])
+def test_an_index_is_read_once_for_several_classes(loss, layout, device):
+    """All in all no more bytes move than with a target of the logits' dtype at each of them."""
+    gpu = None if triton.knobs.runtime.interpret else triton.runtime.driver.active
+    if not hasattr(gpu, "loads"):
+        pytest.skip("needs an engine that counts bytes: see tests/ptx")
+    x, target = images(torch.bfloat16, layout, device, classes=24, size=(32, 32))
+    before = gpu.loads + gpu.stores
+    with sigtorch.use_backend("triton"):
+        value = loss(x, target, reduction="mean", class_dim=1, ignore_index=255)
+        torch.autograd.grad(value, x)
+    assert gpu.loads + gpu.stores - before <= 10 * x.numel()
