@@ -53,6 +53,8 @@ def many_rows(dtype):
                 weight = torch.rand(shape[-1]) if kind != "soft" else None
                 call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
                 yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
+                if kind == "uint8":
+                    continue
                 given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
                 yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
 
