@@ -176,16 +176,9 @@ def sigmoid_focal_loss(
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
     number = None if normalizer is None or divisor is not None else _number(normalizer)
     loss = Loss(
-        "sigmoid_focal_loss",
-        reduction,
-        _dtype(inputs, targets),
-        background_index,
-        ignore_index,
-        0.0,
-        alpha,
-        gamma,
-        number,
-    )
+        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index, ignore_index,
+        alpha=alpha, gamma=gamma, normalizer=number,
+    )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
     return _run(loss, class_dim, inputs, targets, weight, pos_weight, divisor)
