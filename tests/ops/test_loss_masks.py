@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sigtorch
 from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch.kernels import _launch
 from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 PATHS = ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)]
@@ -135,7 +136,7 @@ def test_many_programs_count(loss, device, monkeypatch):
     """In full and part blocks, rows and batches, and more tiles than programs."""
     for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 700, 9), 7))):
         monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", programs)
-        sigtorch.kernels._launch._plans.clear()
+        _launch._plans.clear()
         for kind in ("uint8", "index")[: 1 + (len(shape) > 1)]:
             x, target = masked((*shape[:-1], cut) if kind == "index" else shape, torch.float32, kind, device)
             x = x.detach()[..., :cut].requires_grad_()
@@ -203,10 +204,8 @@ def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkey
 def test_a_mean_that_ignores_launches_no_more(loss, kind, device, monkeypatch):
     """What is left is counted beside the loss, and a backward is given the count."""
     launched = []
-    launch = sigtorch.kernels._launch.Plan.launch
-    monkeypatch.setattr(
-        sigtorch.kernels._launch.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given)
-    )
+    launch = _launch.Plan.launch
+    monkeypatch.setattr(_launch.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given))
     moved = []
     for number in (None, IGNORED[kind]):
         x, target = masked((40, 300), torch.bfloat16, kind, device)
