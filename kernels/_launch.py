@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from sigtorch.kernels._layout import Layout, Operand, reached
+from sigtorch.kernels._layout import ONE_A_COLUMN, Layout, Operand, reached
 
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
@@ -137,21 +137,22 @@ def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...
     return tuple(like.new_full((), t) if isinstance(t, float) else t for t in inputs)
 
 
-def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype]) -> tuple[Any, ...]:
+def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype], ignoring: int = 0) -> tuple[Any, ...]:
     """What a kernel is compiled for: each operand's strides and kind, the width of an access, and the precision.
 
-    Whether the last bits of a float32 count, for all results of half types round them away; and whether it is all float64.
+    Whether the last bits of a float32 count, for all results of half types round them away; whether it is all float64; and
+    which input, where it is the number that comes last, has its elements ignored: 0 for none.
     """
     precise = not HALF_DTYPES.issuperset(results)
     double = any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in inputs)
-    return at.sets, at.kinds, at.vector, precise, double
+    return at.sets, at.kinds, at.vector, precise, double, ignoring
 
 
 def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
     """Rows and columns of a tile, or of that part of one."""
     whole = TILE_BYTES // like.element_size()
     size = whole // part
-    if at.row_strides is None or at.cols >= whole:
+    if at.row_strides is None or (at.cols >= whole and ONE_A_COLUMN not in at.kinds):
         return 1, size
     # Each row has an address of its own, which takes registers.
     if at.cols <= NARROW_ROWS:

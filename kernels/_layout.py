@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-Operand = torch.Tensor | float | None  # None stands for a column's number
+Operand = torch.Tensor | float | None  # None stands for an element's place along the last dimension
 
-ONE_A_ROW, EVERY_ELEMENT, NUMBER, COLUMN = range(4)  # what an operand is to a kernel
+ONE_A_ROW, ONE_A_COLUMN, EVERY_ELEMENT, NUMBER, COLUMN, ROW, BATCH = range(7)  # what an operand is to a kernel
 MAX_GRID = 2**16  # where a grid's second and third axes end
 
 
@@ -31,10 +31,10 @@ class Layout(NamedTuple):
 
 def reached(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tuple[Operand, ...]:
     """The inputs themselves, or with copies of those that no common layout reaches, in the outputs' order."""
-    like, keep_columns = outputs[0], None in inputs
+    like, apart = outputs[0], None in inputs
 
     def all_reachable(inputs: tuple[Operand, ...]) -> bool:
-        return reachable(axes_of([*_tensors(inputs), *outputs], like, keep_columns))
+        return reachable(axes_of([*_tensors(inputs), *outputs], like, apart))
 
     if all_reachable(inputs):
         return inputs
@@ -47,11 +47,11 @@ def reached(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tup
 def layout(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layout:
     """The common layout of inputs, reached and broadcastable to the outputs, and of outputs of one shape and strides.
 
-    Where a column's number is asked for, a column is a place along the outputs' innermost dimension, which is then merged
-    with no other.
+    Where places along the last dimension are asked for, that is an axis of its own.
     """
     tensors, like = [*_tensors(inputs), *outputs], outputs[0]
-    *outer, (cols, steps) = axes_of(tensors, like, None in inputs)
+    axes = axes_of(tensors, like, None in inputs)
+    *outer, (cols, steps) = axes
     strides = list(zip(*(by for _, by in outer), strict=True)) or [()] * len(tensors)  # of each tensor
     every = [t for t, step in zip(tensors, steps, strict=True) if step]
     vector = min(8, 16 // min(t.element_size() for t in every))
@@ -61,11 +61,26 @@ def layout(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layo
     distinct = list(dict.fromkeys(strides))
     rows, batches = [*reversed([n for n, _ in outer]), 1, 1][:2]
     row_by, batch_by = [*reversed([*zip(*distinct, strict=True)]), None, None][:2]
-    sets, kinds = map(distinct.index, strides), (EVERY_ELEMENT if step else ONE_A_ROW for step in steps)
+    place = _place(axes, like) if None in inputs else NUMBER
+    sets = map(distinct.index, strides)
+    kinds = (_kind(step, by, place) for step, by in zip(steps, strides, strict=True))
     # Numbers in between use no strides.
-    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, COLUMN if t is None else NUMBER)
+    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, place if t is None else NUMBER)
           for t in (*inputs, *outputs)]  # fmt: skip
     return Layout(batches, rows, cols, batch_by, row_by, *zip(*at, strict=True), vector)
+
+
+def _kind(step: int, by: tuple[int, ...], place: int) -> int:
+    """A class index along columns serves every row, which is a class: a kernel loads it once for several."""
+    if not step:
+        return ONE_A_ROW
+    return ONE_A_COLUMN if place == ROW and not by[-1] else EVERY_ELEMENT
+
+
+def _place(axes: list[tuple[int, tuple[int, ...]]], like: torch.Tensor) -> int:
+    """Which axis is the last dimension of like, whose own strides are last: no two are the same."""
+    inwards = [by[-1] for _, by in reversed(axes)]
+    return (COLUMN, ROW, BATCH)[inwards.index(like.stride(-1))]
 
 
 def _tensors(operands: Sequence[Operand]) -> list[torch.Tensor]:
@@ -73,18 +88,23 @@ def _tensors(operands: Sequence[Operand]) -> list[torch.Tensor]:
 
 
 def axes_of(
-    tensors: Sequence[torch.Tensor], like: torch.Tensor, keep_columns: bool = False
+    tensors: Sequence[torch.Tensor], like: torch.Tensor, apart: bool = False
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one."""
+    """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one.
+
+    But for the last dimension, where that is to stay apart.
+    """
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
     axes: list[tuple[int, tuple[int, ...]]] = []
+    alone = like.stride(-1) if apart else None  # of dense outputs, whose strides all differ
     for n, by in sorted(
         ((n, by) for n, by in zip(like.shape, strides, strict=True) if n != 1),
         reverse=True,
         key=lambda axis: axis[1][-1],
     ):
-        apart = keep_columns and by[-1] == 1
-        if axes and not apart and all(outer == n * inner for outer, inner in zip(axes[-1][1], by, strict=True)):
+        outer = axes[-1][1] if axes else ()
+        merges = outer and alone not in (by[-1], outer[-1])
+        if merges and all(o == n * inner for o, inner in zip(outer, by, strict=True)):
             axes[-1] = (axes[-1][0] * n, by)
         else:
             axes.append((n, by))

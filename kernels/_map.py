@@ -36,27 +36,30 @@ def _map_kernel(
         row = tl.program_id(0 if ROWS_FIRST else 2).to(tl.int64) * BLOCK_M
     col = tl.program_id(2 if ROWS_FIRST else 0).to(tl.int64) * BLOCK_N
     tile = (batch, row, col, m, n)
-    nothing = row  # is summed
-    compute(inputs, outputs, strides, tile, rows, cols, FN, FORM, None, nothing)
+    nothing = row  # is summed or counted
+    compute(inputs, outputs, strides, tile, rows, cols, FN, FORM, None, nothing, nothing)
 
 
-def launch_map(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], part: int = 1) -> None:
+def launch_map(
+    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], part: int = 1, ignoring: int = 0
+) -> None:
     """Runs fn on inputs, each broadcastable to the outputs' shape, into the outputs.
 
     Outputs share one shape and one set of strides, are freshly allocated and overlap nothing. An input may also be a
-    number, or None: the element's place along the outputs' innermost dimension. A tile is that part of a whole one.
+    number, or None: the element's place along the outputs' last dimension. A tile is that part of a whole one. Where the
+    input at ignoring is the number that comes last, the result is 0.
     """
     if outputs[0].numel():
-        ready, inputs = plan(_call, fn, inputs, outputs, part)
+        ready, inputs = plan(_call, fn, inputs, outputs, (part, ignoring))
         ready.launch(inputs, outputs)
 
 
-def _call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], part: int) -> Call:
-    at = layout(inputs, outputs)
+def _call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: tuple[int, int]) -> Call:
+    at, (part, ignoring) = layout(inputs, outputs), option
     block_m, block_n = tile_of(at, outputs[0], part)
     down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
     rows_first = down >= MAX_GRID  # a grid's first axis is the long one
     grid = (down, at.batches, across) if rows_first else (across, at.batches, down)
-    of = form(at, inputs, [t.dtype for t in outputs])
+    of = form(at, inputs, [t.dtype for t in outputs], ignoring)
     strides = odd(at.batch_strides), odd(at.row_strides)
     return Call(_map_kernel, grid, (*strides, at.rows, at.cols, fn, of, rows_first, block_m, block_n))

@@ -276,19 +276,30 @@ def dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def focal(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
+def _counted(x, near, far, pos_weight):
+    """The shares in the cross-entropy, where the positive class may count for more, and their sum."""
+    if pos_weight is None:
+        return near, far, 1.0
+    else:
+        near, far = tl.where(x >= 0, pos_weight * near, near), tl.where(x >= 0, far, pos_weight * far)
+        return near, far, near + far
+
+
+@triton.jit
+def focal(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
     near = tl.where(x >= 0, t, 1.0 - t)  # the share of the class that the logit is for
     far = tl.where(x >= 0, 1.0 - t, t)
     q = fma(near, e, far) * reciprocal(1.0 + e)
-    cross_entropy = fma(far, tl.abs(x), _log1p(e))
+    near, far, all = _counted(x, near, far, pos_weight)
+    cross_entropy = fma(far, tl.abs(x), all * _log1p(e))
     factor = weight * (1.0 / divisor) * fma(pos, t, neg * (1.0 - t))
     return factor * (_power(q, gamma, sign, PRECISE) * cross_entropy)
 
 
 @triton.jit
-def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
+def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
     t = t.to(x.dtype)
     e = exp_neg(tl.abs(x), PRECISE)
     r = reciprocal(1.0 + e)
@@ -296,9 +307,10 @@ def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.const
     far = tl.where(x >= 0, 1.0 - t, t)
     sum_ = fma(near, e, far)
     q = sum_ * r
-    cross_entropy = fma(far, tl.abs(x), _log1p(e))
     # sigmoid(x) sigmoid(-x) / q, where e cancels if nothing else is in q.
     ratio = tl.where(far == 0, r, e * r) * reciprocal(tl.where(far == 0, near, sum_))
+    near, far, all = _counted(x, near, far, pos_weight)
+    cross_entropy = fma(far, tl.abs(x), all * _log1p(e))
     slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
     slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
     factor = grad * (1.0 / divisor) * weight * fma(pos, t, neg * (1.0 - t))
@@ -316,13 +328,13 @@ def dbce_of_mask(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.cons
 
 
 @triton.jit
-def focal_of_mask(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
-    return focal(divisor, x, _mask(t), weight, pos, neg, gamma, sign, PRECISE)
+def focal_of_mask(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
+    return focal(divisor, x, _mask(t), weight, pos, neg, gamma, sign, pos_weight, PRECISE)
 
 
 @triton.jit
-def dfocal_of_mask(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr):
-    return dfocal(grad, divisor, x, _mask(t), weight, pos, neg, gamma, sign, PRECISE)
+def dfocal_of_mask(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
+    return dfocal(grad, divisor, x, _mask(t), weight, pos, neg, gamma, sign, pos_weight, PRECISE)
 
 
 @triton.jit
@@ -340,15 +352,17 @@ def dbce_of_class(
 
 @triton.jit
 def focal_of_class(
-    divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr
-):
+    divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, pos_weight=None,
+    PRECISE: tl.constexpr = True,
+):  # fmt: skip
     t = _share(index, column, background, classes)
-    return focal(divisor, x, t, weight, pos, neg, gamma, sign, PRECISE)
+    return focal(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)
 
 
 @triton.jit
 def dfocal_of_class(
-    grad, divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, PRECISE: tl.constexpr
-):
+    grad, divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, pos_weight=None,
+    PRECISE: tl.constexpr = True,
+):  # fmt: skip
     t = _share(index, column, background, classes)
-    return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, PRECISE)
+    return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)

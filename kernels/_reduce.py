@@ -53,7 +53,7 @@ def _map_sum_kernel(
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         tile = (batch, row, col, m, n)
-        total = compute(inputs, outputs[:-1], strides, tile, rows, cols, FN, FORM, 1.0, total)
+        total, _ = compute(inputs, outputs[:-1], strides, tile, rows, cols, FN, FORM, 1.0, total, number)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
@@ -126,13 +126,14 @@ def _sum_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Each program's sum goes to its place in the one output."""
+    """Each program's sum goes to its place in the one output; behind these, how many elements it did not ignore."""
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
     down = tl.cdiv(rows.to(tl.int64), BLOCK_M)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)
+    count = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) if FORM[5] else 0
     number = tl.program_id(0).to(tl.int64)
     while number < batches * down * across:
         batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number * BLOCK_N
@@ -141,55 +142,91 @@ def _sum_kernel(
             row = number // across % down * BLOCK_M
             col = number % across * BLOCK_N
         tile = (batch, row, col, m, n)
-        total = compute(inputs, (), strides, tile, rows, cols, FN, FORM, SCALE, total)
+        total, count = compute(inputs, (), strides, tile, rows, cols, FN, FORM, SCALE, total, count)
         number += tl.num_programs(0)
-    # A thread's own elements in float32, as a tree; float64 is slow on many chips, and left to what threads share.
-    total = tl.sum(tl.reshape(total, [BLOCK_M * BLOCK_N // 8, 8]), 1)
-    tl.store(outputs[0] + tl.program_id(0), tl.sum(total.to(tl.float64), 0) * (1.0 / SCALE))
+    at = outputs[0] + tl.program_id(0)
+    tl.store(at, _sum(total) * (1.0 / SCALE))
+    if FORM[5]:
+        tl.store(at + tl.num_programs(0), _sum(count))
+
+
+@triton.jit
+def _sum(lanes):
+    """A thread's own elements in float32, as a tree; float64 is slow on many chips, and left to what threads share."""
+    SIZE: tl.constexpr = lanes.shape[0] * lanes.shape[1]
+    return tl.sum(tl.sum(tl.reshape(lanes, [SIZE // 8, 8]), 1).to(tl.float64), 0)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _finish_kernel(inputs, outputs, count, NUMBER: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the partial sums, and divides by a number or what a pointer shows."""
-    at = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float64)
-    start = 0
-    while start < count:
-        total += tl.load(inputs[0] + start + at, mask=at < count - start, other=0.0)
-        start += BLOCK
-    divisor = inputs[1] if NUMBER else tl.load(inputs[1])
+def _finish_kernel(inputs, outputs, count, NUMBER: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the partial sums, and divides by a number, what a pointer shows, or the counts' sum, which it also stores."""
+    total = _sum_of_parts(inputs[0], count, BLOCK)
+    if COUNTED:
+        divisor = tl.maximum(_sum_of_parts(inputs[0] + count, count, BLOCK), 1.0)  # of nothing, a mean is 0
+        tl.store(outputs[1], divisor.to(outputs[1].dtype.element_ty))
+    else:
+        divisor = inputs[1] if NUMBER else tl.load(inputs[1])
     if outputs[0].dtype.element_ty == tl.float64:
-        result = tl.sum(total, 0) / divisor
+        result = total / divisor
     else:
         # A division in float64 is a call: an inverse in float32, made exact by one of Newton's steps, is none. The quotient
         # may fit where the sum does not.
         inverse = (1.0 / tl.cast(divisor, tl.float32)).to(tl.float64)
         inverse *= 2.0 - tl.cast(divisor, tl.float64) * inverse
-        result = (tl.sum(total, 0) * inverse).to(tl.float32)
+        result = (total * inverse).to(tl.float32)
     tl.store(outputs[0], rounded(result, outputs[0].dtype.element_ty))
 
 
+@triton.jit
+def _sum_of_parts(ptr, count, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    start = 0
+    while start < count:
+        total += tl.load(ptr + start + at, mask=at < count - start, other=0.0)
+        start += BLOCK
+    return tl.sum(total, 0)
+
+
 def reduce(
-    fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, divisor: Operand, dtype: torch.dtype
-) -> torch.Tensor:
-    """The sum of fn over all elements, divided, in one order whatever the device does."""
-    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), dtype)
+    fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, divisor: Operand, dtype: torch.dtype, ignoring: int = 0
+) -> tuple[torch.Tensor, Operand]:
+    """The sum of fn over all elements, divided, in one order whatever the device does; and the divisor.
+
+    Where the input at ignoring is the number that comes last, an element is left out. A divisor of None is the count of
+    the others, at least 1: a 0-d tensor.
+    """
+    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), (dtype, ignoring))
     partials = torch.empty(ready.call.partials, dtype=torch.float64, device=like.device)
     ready.launch(inputs, (partials,))
     total = torch.empty((), dtype=dtype, device=like.device)
-    ready, inputs = plan(_finish_call, None, exact((partials, divisor), total), (total,))
-    ready.launch(inputs, (total,))
-    return total
+    outputs: tuple[torch.Tensor, ...] = (total,)
+    if divisor is None:
+        divisor = torch.empty(
+            (), dtype=torch.float64 if like.dtype == torch.float64 else torch.float32, device=like.device
+        )
+        outputs, inputs = (total, divisor), (partials, 1)
+    else:
+        inputs = exact((partials, divisor), total)
+    ready, inputs = plan(_finish_call, None, inputs, outputs, bool(ignoring))
+    ready.launch(inputs, outputs)
+    return total, divisor
 
 
-def _sum_call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> Call:
-    at = layout(inputs, outputs)
+def _sum_call(
+    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: tuple[torch.dtype, int]
+) -> Call:
+    at, (dtype, ignoring) = layout(inputs, outputs), option
     # Eight elements a thread: a newer compiler spends 231 registers on sixteen.
     block_m, block_n = tile_of(at, outputs[0], 2 * HALF_A_TILE if outputs[0].element_size() == 2 else HALF_A_TILE)
     programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
-    arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn, form(at, inputs, [dtype])
-    return Call(_sum_kernel, (programs, 1, 1), (*arguments, block_m, block_n), programs)
+    arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn
+    of = form(at, inputs, [dtype], ignoring)
+    parts = 2 * programs if ignoring else programs
+    return Call(_sum_kernel, (programs, 1, 1), (*arguments, of, block_m, block_n), parts)
 
 
-def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: None) -> Call:
-    return Call(_finish_kernel, (1, 1, 1), (inputs[0].numel(), not isinstance(inputs[1], torch.Tensor), 1024))
+def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], counts: bool) -> Call:
+    count = inputs[0].numel() // 2 if counts else inputs[0].numel()
+    number, counted = not isinstance(inputs[1], torch.Tensor), len(outputs) > 1
+    return Call(_finish_kernel, (1, 1, 1), (count, number, counted, 1024))

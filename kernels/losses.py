@@ -19,14 +19,19 @@ NAMES = {"binary_cross_entropy_with_logits": "bce", "sigmoid_focal_loss": "focal
 
 def loss_forward(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
-) -> torch.Tensor:
-    x, divisor = _readable(loss, x, target), _divisor(loss, x, normalizer)
+) -> tuple[torch.Tensor, Operand]:
+    """The loss, and the normalizer that backward is given: where a mean leaves some out, the count of the others."""
+    x = _readable(loss, x, target)
     fn, operands = _function(loss.name, target.dtype), _operands(loss, x, target, weight, pos_weight)
+    ignoring = 0 if loss.ignore_index is None else 2  # behind the divisor and x
     if loss.reduction != "none":
-        return reduce(fn, (1, *operands), x, divisor, loss.dtype)
-    out = _like(loss, x, target, loss.dtype)
-    launch_map(fn, exact((divisor, *operands), x), (out,), HALF_A_TILE)
-    return out
+        counted = ignoring and loss.reduction == "mean"
+        divisor = None if counted else _divisor(loss, x, normalizer)
+        total, divisor = reduce(fn, (1, *operands), x, divisor, loss.dtype, ignoring)
+        return total, divisor if counted else normalizer
+    out = torch.empty_like(x, dtype=loss.dtype)
+    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), HALF_A_TILE, ignoring)
+    return out, normalizer
 
 
 def loss_backward(
@@ -38,10 +43,11 @@ def loss_backward(
     pos_weight: Operand,
     normalizer: Operand,
 ) -> torch.Tensor:
-    grad_x = _like(loss, x, target, x.dtype)
+    grad_x = torch.empty_like(x)
     operands = _operands(loss, x, target, weight, pos_weight)
     fn = _function(loss.name, target.dtype, "d")
-    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), HALF_A_TILE)
+    ignoring = 0 if loss.ignore_index is None else 3
+    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), HALF_A_TILE, ignoring)
     return grad_x
 
 
@@ -55,35 +61,37 @@ def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
 def _operands(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
 ) -> tuple[Operand, ...]:
-    """What a scalar function takes of the loss; a class index comes with the column it is compared to."""
+    """What a scalar function takes of the loss, and the number to ignore, if there is one.
+
+    A class index comes with the place that it is compared to.
+    """
     if loss.name == "sigmoid_focal_loss":
         pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
         sign = {0.0: 1, 1.0: -1.0}.get(loss.gamma % 2, float("nan"))
         rest: tuple[Operand, ...] = (pos, neg, loss.gamma, sign)
+        if pos_weight is not None:
+            rest = *rest, pos_weight
     else:
         rest = (1 if pos_weight is None else pos_weight, 1 - loss.label_smoothing if loss.label_smoothing else 1)
+    if loss.ignore_index is not None:
+        rest = *rest, float(loss.ignore_index)
     weight = 1 if weight is None else weight
     if loss.indexed(target):
-        # Contiguous, as x or the output is, so that the innermost axis is the classes'.
-        index = target.contiguous().unsqueeze(-1)
-        return x, index, None, float(loss.background_index), float(x.shape[-1]), weight, *rest
+        return x, target.unsqueeze(-1), None, float(loss.background_index), float(x.shape[-1]), weight, *rest
     return x, target.view(torch.uint8) if target.dtype == torch.bool else target, weight, *rest
 
 
 def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Gives x itself, or a contiguous copy where its strides cannot lead a reduction, which has no output to do that."""
-    if loss.reduction == "none" or x.is_contiguous() or (not loss.indexed(target) and reachable(axes_of((x, x), x))):
+    if loss.reduction == "none" or x.is_contiguous():
         return x
-    return x.contiguous()
+    indexed = loss.indexed(target)  # by an axis that is found by its stride, which must be one axis' alone
+    led = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
+    return x if led and reachable(axes_of((x, x), x, indexed)) else x.contiguous()
 
 
 def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand) -> Operand:
     """One number or 0-d tensor."""
-    if loss.reduction == "mean":
+    if loss.reduction == "mean" and normalizer is None:
         return float(x.numel())
     return (loss.normalizer or 1) if normalizer is None else normalizer
-
-
-def _like(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    layout = torch.contiguous_format if loss.indexed(target) else torch.preserve_format
-    return torch.empty_like(x, dtype=dtype, memory_format=layout)

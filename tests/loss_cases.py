@@ -26,11 +26,20 @@ exact_engine = pytest.mark.parametrize("backend", ["formula", pytest.param("trit
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 
 
-def share(target, x):
+def share(target, x, class_dim=-1):
     """A target as float64 of x's shape."""
     if target.dtype == torch.int64:
-        return (target.unsqueeze(-1) == torch.arange(x.shape[-1], device=x.device)).double()
+        places = torch.arange(x.shape[class_dim], device=x.device)
+        hits = target.unsqueeze(-1) == places
+        return hits.movedim(-1, class_dim).double()
     return target.double()
+
+
+def ignored(target, x, ignore_index, class_dim):
+    """Which of x's elements are left out."""
+    if target.dtype == torch.int64:
+        target = target.unsqueeze(class_dim)
+    return (target.double() == (torch.nan if ignore_index is None else ignore_index)).expand(x.shape)
 
 
 def softplus(x):
@@ -41,25 +50,41 @@ def reduced(values, reduction):
     return values if reduction == "none" else getattr(values, reduction)()
 
 
-def bce_oracle(x, target, weight=None, reduction="mean", pos_weight=None, *, label_smoothing=0.0):
-    x, t = x.double(), share(target, x)
-    t = t * (1 - label_smoothing) + label_smoothing / 2
-    values = t * softplus(-x) * (1 if pos_weight is None else pos_weight.double()) + (1 - t) * softplus(x)
-    return reduced(values * (1 if weight is None else weight.double()), reduction)
+def of_the_others(oracle, x, target, reduction, ignore_index, class_dim):
+    """A loss of those alone that are not ignored, whose values the oracle gives."""
+    out = ignored(target, x, ignore_index, class_dim)
+    values = oracle(x.masked_fill(out, 0).double(), share(target, x, class_dim).masked_fill(out, 0))
+    values = values.masked_fill(out, 0)
+    if reduction != "mean" or ignore_index is None:
+        return reduced(values, reduction)
+    return values.sum() / max(1, values.numel() - int(out.sum()))
+
+
+def bce_oracle(
+    x, target, weight=None, reduction="mean", pos_weight=None, *, label_smoothing=0.0, ignore_index=None, class_dim=-1
+):
+    def values(x, t):
+        t = t * (1 - label_smoothing) + label_smoothing / 2
+        values = t * softplus(-x) * (1 if pos_weight is None else pos_weight.double()) + (1 - t) * softplus(x)
+        return values * (1 if weight is None else weight.double())
+
+    return of_the_others(values, x, target, reduction, ignore_index, class_dim)
 
 
 def focal_oracle(
-    x, target, alpha=0.25, gamma=2.0, reduction="none", *, weight=None, normalizer=1.0, background_index=-1
-):
+    x, target, alpha=0.25, gamma=2.0, reduction="none", *, weight=None, normalizer=1.0, background_index=-1,
+    pos_weight=None, ignore_index=None, class_dim=-1,
+):  # fmt: skip
     """The formula of torchvision, but for 1 - p_t, which it gets by subtraction."""
     if target.dtype == torch.int64:
-        target = torch.where(target == background_index, -1, target)
-    x, t = x.double(), share(target, x)
-    q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
-    values = bce_oracle(x, t, reduction="none") * q**gamma
-    if alpha >= 0:
-        values = values * (alpha * t + (1 - alpha) * (1 - t))
-    return reduced(values * (1 if weight is None else weight.double()), reduction) / normalizer
+        target = torch.where(target == background_index, -2, target)
+
+    def values(x, t):
+        q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
+        values = bce_oracle(x, t, weight, "none", pos_weight) * q**gamma
+        return values * (alpha * t + (1 - alpha) * (1 - t)) if alpha >= 0 else values
+
+    return of_the_others(values, x, target, reduction, ignore_index, class_dim) / normalizer
 
 
 def torchvision_oracle(inputs, targets, alpha, gamma, reduction):
@@ -83,6 +108,37 @@ def make(shape, dtype, kind, device, scale=4.0):
         return x, torch.randint(-1, shape[-1] + 1, shape[:-1]).to(device)
     dtypes = {"hard": dtype, "uint8": torch.uint8, "bool": torch.bool}
     return x, (torch.rand(shape) > 0.6).to(device, dtypes[kind])
+
+
+def images(dtype, layout, device="cpu", classes=5, size=(4, 6)):
+    """Logits of three images and their classes, some of which are to be ignored; classes are dimension 1."""
+    x = (torch.randn(3, classes, *size, dtype=torch.float64) * 4).to(device, dtype)
+    target = torch.randint(-1, classes + 1, (3, *size), device=device)
+    target[:, ::2, 1] = 255
+    x = IMAGES[layout](x).detach()
+    return x.requires_grad_(), target[: len(x), : x.shape[2], : x.shape[3]]
+
+
+IMAGES = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "one image": lambda x: x[:1],
+    "classes first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "cut": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "expanded": lambda x: x[:, :1].expand_as(x),
+    "one pixel": lambda x: x[:, :, :1, :1],
+}
+
+
+def suit(target, options):
+    """Puts into a target what the options speak of: the class of none, and what is ignored, where its dtype holds that."""
+    if target.dtype == torch.int64:
+        target[target == -1] = options.get("background_index", -1)
+    number = options.get("ignore_index")
+    if number is not None and torch.tensor(number).to(target.dtype).double() == number:
+        target.view(-1)[::3] = number
+    return target
 
 
 @contextlib.contextmanager
@@ -129,12 +185,17 @@ BCE_OPTIONS = {
     "plain": lambda n, like: {},
     "weights": lambda n, like: {"weight": like(n), "pos_weight": like(n) * 3},
     "smoothing": lambda n, like: {"label_smoothing": 0.1, "pos_weight": like(1)},
+    "ignoring": lambda n, like: {"ignore_index": 255},
+    "ignoring all but smooth": lambda n, like: {"ignore_index": 1, "label_smoothing": 0.1, "weight": like(n)},
 }
 FOCAL_OPTIONS = {
     "plain": lambda n, like: {},
     "unweighted": lambda n, like: {"alpha": -1, "gamma": 0},
     "steep": lambda n, like: {"alpha": 0.9, "gamma": 3.5, "weight": like(n)},
     "flat": lambda n, like: {"gamma": 0.5, "background_index": 1},
+    "positives": lambda n, like: {"pos_weight": like(n) * 3, "alpha": 0.4, "gamma": 1.5},
+    "ignoring": lambda n, like: {"ignore_index": -100, "pos_weight": like(1), "weight": like(n)},
+    "ignoring a class": lambda n, like: {"ignore_index": 1, "gamma": 3.0},
 }
 OPTIONS = [
     *(pytest.param(LOSSES[0], f, id=f"bce-{name}") for name, f in BCE_OPTIONS.items()),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 from cases import CASES, DTYPES, STRIDES
-from loss_cases import KINDS, OPTIONS, make
+from loss_cases import IMAGES, KINDS, LOSSES, OPTIONS, images, make, suit
 
 import sigtorch
 from host import standin
@@ -51,6 +51,13 @@ def test_losses(loss, options, dtype, kind):
     for reduction in ("none", "mean"):
         x, target = make((9, 40), dtype, kind, "cpu")
         given = options(40, lambda n: torch.rand(n).to(dtype))
-        if "background_index" in given:
-            target[target == -1] = given["background_index"]
-        assert all(launches(lambda x: loss(x, target, reduction=reduction, **given), x))
+        assert all(launches(lambda x: loss(x, suit(target, given), reduction=reduction, **given), x))
+
+
+@pytest.mark.parametrize("layout", IMAGES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_losses_of_images(loss, dtype, layout):
+    for reduction, given in (("none", {}), ("mean", {"ignore_index": 255, "weight": torch.rand(5, 1, 1).to(dtype)})):
+        x, target = images(dtype, layout)
+        assert all(launches(lambda x: loss(x, target, class_dim=1, reduction=reduction, **given), x))

@@ -20,6 +20,13 @@ INPUTS |= {
     loss.__name__: (lambda x, loss=loss: loss(x, torch.rand_like(x)), lambda: [torch.randn(4, 16, requires_grad=True)])
     for loss in LOSSES
 }
+INPUTS |= {
+    f"{loss.__name__}, ignoring": (
+        lambda x, loss=loss: loss(x, torch.arange(4), reduction="mean", ignore_index=2),
+        lambda: [torch.randn(4, 16, requires_grad=True)],
+    )
+    for loss in LOSSES
+}
 
 
 def same(a, b):

@@ -12,6 +12,8 @@ BOUNDS = {
     "a gate a token of any width": 10,
     "focal loss with a normalizer that changes": 3,  # one of them is every loss' last step
     "sigmoid of a transposed tensor": 6,
+    "focal loss of images with classes to ignore": 10,
+    "the same, channels_last": 8,
 }
 SCRIPT = """
 import json, random, sys, torch, sigtorch
@@ -31,6 +33,10 @@ def bce(x):
     target, weight = torch.rand_like(x), torch.rand(24, 1, 1)
     return sigtorch.binary_cross_entropy_with_logits(x, target, weight)
 
+def of_classes(x):
+    index = torch.zeros(x.shape[:1] + x.shape[2:], dtype=torch.int64)
+    return sigtorch.sigmoid_focal_loss(x, index, reduction="mean", class_dim=1, ignore_index=255)
+
 def focal(x):
     return sigtorch.sigmoid_focal_loss(x, torch.rand_like(x), reduction="sum", normalizer=random.uniform(1, 100))
 
@@ -41,6 +47,8 @@ RUNS = {
     "packed swiglu of any width": (lambda: torch.randn(4, 2 * width()), sigtorch.swiglu),
     "a gate a token of any width": (lambda: torch.randn(4, width()), lambda x: gate(x, (4, 1))),
     "focal loss with a normalizer that changes": (lambda: torch.randn(4, 64), focal),
+    "focal loss of images with classes to ignore": (image, of_classes),
+    "the same, channels_last": (lambda: image(True), of_classes),
     "sigmoid of a transposed tensor": (lambda: torch.randn(random.randint(2, 99), width()).T, sigtorch.sigmoid),
 }
 found = {}

@@ -155,7 +155,7 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     x = torch.zeros(2**31 - 1000, dtype=torch.bfloat16)  # pages that nobody touches take no memory
     target = torch.zeros(x.shape, dtype=torch.bool)
     operands = (1, x, target.view(torch.uint8), 1, 1, 1)
-    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), torch.float32)
+    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), (torch.float32, 0))
     partials = torch.empty(ready.call.partials, dtype=torch.float64)
     gpu.programs = [(0, 0, 0), (-1, 0, 0)]
     try:

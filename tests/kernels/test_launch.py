@@ -202,9 +202,9 @@ KEYS = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_a_plan_serves_what_lies_alike(kind, device):
     x = torch.randn(8, 16, device=device)
-    first, _ = plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x),), 1)
+    first, _ = plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x),), (1, 0))
     other = KEYS[kind](x)
-    second, _ = plan(_map._call, _math.sigmoid, (other,), (torch.empty_like(other),), 1)
+    second, _ = plan(_map._call, _math.sigmoid, (other,), (torch.empty_like(other),), (1, 0))
     assert (first is second) == (kind == "alike")
 
 
@@ -212,6 +212,7 @@ def test_a_plan_knows_its_outputs_dtypes(device):
     """Which inputs do not tell: a loss' sum is float64, whatever the loss is."""
     x = torch.randn(8, 16, device=device)
     plans = {
-        plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x, dtype=d),), 1)[0] for d in (None, torch.bfloat16)
+        plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x, dtype=d),), (1, 0))[0]
+        for d in (None, torch.bfloat16)
     }
     assert len(plans) == 2

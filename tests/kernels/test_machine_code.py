@@ -28,9 +28,10 @@ OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0 
 SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
+from itertools import chain
 from _machine_code import compiled, count
 from cases import CASES
-from loss_cases import LOSSES, make
+from loss_cases import LOSSES, images, make
 arch, rows, BOUNDS = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler could see
 
@@ -52,10 +53,22 @@ def many_rows(dtype):
                 weight = torch.rand(shape[-1]) if kind != "soft" else None
                 call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
                 yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
+                if kind == "uint8":
+                    continue
+                given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
+                yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
+
+def of_images(dtype):
+    for loss in LOSSES:
+        for layout in ("contiguous", "channels_last", "classes first"):
+            x, target = images(dtype, layout, classes=21, size=(32, 36))
+            call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
+            given = {"class_dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
+            yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
 
 found = {}
 for dtype in (torch.bfloat16, torch.float32):
-    for name, function, inputs in (many_rows if rows else one_row)(dtype):
+    for name, function, inputs in chain(many_rows(dtype), of_images(dtype)) if rows else one_row(dtype):
         with sigtorch.use_backend("triton"), compiled(arch) as launches:
             out = function(*inputs)
             forward = len(launches)

@@ -40,6 +40,9 @@ def calls():
         for name, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(4))):
             x = torch.randn(4, 6, requires_grad=True)
             yield pytest.param(lambda x, t=target, f=loss: f(x, t, reduction="sum"), [x], id=f"{loss.__name__}-{name}")
+        x, mask = torch.randn(4, 6, requires_grad=True), torch.tensor([0, 1, 255]).byte().expand(4, 3).repeat(1, 2)
+        given = {"reduction": "mean", "ignore_index": 255}
+        yield pytest.param(lambda x, t=mask, f=loss, g=given: f(x, t, **g), [x], id=f"{loss.__name__}-mask")
     x = torch.randn(4, 6, requires_grad=True)
     yield pytest.param(lambda x: sigtorch.swiglu(torch.sigmoid(sigtorch.glu(x)), x[:, :3]), [x], id="several")
 

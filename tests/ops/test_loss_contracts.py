@@ -21,6 +21,7 @@ from loss_cases import (
     focal_oracle,
     make,
     running,
+    suit,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
@@ -85,9 +86,7 @@ def test_gradcheck(loss, options, backend, device):
     for kind, reduction in (("soft", "mean"), ("index", "none")):
         x, target = make((2, 3), torch.float64, kind, device, scale=2.0)
         given = options(3, lambda n: torch.rand(n, dtype=torch.float64, device=device))
-        if "background_index" in given:
-            target[target == -1] = given["background_index"]
-        call = functools.partial(loss, **{names[loss]: target}, reduction=reduction, **given)
+        call = functools.partial(loss, **{names[loss]: suit(target, given)}, reduction=reduction, **given)
         with sigtorch.use_backend(backend):
             assert torch.autograd.gradcheck(call, x)
             assert torch.autograd.gradgradcheck(call, x, fast_mode=True)

@@ -47,6 +47,63 @@ NUMBERS = [(LOSSES[0], "label_smoothing"), *((LOSSES[1], name) for name in ("alp
 BAD = [
     *((f, (X, X), {name: v}, e, s) for f, name in NUMBERS for v, e, s in NO_NUMBERS),
     *((LOSSES[1], (X, ROW), {"background_index": v}, e, s) for v, e, s in NO_INDICES),
+    *((f, (X, ROW), {"ignore_index": v}, e, s) for f in LOSSES for v, e, s in NO_INDICES if v is not None),
+    *(
+        (f, (X, t), {"class_dim": v}, e, s)
+        for f in LOSSES
+        for t in (X, ROW)
+        for v, e, s in NO_INDICES
+        if e is TypeError
+    ),
+    *((f, (X, X), {"class_dim": d}, ValueError, f"class_dim={d} is not one of input") for f in LOSSES for d in (2, -3)),
+    (
+        LOSSES[0],
+        (X[0, 0], X[0, 0]),
+        {"class_dim": 1},
+        ValueError,
+        r"class_dim=1 is not one of input, whose shape is \(\)",
+    ),
+    (
+        LOSSES[0],
+        (X, ROW),
+        {"class_dim": 0},
+        ValueError,
+        r"\(3, 4\) must lack its class_dim=0, got target of shape \(3,\)",
+    ),
+    (LOSSES[1], (X[:1], torch.zeros(4).long()), {"class_dim": 0}, ValueError, "two classes or more"),
+    (
+        LOSSES[1],
+        (X, ROW),
+        {"ignore_index": -1},
+        ValueError,
+        "background_index and ignore_index must differ, got -1 for both",
+    ),
+    (LOSSES[1], (X, ROW), {"ignore_index": 7, "background_index": 7}, ValueError, "must differ, got 7 for both"),
+    (LOSSES[0], (X, (X + 255).byte()), {}, ValueError, "give target > 0 for a mask, or ignore_index=255"),
+    (
+        LOSSES[0],
+        (X, (X + 254).byte()),
+        {"ignore_index": 255},
+        ValueError,
+        "holds 254, expected 0 and 1; .* for a mask$",
+    ),
+    (
+        LOSSES[1],
+        (X, torch.arange(12).view(3, 4).byte()),
+        {"ignore_index": 11},
+        ValueError,
+        "holds 10, expected 0 and 1",
+    ),
+    (LOSSES[0], (X, ROW + 5), {"ignore_index": 6}, ValueError, "holds class 5, .* for no class, or ignore_index=6"),
+    (LOSSES[1], (X, X), {"pos_weight": X[:2]}, ValueError, r"pos_weight of shape \(2, 4\) does not broadcast"),
+    (LOSSES[1], (X, X), {"pos_weight": 2.0}, TypeError, "pos_weight must be a Tensor, got float"),
+    (LOSSES[1], (X, X), {"pos_weight": X.to("meta")}, ValueError, "pos_weight on meta"),
+    (LOSSES[1], (X, X), {"pos_weight": X.to(torch.complex64)}, TypeError, "pos_weight must be real"),
+    (BCEWithLogitsLoss, (), {"ignore_index": 1.5}, TypeError, "ignore_index must be a whole number, got float"),
+    (BCEWithLogitsLoss, (), {"class_dim": "1"}, TypeError, "class_dim must be a whole number, got str"),
+    (SigmoidFocalLoss, (), {"ignore_index": 2**63}, ValueError, "ignore_index must fit into 64 bits"),
+    (SigmoidFocalLoss, (), {"class_dim": None}, TypeError, "class_dim must be a whole number, got NoneType"),
+    (SigmoidFocalLoss, (), {"pos_weight": 3}, TypeError, "pos_weight must be a Tensor, got int"),
     (LOSSES[1], (X, X), {"gamma": 10**400}, ValueError, "gamma must be finite and at least 0, got 10"),
     (LOSSES[0], (X, X), {"reduction": X}, ValueError, "unknown reduction=tensor"),
     (LOSSES[0], (X, X), {"reduction": X.numpy()}, ValueError, "unknown reduction=array"),

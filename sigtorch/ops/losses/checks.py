@@ -100,9 +100,40 @@ def focal(alpha: Any, gamma: Any, background_index: Any, where: str) -> int:
         raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
     if _readable(gamma) and not 0 <= gamma <= sys.float_info.max:
         raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
-    if not -(2**63) <= background_index < 2**63:
-        raise ValueError(f"{where}: background_index must fit into 64 bits, got {background_index}")
+    _fits(where, "background_index", background_index)
     return background_index
+
+
+def _fits(where: str, name: str, index: int) -> None:
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"{where}: {name} must fit into 64 bits, got {index}")
+
+
+def ignore_index(value: Any, where: str) -> int | None:
+    """Gives it as Python's number, where there is one."""
+    if value is None:
+        return None
+    value = _checks.whole(where, "ignore_index", value)
+    _fits(where, "ignore_index", value)
+    return int(value)
+
+
+def apart(where: str, target: torch.Tensor, background_index: int, ignore_index: int | None) -> None:
+    if target.dtype == torch.int64 and background_index == ignore_index:
+        raise ValueError(f"{where}: background_index and ignore_index must differ, got {ignore_index} for both")
+
+
+def ignorable(value: int | None, dtype: torch.dtype) -> int | None:
+    """The number, if a target of this dtype can be that."""
+    if value is None or dtype == torch.int64:
+        return value
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        digits = round(1 - math.log2(info.eps))
+        held = abs(value) <= info.max and value % 2 ** max(0, value.bit_length() - digits) == 0
+    else:
+        held = 0 <= value <= (1 if dtype == torch.bool else 255)
+    return value if held else None
 
 
 def normalizer(value: Any, reduction: str, where: str) -> None:
@@ -125,16 +156,27 @@ def _readable(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or _backend.plain(value)
 
 
-def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor) -> None:
+def class_dim(value: Any, where: str, name: str, x: Any) -> int:
+    """Gives it as Python's number, at least 0, or -1 for the last dimension."""
+    value = int(_checks.whole(where, "class_dim", value))
+    dims = x.dim() if isinstance(x, torch.Tensor) else 0
+    if not -max(dims, 1) <= value < max(dims, 1):
+        raise ValueError(f"{where}: class_dim={value} is not one of {name}, whose shape is {tuple(x.shape)}")
+    value %= max(dims, 1)
+    return -1 if value >= dims - 1 else value
+
+
+def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, class_dim: int) -> None:
     if not x.is_floating_point():
         raise TypeError(f"{where}: {names[0]} must be floating point, got {x.dtype}")
     if target.dtype == torch.int64:
-        if target.shape != x.shape[:-1] or not x.dim():
+        if not x.dim() or target.shape != x.shape[:class_dim] + x.shape[class_dim:][1:]:
+            which = "last dimension" if class_dim == -1 else f"class_dim={class_dim}"
             raise ValueError(
-                f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must lack its last dimension, "
+                f"{where}: class indices for {names[0]} of shape {tuple(x.shape)} must lack its {which}, "
                 f"got {names[1]} of shape {tuple(target.shape)}; for 0 or 1 an element give {names[1]}.to({names[0]}.dtype)"
             )
-        if x.shape[-1] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
+        if x.shape[class_dim] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
             raise ValueError(
                 f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
                 f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
@@ -150,22 +192,25 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         )
 
 
-def values(where: str, name: str, x: torch.Tensor, target: torch.Tensor, background_index: int) -> None:
-    """What a target holds, where that can be seen for nothing."""
+def values(where: str, name: str, x: torch.Tensor, target: torch.Tensor, indices: tuple[int, int | None]) -> None:
+    """What a target holds, where that can be seen for nothing; indices are those for background and to ignore."""
     if target.dtype == torch.int64:
-        _classes(where, name, x.shape[-1], target, background_index)
+        _classes(where, name, x.shape[-1], target, *indices)
     elif target.dtype == torch.uint8:
-        _mask(where, name, target)
+        _mask(where, name, target, indices[1])
 
 
-def _mask(where: str, name: str, target: torch.Tensor) -> None:
+def _mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None) -> None:
     """As images store them, masks hold 0 and 255."""
     if _unread(target):
         return
     highest = int(target.max())
+    if highest > 1 and highest == ignore_index:
+        highest = int(target.masked_fill(target == ignore_index, 0).max())
     if highest > 1:
         raise ValueError(
             f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
+            + (f", or ignore_index={highest}" if ignore_index is None else "")
         )
 
 
@@ -174,17 +219,22 @@ def _unread(t: torch.Tensor) -> bool:
     return t.device.type != "cpu" or not t.numel() or not _backend.plain(t)
 
 
-def _classes(where: str, name: str, classes: int, target: torch.Tensor, background_index: int) -> None:
+def _classes(
+    where: str, name: str, classes: int, target: torch.Tensor, background_index: int, ignore_index: int | None
+) -> None:
     if _unread(target):
         return
     low, high = (int(v) for v in target.aminmax())
     if low >= 0 and high <= classes:
         return
     wrong = target[((target < 0) | (target > classes)) & (target != background_index)]
+    if ignore_index is not None:
+        wrong = wrong[wrong != ignore_index]
     if wrong.numel():
+        ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
         raise ValueError(
             f"{where}: {name} holds class {int(wrong[0])}, expected 0 to {classes - 1}, or {classes} or "
-            f"background_index={background_index} for no class"
+            f"background_index={background_index} for no class{ignored}"
         )
 
 

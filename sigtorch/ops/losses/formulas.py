@@ -19,6 +19,7 @@ class Loss(NamedTuple):
     reduction: str
     dtype: torch.dtype  # of the result
     background_index: int = -1
+    ignore_index: int | None = None  # that a target's dtype can hold
     # Numbers, or 0-d tensors that are differentiated, transformed or traced.
     label_smoothing: Any = 0.0
     alpha: Any = -1.0
@@ -27,6 +28,16 @@ class Loss(NamedTuple):
 
     def indexed(self, target: torch.Tensor) -> bool:
         return target.dtype == torch.int64
+
+    def tamed(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Both are 0 where they are ignored, for 0 times infinity is NaN; and where that is."""
+        if self.ignore_index is None:
+            return x, target, None
+        ignored = target == self.ignore_index
+        target = target.masked_fill(ignored, 0)
+        if self.indexed(target):
+            ignored = ignored.unsqueeze(-1)
+        return x.masked_fill(ignored, 0), target, ignored
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """The dtype to compute in."""
@@ -44,7 +55,7 @@ def formula(
 ) -> torch.Tensor:
     """The loss, of tensors that its public function has checked."""
     wide = loss.wide(x)
-    x = x.to(wide)
+    x, target, ignored = loss.tamed(x.to(wide), target)
     values = (
         _of_classes(loss, x, target, pos_weight)
         if loss.indexed(target)
@@ -52,17 +63,30 @@ def formula(
     )
     if weight is not None:
         values = values * weight
-    return _reduced(loss, values, normalizer)
+    return _reduced(loss, values, ignored, normalizer)
 
 
-def _reduced(loss: Loss, values: torch.Tensor, normalizer: torch.Tensor | None) -> torch.Tensor:
+def _reduced(
+    loss: Loss, values: torch.Tensor, ignored: torch.Tensor | None, normalizer: torch.Tensor | None
+) -> torch.Tensor:
     """Of every element's loss: what was asked for, divided, in the result's dtype."""
-    if loss.reduction == "mean":
+    if ignored is not None:
+        values = values.masked_fill(ignored, 0)
+    if loss.reduction == "mean" and ignored is not None:
+        normalizer = _count(ignored, values) if normalizer is None else normalizer
+        values = values.sum(dtype=loss.wide(values))
+    elif loss.reduction == "mean":
         values = values.mean()
     elif loss.reduction == "sum":
         values = values.sum()
     divisor = loss.normalizer if normalizer is None else normalizer
     return (values if divisor is None else values / divisor).to(loss.dtype)
+
+
+def _count(ignored: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """How many values are not ignored; 1 where all are, for a mean of nothing is 0."""
+    count = ignored.logical_not().sum()
+    return (count if ignored.shape == values.shape else count * values.shape[-1]).clamp(min=1)
 
 
 def eager(
@@ -74,19 +98,22 @@ def eager(
     normalizer: torch.Tensor | None,
 ) -> torch.Tensor:
     """The loss as PyTorch and torchvision compute it, with their rounding: fewer operators than the formula, none of ours."""
+    x, target, ignored = loss.tamed(x, target)
     t = target if target.is_floating_point() else target.to(x.dtype)
     weight, pos_weight = (w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (weight, pos_weight))
     if loss.name == "binary_cross_entropy_with_logits":
         if loss.label_smoothing:
             t = t * (1 - loss.label_smoothing) + loss.label_smoothing / 2
-        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=loss.reduction, pos_weight=pos_weight)
-        return values.to(loss.dtype)
+        reduction = loss.reduction if ignored is None else "none"
+        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=reduction, pos_weight=pos_weight)
+        return values.to(loss.dtype) if ignored is None else _reduced(loss, values, ignored, None)
     p = torch.sigmoid(x)
     missed = p + t - 2 * p * t if p.dtype != t.dtype else torch.lerp(p, 1 - p, t)
-    values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none") * missed**loss.gamma
+    values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=pos_weight)
+    values = values * missed**loss.gamma
     if loss.alpha >= 0:
         values = values * (t * (2 * loss.alpha - 1) + (1 - loss.alpha))
-    return _reduced(loss, values, normalizer)
+    return _reduced(loss, values, ignored, normalizer)
 
 
 def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:

@@ -30,6 +30,8 @@ def binary_cross_entropy_with_logits(
     pos_weight: torch.Tensor | None = None,
     *,
     label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    class_dim: int = -1,
     size_average: None = None,
     reduce: None = None,
 ) -> torch.Tensor:
@@ -45,11 +47,18 @@ def binary_cross_entropy_with_logits(
     Args:
         input: logits x of any shape and floating dtype.
         target: t of input's shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
-            of the shape of input without its last dimension, in which -1 and the number of classes mean no class.
+            of the shape of input without its last dimension, or ``class_dim``, in which -1 and the number of classes mean
+            no class.
         weight: w, broadcastable to input's shape.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         pos_weight: p, broadcastable to input's shape.
         label_smoothing: ε in [0, 1], which replaces t by t (1 - ε) + ε / 2.
+        ignore_index: the target that is left out: elements of a dense target, 255 in a uint8 mask or -100 in a floating one,
+            or rows of class indices, whatever else that index means. They add no loss and no gradient, whatever their logits
+            are, infinity and NaN too, and ``"mean"`` divides by how many elements are left; where none is, it is 0.
+            :func:`torch.nn.functional.cross_entropy` leaves such rows out of its value, but not NaN out of its gradient.
+        class_dim: the dimension of input that class indices lack, as 1 where logits are (N, C, H, W) and indices (N, H, W).
+            Kernels read it where it is, channels_last or not. Of no account to dense targets.
         size_average: not supported, give a reduction.
         reduce: not supported, give a reduction.
 
@@ -59,16 +68,17 @@ def binary_cross_entropy_with_logits(
         tensor, label_smoothing.
 
     Raises:
-        TypeError: what is no tensor, or of no dtype above.
-        ValueError: a shape that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index out of
-            range, a uint8 above 1. On a device other than the CPU, where looking would stall, and in kernels, such an
-            index makes its row's losses NaN, and such a uint8 its element's.
+        TypeError: what is no tensor, or of no dtype above, or no whole number where one is meant.
+        ValueError: a shape or dimension that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index
+            out of range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, and
+            in kernels, such an index makes its row's losses NaN, and such a uint8 its element's.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
     """
     where = "binary_cross_entropy_with_logits()"
     plain = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
+    plain = plain and ignore_index is None and type(class_dim) is int and class_dim == -1
     if plain and _backend.eager_on_cpu(input, target) and input.is_floating_point() and target.is_floating_point():
         try:  # PyTorch's own, first: what is right costs no check
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
@@ -79,10 +89,16 @@ def binary_cross_entropy_with_logits(
         checks.reduction(reduction, where)
         checks.label_smoothing(label_smoothing, where)
         numbers = {"label_smoothing": label_smoothing}
-        _check_tensors(where, ("input", "target"), input, target, numbers, weight=weight, pos_weight=pos_weight)
+        tensors = {"weight": weight, "pos_weight": pos_weight}
+        ignore_index = checks.ignore_index(ignore_index, where)
+        class_dim = _check_tensors(where, ("input", "target"), input, target, class_dim, numbers, **tensors)
+        ignore_index = checks.ignorable(ignore_index, target.dtype)
         label_smoothing = _number(label_smoothing)
-    loss = Loss("binary_cross_entropy_with_logits", reduction, _dtype(input, target), label_smoothing=label_smoothing)
-    return _run(loss, input, target, weight, pos_weight, None)
+    loss = Loss(
+        "binary_cross_entropy_with_logits", reduction, _dtype(input, target),
+        ignore_index=ignore_index, label_smoothing=label_smoothing,
+    )  # fmt: skip
+    return _run(loss, class_dim, input, target, weight, pos_weight, None)
 
 
 def sigmoid_focal_loss(
@@ -95,10 +111,13 @@ def sigmoid_focal_loss(
     weight: torch.Tensor | None = None,
     normalizer: float | torch.Tensor | None = None,
     background_index: int = -1,
+    pos_weight: torch.Tensor | None = None,
+    ignore_index: int | None = None,
+    class_dim: int = -1,
 ) -> torch.Tensor:
     r"""Computes the focal loss of logits, as torchvision's ``sigmoid_focal_loss`` does.
 
-    .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma\, \mathrm{bce}(x, t)
+    .. math:: \ell = w\, \alpha_t\, (1 - p_t)^\gamma \left( -p\,t \log \sigma(x) - (1 - t) \log \sigma(-x) \right)
 
     with :math:`p_t = t\,\sigma(x) + (1 - t)\,\sigma(-x)` and :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)`, in
     terms that do not cancel: in kernels and in the formula, float32 losses are right to 1e-5 of their value,
@@ -109,8 +128,8 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits x of any shape and floating dtype.
         targets: t of inputs' shape, floating, bool, or uint8 of 0 and 1; or int64 class indices, of two classes or more,
-            of the shape of inputs without its last dimension, in which ``background_index`` and the number of classes
-            mean no class.
+            of the shape of inputs without its last dimension, or ``class_dim``, in which ``background_index`` and the number
+            of classes mean no class.
         alpha: weight of the positive class in [0, 1], or -1 for none.
         gamma: how much less an easy element counts, at least 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -118,36 +137,51 @@ def sigmoid_focal_loss(
         normalizer: a positive number or 0-d tensor that divides the result of ``"none"`` or ``"sum"``, such as a
             detector's number of positives. A tensor's value is not looked at on a device other than the CPU.
         background_index: the class index that means no class.
+        pos_weight: p, broadcastable to inputs' shape, which the positive class counts in the cross-entropy inside.
+        ignore_index: the target that is left out: elements of a dense target, 255 in a uint8 mask or -100 in a floating one,
+            or rows of class indices, whatever else that index means. They add no loss and no gradient, whatever their logits
+            are, infinity and NaN too, and ``"mean"`` divides by how many elements are left; where none is, it is 0.
+            :func:`torch.nn.functional.cross_entropy` leaves such rows out of its value, but not NaN out of its gradient.
+        class_dim: the dimension of inputs that class indices lack, as 1 where logits are (N, C, H, W) and indices (N, H, W).
+            Kernels read it where it is, channels_last or not. Of no account to dense targets.
 
     Returns:
         A scalar, or a tensor of inputs' shape for ``"none"``, of the dtype of floating targets, else of inputs'; under
         autocast float32 for half types. Differentiable in all of its tensors, 0-d ones for alpha and gamma too.
 
     Raises:
-        TypeError: what is no tensor, or of no dtype above.
-        ValueError: a shape that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range, a
-            normalizer with ``"mean"``, a class index out of range, a uint8 above 1. On a device other than the CPU,
-            where looking would stall, and in kernels, such an index makes its row's losses NaN, and such a uint8 its
-            element's.
+        TypeError: what is no tensor, or of no dtype above, or no whole number where one is meant.
+        ValueError: a shape or dimension that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range,
+            a normalizer with ``"mean"``, an ignore_index of class indices that is the background_index, a class index out of
+            range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, and in
+            kernels, such an index makes its row's losses NaN, and such a uint8 its element's.
 
     Source:
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
     where = "sigmoid_focal_loss()"
     numbers_right = checks.right_numbers(alpha, gamma, background_index, normalizer, reduction)
-    if not numbers_right or not checks.right(inputs, targets, reduction, weight):
+    plain = ignore_index is None and type(class_dim) is int and class_dim == -1
+    if not plain or not numbers_right or not checks.right(inputs, targets, reduction, weight, pos_weight):
         checks.reduction(reduction, where)
         background_index = checks.focal(alpha, gamma, background_index, where)
         checks.normalizer(normalizer, reduction, where)
         numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
-        _check_tensors(where, ("inputs", "targets"), inputs, targets, numbers, weight=weight)
+        tensors = {"weight": weight, "pos_weight": pos_weight}
+        ignore_index = checks.ignore_index(ignore_index, where)
+        class_dim = _check_tensors(where, ("inputs", "targets"), inputs, targets, class_dim, numbers, **tensors)
+        checks.apart(where, targets, background_index, ignore_index)
+        ignore_index = checks.ignorable(ignore_index, targets.dtype)
         alpha, gamma = _number(alpha), _number(gamma)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
     number = None if normalizer is None or divisor is not None else _number(normalizer)
-    loss = Loss("sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index, 0.0, alpha, gamma, number)
+    loss = Loss(
+        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index, ignore_index,
+        alpha=alpha, gamma=gamma, normalizer=number,
+    )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
-    return _run(loss, inputs, targets, weight, None, divisor)
+    return _run(loss, class_dim, inputs, targets, weight, pos_weight, divisor)
 
 
 def _check_tensors(
@@ -155,14 +189,18 @@ def _check_tensors(
     names: tuple[str, str],
     input: torch.Tensor,
     target: torch.Tensor,
+    class_dim: Any,
     numbers: dict[str, Any],
     **weights: torch.Tensor | None,
-) -> None:
+) -> int:
+    """Gives class_dim as Python's number, -1 for the last dimension."""
     given = {name: t for name, t in weights.items() if t is not None}
     scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
     checks.tensors(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
-    checks.target(where, names, input, target)
+    class_dim = checks.class_dim(class_dim, where, names[0], input)
+    checks.target(where, names, input, target, class_dim)
     checks.broadcasts(where, input, **given)
+    return class_dim
 
 
 def _number(value: Any) -> Any:
@@ -183,8 +221,14 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+def _run(
+    loss: Loss, class_dim: int, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+) -> torch.Tensor:
     """The others are weight, pos_weight and normalizer."""
+    if class_dim != -1 and loss.indexed(target):
+        weights = [_classes_last(w, class_dim, input.dim()) for w in others[:2]]
+        out = _run(loss, -1, input.movedim(class_dim, -1), target, *weights, others[2])
+        return out.movedim(-1, class_dim) if loss.reduction == "none" else out
     given = [t for t in (target, *others) if t is not None]
     if _eager_serves(loss, input, target, given):
         return eager(loss, input, target, *others)
@@ -193,8 +237,13 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
     where, name = TARGETS[loss.name]
-    checks.values(where, name, input, target, loss.background_index)
+    checks.values(where, name, input, target, (loss.background_index, loss.ignore_index))
     return formula(loss, input, target, *others)
+
+
+def _classes_last(weight: torch.Tensor | None, class_dim: int, dims: int) -> torch.Tensor | None:
+    """A view with as many dimensions as the logits have, the classes' as the last."""
+    return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(class_dim, -1)
 
 
 def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
@@ -217,7 +266,10 @@ def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[to
         return False
     if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
         return False  # its inverse is more than float32 holds
-    return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24  # counted in float32
+    # Compared in float32.
+    if loss.ignore_index is not None and abs(loss.ignore_index) >= 2**24 and input.dtype != torch.float64:
+        return False
+    return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24
 
 
 def _differentiated(loss: Loss, given: list[torch.Tensor]) -> bool:
@@ -241,8 +293,9 @@ class LossFunction(Function):
     ) -> torch.Tensor:
         forward_pass, ctx.backward_pass = passes_of(backend, "losses", "loss")
         ctx.loss = loss
-        ctx.save_for_backward(marker(loss.name), x, target, *others)
-        return forward_pass(loss, x, target, *others)  # type: ignore[no-any-return]
+        out, normalizer = forward_pass(loss, x, target, *others)
+        ctx.save_for_backward(marker(loss.name), x, target, *others[:2], normalizer)
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

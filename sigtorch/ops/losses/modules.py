@@ -18,9 +18,11 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         pos_weight: broadcastable to the input's shape; a buffer.
         label_smoothing: ε in [0, 1], which replaces a target t by t (1 - ε) + ε / 2.
+        ignore_index: the target, a class index too, that adds no loss and no gradient, and is not counted by a mean.
+        class_dim: the dimension of the input that class indices lack.
 
     Raises:
-        TypeError: a weight that is no tensor.
+        TypeError: a weight that is no tensor, an index or dimension that is no whole number.
         ValueError: an unknown reduction, a smoothing outside of [0, 1].
     """
 
@@ -33,6 +35,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         pos_weight: torch.Tensor | None = None,
         *,
         label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        class_dim: int = -1,
     ) -> None:
         where = "BCEWithLogitsLoss()"
         checks.legacy(where, size_average, reduce)
@@ -42,15 +46,19 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         _checks.tensors(where, **{name: t for name, t in tensors.items() if t is not None})
         super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
         self.label_smoothing = label_smoothing
+        self.ignore_index = checks.ignore_index(ignore_index, where)
+        self.class_dim = _checks.whole(where, "class_dim", class_dim)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, or of input's shape for ``"none"``."""
         return functions.binary_cross_entropy_with_logits(
-            input, target, self.weight, self.reduction, self.pos_weight, label_smoothing=self.label_smoothing
-        )
+            input, target, self.weight, self.reduction, self.pos_weight,
+            label_smoothing=self.label_smoothing, ignore_index=self.ignore_index, class_dim=self.class_dim,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+        shown = f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+        return f"{shown}, ignore_index={self.ignore_index}, class_dim={self.class_dim}"
 
 
 class SigmoidFocalLoss(torch.nn.Module):
@@ -62,13 +70,17 @@ class SigmoidFocalLoss(torch.nn.Module):
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         weight: broadcastable to the inputs' shape; a buffer.
         background_index: the class index that means no class.
+        pos_weight: broadcastable to the inputs' shape; a buffer.
+        ignore_index: the target, a class index too, that adds no loss and no gradient, and is not counted by a mean.
+        class_dim: the dimension of the inputs that class indices lack.
 
     Raises:
-        TypeError: a weight that is no tensor.
+        TypeError: a weight that is no tensor, an index or dimension that is no whole number.
         ValueError: an unknown reduction, an alpha or gamma out of range.
     """
 
     weight: torch.Tensor | None
+    pos_weight: torch.Tensor | None
 
     def __init__(
         self,
@@ -78,15 +90,21 @@ class SigmoidFocalLoss(torch.nn.Module):
         *,
         weight: torch.Tensor | None = None,
         background_index: int = -1,
+        pos_weight: torch.Tensor | None = None,
+        ignore_index: int | None = None,
+        class_dim: int = -1,
     ) -> None:
         super().__init__()
         where = "SigmoidFocalLoss()"
         checks.reduction(reduction, where)
         background_index = checks.focal(alpha, gamma, background_index, where)
-        if weight is not None:
-            _checks.tensors(where, weight=weight)
+        tensors = {"weight": weight, "pos_weight": pos_weight}
+        _checks.tensors(where, **{name: t for name, t in tensors.items() if t is not None})
+        self.ignore_index = checks.ignore_index(ignore_index, where)
+        self.class_dim = _checks.whole(where, "class_dim", class_dim)
         self.alpha, self.gamma, self.reduction, self.background_index = alpha, gamma, reduction, background_index
         self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor, *, normalizer: float | torch.Tensor | None = None
@@ -95,7 +113,9 @@ class SigmoidFocalLoss(torch.nn.Module):
         return functions.sigmoid_focal_loss(
             inputs, targets, self.alpha, self.gamma, self.reduction,
             weight=self.weight, normalizer=normalizer, background_index=self.background_index,
+            pos_weight=self.pos_weight, ignore_index=self.ignore_index, class_dim=self.class_dim,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+        shown = f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+        return f"{shown}, ignore_index={self.ignore_index}, class_dim={self.class_dim}"

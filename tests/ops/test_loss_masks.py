@@ -1,0 +1,399 @@
+"""What people train masks with: targets that are ignored, classes along any dimension, and the weight of positives."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import triton
+from loss_cases import (
+    DTYPES,
+    IMAGES,
+    KINDS,
+    LOSSES,
+    ORACLES,
+    REDUCTIONS,
+    check,
+    every_backend,
+    every_loss,
+    images,
+    make,
+    running,
+    suit,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils.checkpoint import checkpoint
+
+import sigtorch
+from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch.kernels import _launch
+from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
+
+PATHS = ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)]
+every_path = pytest.mark.parametrize("backend", PATHS)
+IGNORED = {"soft": -100, "hard": 255, "uint8": 255, "bool": 1, "index": 255}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def masked(shape, dtype, kind, device="cpu"):
+    x, target = make(shape, dtype, kind, device)
+    return x, suit(target, {"ignore_index": IGNORED[kind]})
+
+
+@every_path
+@every_loss
+@every_kind
+def test_ignored_logits_may_be_anything(loss, kind, backend, device):
+    """Infinity and NaN add no loss and no gradient."""
+    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+        x, target = masked((9, 10), dtype, kind, device)
+        given = {"reduction": reduction, "ignore_index": IGNORED[kind]}
+        out = (target == IGNORED[kind]).view(-1, *[1] * (x.dim() - 1) if kind == "index" else x.shape[1:])
+        anything = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).max], dtype=dtype, device=device)
+        wild = torch.where(out, anything.repeat(23)[:90].view(9, 10), x.detach()).requires_grad_()
+        with running(backend):
+            tame, values = loss(x, target, **given), loss(wild, target, **given)
+            expected, grad = (torch.autograd.grad(v.sum(), t)[0] for v, t in ((tame, x), (values, wild)))
+        torch.testing.assert_close(values, tame, rtol=0, atol=0)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+        assert not grad[out.expand_as(grad)].any()
+        if reduction == "none":
+            assert not values[out.expand_as(values)].any()
+
+
+@every_path
+@every_loss
+@every_kind
+def test_nothing_but_ignored_ones(loss, kind, backend, device):
+    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+        x, target = make((9, 40), dtype, kind, device)
+        target.fill_(IGNORED[kind])
+        with running(backend):
+            value = loss(x, target, reduction=reduction, ignore_index=IGNORED[kind])
+            (grad,) = torch.autograd.grad(value.sum(), x)
+        assert not value.any()
+        assert not grad.any()
+        assert grad.shape == x.shape
+
+
+@every_path
+@every_loss
+@every_kind
+def test_a_number_that_no_target_can_be(loss, kind, backend, device):
+    """Nothing is ignored, however the number would look as one of the target's dtype."""
+    for number in {"soft": [257, 2**60 + 1], "hard": [257], "uint8": [-255, 256], "bool": [2, -1], "index": [256]}[
+        kind
+    ]:
+        x, target = make((4, 8), torch.bfloat16, kind, device)
+        if kind == "hard":
+            target.fill_(256)
+        for reduction in REDUCTIONS:
+            with running(backend):
+                ours, all_of_them = (loss(x, target, reduction=reduction, ignore_index=i) for i in (number, None))
+            torch.testing.assert_close(ours, all_of_them, rtol=0, atol=0)
+
+
+@every_path
+@every_loss
+def test_numbers_to_ignore_may_be_any(loss, backend, device):
+    """More than float32 holds, too, in which kernels compare."""
+    for number, dtype in itertools.product((-(2**63), 2**24, 2**24 + 1, 2**63 - 1), (torch.float32, torch.float64)):
+        x, target = make((6, 10), dtype, "index", device)
+        target[::2] = number
+        check(loss, x, target, backend, reduction="mean", ignore_index=number)
+    x, target = make((6, 10), torch.float64, "soft", device)
+    target[::2] = 2**24 + 1
+    check(loss, x, target, backend, reduction="mean", ignore_index=2**24 + 1)
+
+
+@every_path
+@every_loss
+def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, device):
+    """A class, or the number of classes, which else is none."""
+    for number in (0, 3, 10):
+        x, target = make((12, 10), torch.float32, "index", device)
+        target[:8] = torch.tensor([0, 3, 9, 10]).repeat(2)
+        check(loss, x, target, backend, reduction="mean", ignore_index=number)
+    if loss is LOSSES[0]:  # of which -1 means no class
+        check(loss, x, target, backend, reduction="mean", ignore_index=-1)
+    else:
+        target[0] = -1
+        check(loss, x, target, backend, reduction="mean", ignore_index=-1, background_index=10)
+
+
+@every_loss
+@pytest.mark.kernels
+def test_many_programs_count(loss, device, monkeypatch):
+    """In full and part blocks, rows and batches, and more tiles than programs."""
+    for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 700, 9), 7))):
+        monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", programs)
+        _launch._plans.clear()
+        for kind in ("uint8", "index")[: 1 + (len(shape) > 1)]:
+            x, target = masked((*shape[:-1], cut) if kind == "index" else shape, torch.float32, kind, device)
+            x = x.detach()[..., :cut].requires_grad_()
+            target = target if kind == "index" else target[..., :cut]
+            check(loss, x, target, "triton", reduction="mean", ignore_index=255)
+
+
+@every_path
+@every_loss
+@pytest.mark.parametrize("layout", IMAGES)
+def test_classes_may_be_anywhere(loss, layout, backend, device):
+    for dtype, reduction in zip(DTYPES, ("none", "mean", "sum", "mean"), strict=True):
+        x, target = images(dtype, layout, device)
+        weights = {
+            "weight": torch.rand(5, 1, 1),
+            "pos_weight": torch.rand(3, 1, 4, 6)[: len(x), :, : x.shape[2], : x.shape[3]],
+        }
+        weights = {name: w.to(device, dtype) for name, w in weights.items()}
+        for class_dim, given in ((1, {}), (-3, weights)):
+            out = check(loss, x, target, backend, reduction=reduction, class_dim=class_dim, ignore_index=255, **given)
+            assert out.shape == (x.shape if reduction == "none" else ())
+
+
+@every_path
+@every_loss
+def test_classes_along_every_dimension(loss, backend, device):
+    for class_dim in range(-4, 4):
+        x, _ = images(torch.float32, "contiguous", device)
+        shape = [n for i, n in enumerate(x.shape) if i != class_dim % 4]
+        target = torch.randint(0, x.shape[class_dim] + 1, shape, device=device)
+        for reduction in REDUCTIONS:
+            check(loss, x, target, backend, reduction=reduction, class_dim=class_dim)
+    with running(backend):
+        for shape in ((), (3,), (3, 4)):  # of no account to dense targets
+            x, target = make(shape, torch.float32, "soft", device)
+            for class_dim in (0, max(len(shape), 1) - 1, -1):
+                torch.testing.assert_close(loss(x, target, class_dim=class_dim), loss(x, target), rtol=0, atol=0)
+
+
+@pytest.mark.kernels
+@every_loss
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "classes first", "transposed"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkeypatch):
+    """No copy of the logits, nothing saved but the arguments and a count, and a gradient that lies as they do."""
+    x, target = images(torch.bfloat16, layout, device)
+    copies, saved = [], []
+    for name in ("contiguous", "copy_"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, *a, m=method, **k: copies.append(t.dtype) or m(t, *a, **k))
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), sigtorch.use_backend("triton"):
+        value = loss(x, target, reduction=reduction, class_dim=1, ignore_index=255)
+        (grad,) = torch.autograd.grad(value, x, torch.ones_like(value))
+    assert torch.bfloat16 not in copies
+    assert grad.stride() == x.stride()
+    assert value.stride() == (x.stride() if reduction == "none" else ())
+    large = [t for t in saved if t.numel() > 1]
+    assert [t.data_ptr() for t in large] == [x.data_ptr(), target.data_ptr()]
+    assert sum(t.numel() == 1 for t in saved) == (reduction == "mean")
+
+
+@pytest.mark.kernels
+@every_loss
+@every_kind
+def test_a_mean_that_ignores_launches_no_more(loss, kind, device, monkeypatch):
+    """What is left is counted beside the loss, and a backward is given the count."""
+    launched = []
+    launch = _launch.Plan.launch
+    monkeypatch.setattr(_launch.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given))
+    moved = []
+    for number in (None, IGNORED[kind]):
+        x, target = masked((40, 300), torch.bfloat16, kind, device)
+        target = target if number is not None else make((40, 300), torch.bfloat16, kind, device)[1]
+        launched.clear()
+        with sigtorch.use_backend("triton"):
+            value = loss(x, target, reduction="mean", ignore_index=number)
+            torch.autograd.grad(value, x)
+        assert len(launched) == 3
+        tensors = [t for given in launched for operands in given for t in operands if isinstance(t, torch.Tensor)]
+        moved.append(sum(t.nbytes for t in tensors if t.dtype != torch.float64 and t.dim()))  # partial sums are float64
+    assert moved[0] == moved[1]
+
+
+@every_backend
+@every_loss
+@every_kind
+def test_backward_again_and_differentiably(loss, kind, backend, device):
+    x, target = masked((4, 6), torch.float64, kind, device)
+    exact, given = x.detach().clone().requires_grad_(), {"reduction": "mean", "ignore_index": IGNORED[kind]}
+    with sigtorch.use_backend(backend):
+        value = loss(x, target, **given)
+        first = torch.autograd.grad(value, x, retain_graph=True)[0]
+        assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], first)
+        (grad,) = torch.autograd.grad(value, x, create_graph=True)
+        grad.square().sum().backward()
+    (expected,) = torch.autograd.grad(ORACLES[loss](exact, target, **given), exact, create_graph=True)
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad)
+
+
+@every_backend
+def test_weights_and_numbers_have_gradients(backend, device):
+    """None from what is ignored, whatever is there."""
+    for kind in ("soft", "index"):
+        x, target = masked((4, 3), torch.float64, kind, device)
+        x, number = x.detach(), IGNORED[kind]
+        out = target == number if kind == "soft" else (target == number).unsqueeze(-1)
+        x = x.masked_fill(out, torch.inf)
+        given = [torch.rand(3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)]
+        given += [torch.tensor(v, dtype=torch.float64, device=device, requires_grad=True) for v in (0.3, 1.5)]
+
+        def focal(loss, weight, pos_weight, alpha, gamma, x=x, target=target, number=number):
+            weights = {"weight": weight, "pos_weight": pos_weight, "ignore_index": number}
+            return loss(x, target, alpha, gamma, "mean", **weights)
+
+        with sigtorch.use_backend(backend):
+            ours = torch.autograd.grad(focal(sigmoid_focal_loss, *given), given)
+            assert torch.autograd.gradcheck(functools.partial(focal, sigmoid_focal_loss), given)
+        torch.testing.assert_close(ours, torch.autograd.grad(focal(ORACLES[sigmoid_focal_loss], *given), given))
+
+
+OPTIONS = [
+    pytest.param(LOSSES[0], {"label_smoothing": 0.1}, id="bce"),
+    pytest.param(LOSSES[1], {"pos_weight": torch.linspace(0.5, 3, 6, dtype=torch.float64)}, id="focal"),
+]
+every_option = pytest.mark.parametrize(("loss", "options"), OPTIONS)
+
+
+@every_backend
+@every_option
+@pytest.mark.parametrize("kind", ["soft", "bool", "index"])
+def test_transforms(loss, options, kind, backend, device):
+    x, target = masked((4, 6), torch.float64, kind, device)
+    target[3] = IGNORED[kind]  # a sample of which nothing is left
+    x, tangent = x.detach(), torch.randn(4, 6, dtype=torch.float64, device=device)
+    given = {"reduction": "mean", "ignore_index": IGNORED[kind]} | options
+    oracle = functools.partial(ORACLES[loss], **given)
+    with sigtorch.use_backend(backend):
+        batched = torch.vmap(lambda x, t: loss(x, t, **given))(x, target)
+        per_sample = torch.vmap(torch.func.grad(lambda x, t: loss(x, t, **given)))(x, target)
+        hessian = torch.func.hessian(lambda x: loss(x, target[:2], **given))(x[:2])
+        with dual_level():
+            jvp = unpack_dual(loss(make_dual(x, tangent), target, **given)).tangent
+    torch.testing.assert_close(batched, torch.stack([oracle(a, b) for a, b in zip(x, target, strict=True)]))
+    grads = [torch.func.grad(lambda a, b=b: oracle(a, b))(a) for a, b in zip(x, target, strict=True)]
+    torch.testing.assert_close(per_sample, torch.stack(grads))
+    torch.testing.assert_close(jvp, torch.func.jvp(lambda x: oracle(x, target), (x,), (tangent,))[1])
+    torch.testing.assert_close(hessian, torch.func.hessian(lambda x: oracle(x, target[:2]))(x[:2]))
+
+
+def of_images(loss, x, target, **given):
+    return loss(
+        x, target, reduction="mean", class_dim=1, ignore_index=255, pos_weight=x.new_full((5, 1, 1), 2), **given
+    )
+
+
+@every_loss
+def test_classes_of_images_transform(loss):
+    x, target = images(torch.float64, "contiguous")
+    x = x.detach()
+    call, oracle = (functools.partial(of_images, f) for f in (loss, ORACLES[loss]))
+    alone = torch.vmap(lambda x, t: loss(x, t, reduction="mean", class_dim=0, ignore_index=255))(x, target)
+    each = [ORACLES[loss](a, b, reduction="mean", class_dim=0, ignore_index=255) for a, b in zip(x, target)]
+    torch.testing.assert_close(alone, torch.stack(each))
+    torch.testing.assert_close(torch.func.grad(call)(x, target), torch.func.grad(oracle)(x, target))
+
+
+@every_loss
+@pytest.mark.parametrize("kind", ["soft", "uint8", "index", "image"])
+def test_compiles_and_traces(loss, kind):
+    if kind == "image":
+        x, target = images(torch.float32, "contiguous")
+        call = functools.partial(of_images, loss)
+    else:
+        x, target = masked((4, 6), torch.float32, kind)
+        call = functools.partial(loss, reduction="mean", ignore_index=IGNORED[kind])
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    actual, expected = compiled(x, target), call(x, target)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (actual, expected)))
+    graph = make_fx(call, tracing_mode="symbolic")(x.detach(), target)
+    torch.testing.assert_close(graph(x, target), expected)
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        assert call(mode.from_tensor(x), mode.from_tensor(target)).dtype == x.dtype
+    assert call(x.to("meta"), target.to("meta")).shape == ()
+
+
+@every_path
+@every_loss
+@every_kind
+def test_checkpointing(loss, kind, backend, device):
+    x, target = masked((4, 6), torch.float32, kind, device)
+    call = functools.partial(loss, reduction="mean", ignore_index=IGNORED[kind])
+    grads = []
+    with running(backend):
+        for run in (call, functools.partial(checkpoint, call, use_reentrant=False)):
+            grads.append(torch.autograd.grad(run(x, target), x)[0])
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@every_loss
+def test_dtensor(loss, tmp_path):
+    """By the formula, of logits that are sharded and of such that are not."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for kind, placement in itertools.product(("soft", "uint8"), (Shard(0), Replicate())):
+            x, target = masked((4, 6), torch.float32, kind)
+            given = {"reduction": "mean", "ignore_index": IGNORED[kind]}
+            d = distribute_tensor(x.detach(), mesh, [placement]).requires_grad_()
+            value = loss(d, distribute_tensor(target, mesh, [placement]), **given)
+            value.backward()
+            expected = ORACLES[loss](x, target, **given)
+            torch.testing.assert_close(value.full_tensor().double(), expected)
+            torch.testing.assert_close(d.grad.full_tensor(), torch.autograd.grad(expected, x)[0])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_modules():
+    x, target = images(torch.float32, "contiguous")
+    p, given = torch.rand(5, 1, 1), {"ignore_index": 255, "class_dim": 1}
+    for module, oracle in (
+        (BCEWithLogitsLoss(pos_weight=p, **given), ORACLES[LOSSES[0]]),
+        (SigmoidFocalLoss(reduction="mean", pos_weight=p, **given), ORACLES[LOSSES[1]]),
+    ):
+        expected = oracle(x.detach(), target, reduction="mean", pos_weight=p, **given)
+        torch.testing.assert_close(module(x.detach(), target), expected.float())
+        assert "ignore_index=255, class_dim=1" in repr(module)
+        assert list(module.state_dict()) == ["pos_weight"]
+    assert isinstance(BCEWithLogitsLoss(**given), torch.nn.BCEWithLogitsLoss)
+
+
+def test_cross_entropys_own_rule():
+    """Its ignored rows add nothing to the value either, but their NaN gets into its gradient."""
+    x, index = torch.full((2, 3), torch.nan), torch.tensor([255, 0])
+    x[1] = 0
+    x.requires_grad_()
+    theirs = F.cross_entropy(x, index, ignore_index=255)
+    assert theirs.item() == pytest.approx(math.log(3))
+    assert torch.autograd.grad(theirs, x)[0][0].isnan().all()
+    ours = binary_cross_entropy_with_logits(x, index, ignore_index=255)
+    assert not torch.autograd.grad(ours, x)[0][0].any()
+
+
+@pytest.mark.kernels
+@every_loss
+@pytest.mark.parametrize("layout", ["contiguous", "classes first"])
+def test_an_index_is_read_once_for_several_classes(loss, layout, device):
+    """All in all no more bytes move than with a target of the logits' dtype at each of them."""
+    gpu = None if triton.knobs.runtime.interpret else triton.runtime.driver.active
+    if not hasattr(gpu, "loads"):
+        pytest.skip("needs an engine that counts bytes: see tests/ptx")
+    x, target = images(torch.bfloat16, layout, device, classes=24, size=(32, 32))
+    before = gpu.loads + gpu.stores
+    with sigtorch.use_backend("triton"):
+        value = loss(x, target, reduction="mean", class_dim=1, ignore_index=255)
+        torch.autograd.grad(value, x)
+    assert gpu.loads + gpu.stores - before <= 10 * x.numel()
