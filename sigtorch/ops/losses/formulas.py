@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sigtorch._backend import HALF_DTYPES
+from sigtorch._backend import HALF_DTYPES, aten_sigmoid
 
 FAR = 800.0  # exp(-800) is 0 in float64 too
 
@@ -107,7 +107,7 @@ def eager(
         reduction = loss.reduction if ignored is None else "none"
         values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=reduction, pos_weight=pos_weight)
         return values.to(loss.dtype) if ignored is None else _reduced(loss, values, ignored, None)
-    p = torch.sigmoid(x)
+    p = aten_sigmoid(x)
     missed = p + t - 2 * p * t if p.dtype != t.dtype else torch.lerp(p, 1 - p, t)
     values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=pos_weight)
     values = values * missed**loss.gamma
@@ -134,7 +134,7 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
     values = rest * negative + share * positive
     if loss.name == "sigmoid_focal_loss":
         near = x.clamp(-FAR, FAR)  # beyond, sigmoid's derivative is 0, and what it is multiplied with can be infinite
-        q = t * torch.sigmoid(-near) + (1 - t) * torch.sigmoid(near)
+        q = t * aten_sigmoid(-near) + (1 - t) * aten_sigmoid(near)
         tiny = torch.finfo(q.dtype).tiny
         # The derivative of q ** gamma at 0 is infinite for a gamma below 1, and the loss there is 0.
         values = values * torch.where(q.abs() < tiny, tiny, q) ** loss.gamma
