@@ -1,0 +1,5 @@
+"""Losses over a product of two matrices that is never whole: chunks of it, and gradients computed in forward."""
+
+from sigtorch.ops.chunked_losses.siglip import SigLIPLoss, siglip_loss
+
+__all__ = ["SigLIPLoss", "siglip_loss"]
