@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
-from sigtorch import siglip_loss
+from sigtorch import linear_binary_cross_entropy, siglip_loss
 from sigtorch.ops.chunked_losses import products
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,7 +63,81 @@ CASES = [
         siglip_oracle,
     ),
 ]
+SAMPLES = 5
+
+
+def positives(labels, samples=SAMPLES):
+    """About a third of all pairs, but for the label 2 and the sample 1, which have none."""
+    sample, label = torch.arange(samples)[:, None], torch.arange(labels)
+    return ((sample + 2 * label) % 3 == 0) & (label != 2) & (sample != 1)
+
+
+def csr(dense):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch speaks of its sparse tensors' state
+        return dense.float().to_sparse_csr()
+
+
+def indices(dense):
+    return csr(dense).crow_indices().int(), csr(dense).col_indices().int()
+
+
+def linear_oracle(input, weight, bias=None, reduction="mean", pos_weight=None):
+    z = F.linear(input, weight, bias)
+    targets = positives(len(weight)).to(z)
+    return F.binary_cross_entropy_with_logits(z, targets, reduction=reduction, pos_weight=pos_weight)
+
+
+def linear(kind):
+    """The loss with targets of a kind, which are made where nothing watches, the first time."""
+    made = {}
+
+    def loss(input, weight, bias=None, **options):
+        key = len(weight), input.device
+        if key not in made:
+            made[key] = on(input, kind(positives(len(weight))))
+        return linear_binary_cross_entropy(input, weight, bias, made[key], **options)
+
+    return loss
+
+
+def on(like, targets):
+    return tuple(t.to(like.device) for t in targets) if isinstance(targets, tuple) else targets.to(like.device)
+
+
+def label_weights(labels, like):
+    return (1 + torch.arange(labels) % 3).to(like.device, like.dtype)
+
+
+def weighted(function):
+    """Summed, with weights of the positives."""
+
+    def loss(input, weight, bias, **options):
+        pos_weight = label_weights(len(weight), weight)
+        return function(input, weight, bias, reduction="sum", pos_weight=pos_weight, **options)
+
+    return loss
+
+
+def layer(n, d):
+    return [torch.randn(SAMPLES, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64)]
+
+
+CASES += [
+    Case("linear-csr", layer, linear(csr), linear_oracle),
+    Case(
+        "linear-dense", lambda n, d: [*layer(n, d), torch.randn(n).double()], linear(lambda dense: dense), linear_oracle
+    ),
+    Case(
+        "linear-indices",
+        lambda n, d: [*layer(n, d), torch.randn(n).double()],
+        weighted(linear(indices)),
+        weighted(linear_oracle),
+    ),
+]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+# PyTorch's transforms and traces know no sparse tensors.
+every_traced_case = pytest.mark.parametrize("case", [c for c in CASES if c.name != "linear-csr"], ids=lambda c: c.name)
 every_backend = pytest.mark.parametrize("backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)])
 chunked = pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=pytest.mark.kernels)])
 
@@ -310,7 +385,7 @@ def test_compiled_code_breaks_its_graph(case, counted):
     assert counted() == 6
 
 
-@every_case
+@every_traced_case
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_exports_and_traces(case):
     class Model(torch.nn.Module):
@@ -319,15 +394,17 @@ def test_exports_and_traces(case):
 
     tensors = [t.detach() for t in case.make(6, 4, torch.float32)]
     expected = case.oracle(*[t.double() for t in tensors])
+    close(case.ours(*tensors), expected)
     for strict in (False, True):
         close(torch.export.export(Model(), tuple(tensors), strict=strict).module()(*tensors), expected)
     close(make_fx(lambda *given: case.ours(*given))(*tensors)(*tensors), expected)
 
 
-@every_case
+@every_traced_case
 def test_transforms(case):
     tensors = [t.detach() for t in case.make(4, 3)]
     value, expected = expected_of(case, case_with_grad(tensors))
+    assert_close(case.ours(*tensors), value)
     assert_close(torch.func.grad(case.ours, tuple(range(len(tensors))))(*tensors), expected)
     several = [torch.stack([t, t * 0.5]) for t in tensors]
     batched = torch.vmap(case.ours)(*several)
@@ -421,6 +498,51 @@ def test_equals_transformers():
             assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
+# A linear layer's.
+
+
+def test_module_is_a_linear_layer():
+    module = sigtorch.nn.LinearBCE(4, 9, chunk_size=2, reduction="sum", pos_weight=torch.tensor(2.0))
+    assert isinstance(module, torch.nn.Linear)
+    x, targets = torch.randn(5, 4), positives(9)
+    assert_close(module(x), F.linear(x, module.weight, module.bias))
+    expected = linear_oracle(x, module.weight, module.bias, "sum", torch.tensor(2.0))
+    for given in (targets, csr(targets), indices(targets)):
+        assert_close(module(x, given), expected)
+    assert "in_features=4, out_features=9, bias=True, chunk_size=2, reduction='sum'" in repr(module)
+    assert list(module.state_dict()) == ["weight", "bias", "pos_weight"]
+    assert sigtorch.nn.LinearBCE(4, 9, bias=False).bias is None
+
+
+def test_a_pos_weight_may_want_a_gradient():
+    tensors = [*CASES[-1].make(9, 4), torch.rand(9, dtype=torch.float64, requires_grad=True)]
+    call = lambda x, w, b, p: linear_binary_cross_entropy(x, w, b, positives(9), pos_weight=p)  # noqa: E731
+    assert torch.autograd.gradcheck(call, tensors)
+    assert_close(call(*tensors), linear_oracle(*tensors[:3], pos_weight=tensors[3].detach()))
+
+
+def test_the_weights_gradient_is_held_once():
+    """And handed out: a leaf takes it without a copy."""
+    x, weight = torch.randn(4, 16), torch.randn(20_000, 16, requires_grad=True)
+    targets = positives(20_000, 4)
+
+    def step():
+        weight.grad = None
+        linear_binary_cross_entropy(x, weight, None, targets, chunk_size=100).backward()
+
+    step()
+    weight.grad = None
+    assert peak_extra_bytes(step, x.device) < 1.1 * weight.numel() * 4
+
+
+def test_many_samples_come_in_chunks_too(monkeypatch):
+    monkeypatch.setitem(products.CHUNK_ELEMENTS, "cpu", 12)
+    monkeypatch.setitem(products.CHUNK_ROWS, "cpu", 4)
+    for case in CASES:
+        check(case, case.make(11), chunk_size=None)
+        check(case, case.make(11), chunk_size=5)
+
+
 # Mistakes.
 
 X = torch.ones(4, 3)
@@ -454,6 +576,63 @@ def test_siglip_mistakes(given, kind, said):
     with pytest.raises(kind) as error:
         siglip_loss(*given, **options)
     assert str(error.value).startswith("siglip_loss(): ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+W = torch.ones(6, 3)
+HITS = torch.zeros(4, 6, dtype=torch.bool)
+ROWS, COLUMNS = torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2])
+LINEAR_MISTAKES = [
+    (([1.0], W, None, HITS), {}, TypeError, "input must be a Tensor, got list"),
+    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point, got torch.int32"),
+    (
+        (X, W[:, :2], None, HITS),
+        {},
+        ValueError,
+        "input must have shape (N, D) and weight (L, D), got input (4, 3), weight",
+    ),
+    ((X[0], W, None, HITS), {}, ValueError, "got input (3,), weight (6, 3)"),
+    ((X[:0], W, None, HITS[:0]), {}, ValueError, "there are no samples or no labels, got input (0, 3), weight (6, 3)"),
+    (
+        (X, W[:0], None, HITS[:, :0]),
+        {},
+        ValueError,
+        "there are no samples or no labels, got input (4, 3), weight (0, 3)",
+    ),
+    ((X, W, X, HITS), {}, ValueError, "bias must have shape (6,), got (4, 3)"),
+    ((X, W, None, HITS[:3]), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
+    ((X, W, None, csr(HITS[:3])), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
+    ((X, W, None, csr(HITS.float() + 2)), {}, ValueError, "targets must hold ones alone, got 2"),
+    ((X, W, None, HITS.float()), {}, TypeError, "got torch.strided of torch.float32"),
+    ((X, W, None, [ROWS]), {}, TypeError, "a tuple of its indices, got list"),
+    (
+        (X, W, None, (ROWS, COLUMNS.float())),
+        {},
+        TypeError,
+        "col_indices must be one row of int32 or int64, got torch.float32",
+    ),
+    ((X, W, None, (ROWS[1:], COLUMNS)), {}, ValueError, "crow_indices must have 5 entries, got 4"),
+    ((X, W, None, (ROWS + 1, COLUMNS)), {}, ValueError, "must rise from 0 to the 3 col_indices, got 1 to 4"),
+    ((X, W, None, (ROWS, COLUMNS[:2])), {}, ValueError, "must rise from 0 to the 2 col_indices, got 0 to 3"),
+    ((X, W, None, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "with a smallest step of -2"),
+    ((X, W, None, (ROWS, COLUMNS + 1)), {}, ValueError, "targets name label 6, expected 0 to 5"),
+    ((X, W, None, (ROWS, COLUMNS - 1)), {}, ValueError, "targets name label -1, expected 0 to 5"),
+    ((X, W, None, (ROWS, torch.tensor([5, 2, 2]))), {}, ValueError, "sample 2 names label 2 twice"),
+    ((X, W, None, HITS.to("meta")), {}, ValueError, "several devices: input on cpu, targets on meta"),
+    ((X, W, None, HITS), {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
+    ((X, W, None, HITS), {"reduction": "none"}, ValueError, "unknown reduction='none', expected one of 'mean', 'sum'"),
+    ((X, W, None, HITS), {"pos_weight": X}, ValueError, "pos_weight of shape (4, 3) does not broadcast to (6,)"),
+    ((X, W, None, HITS), {"pos_weight": 2.0}, TypeError, "pos_weight must be a Tensor, got float"),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "aten"])
+@pytest.mark.parametrize(("given", "options", "kind", "said"), LINEAR_MISTAKES)
+def test_linear_mistakes(given, options, kind, said, backend):
+    with pytest.raises(kind) as error, sigtorch.use_backend(backend):
+        linear_binary_cross_entropy(*given, **options)
+    assert str(error.value).startswith("linear_binary_cross_entropy(): ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sigtorch import _checks
+from sigtorch import _backend, _checks
 
 
 def features(where: str, image: Any, text: Any) -> None:
@@ -85,3 +85,97 @@ def twice(op: str) -> RuntimeError:
         f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "
         "sigtorch.use_backend('aten') gives a formula that can"
     )
+
+
+# Of a linear layer.
+
+
+def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
+    given = {"input": input, "weight": weight, "bias": bias, "pos_weight": pos_weight}
+    floating(where, **{name: t for name, t in given.items() if t is not None or name in ("input", "weight")})
+    if input.dim() != 2 or weight.dim() != 2 or input.shape[1] != weight.shape[1]:
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        raise ValueError(f"{where}: input must have shape (N, D) and weight (L, D), got {seen}")
+    if not len(input) or not len(weight):
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
+    if bias is not None and bias.shape != (len(weight),):
+        raise ValueError(f"{where}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
+    if pos_weight is not None and tuple(pos_weight.shape) not in ((), (1,), (len(weight),)):
+        raise ValueError(
+            f"{where}: pos_weight of shape {tuple(pos_weight.shape)} does not broadcast to ({len(weight)},)"
+        )
+
+
+def reduction(where: str, value: object) -> None:
+    if not isinstance(value, str) or value not in ("mean", "sum"):
+        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of 'mean', 'sum'")
+
+
+def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
+    """A bool matrix, or the row pointers and columns of a CSR, which may still be wrong."""
+    samples = len(input)
+    if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
+        _matrix(where, value, samples, labels)
+        parts: tuple[Any, ...] = (value.crow_indices(), value.col_indices())
+        values = value.values()
+        if _backend.plain(values) and not bool((values == 1).all()):
+            raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
+    elif isinstance(value, torch.Tensor):
+        if value.dtype != torch.bool or value.layout != torch.strided:
+            raise TypeError(
+                f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
+                f"got {value.layout} of {value.dtype}"
+            )
+        _matrix(where, value, samples, labels)
+        _checks.one_device(where, input=input, targets=value)
+        return (value,)
+    elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
+        parts = tuple(value)
+    else:
+        raise TypeError(
+            f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
+            f"got {type(value).__name__}"
+        )
+    for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
+        if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
+            raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
+    if len(parts[0]) != samples + 1:
+        raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
+    _checks.one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
+    return parts
+
+
+def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
+    if value.shape != (samples, labels):
+        raise ValueError(f"{where}: targets must have shape ({samples}, {labels}), got {tuple(value.shape)}")
+
+
+def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label and sample of each positive in the order of labels; what they hold is looked at once, on a device too."""
+    crow, col = parts
+    counts = crow.diff()
+    ends = torch.stack((crow[0], crow[-1], counts.min()))
+    edges = torch.stack((col.min(), col.max())) if len(col) else ends.new_zeros(2)
+    first, last, least, low, high = torch.cat((ends, edges)).tolist()
+    if first != 0 or last != len(col) or least < 0:
+        raise ValueError(
+            f"{where}: crow_indices must rise from 0 to the {len(col)} col_indices, "
+            f"got {first} to {last}, with a smallest step of {least}"
+        )
+    if low < 0 or high >= labels:
+        raise ValueError(f"{where}: targets name label {low if low < 0 else high}, expected 0 to {labels - 1}")
+    label, sample = pairs(parts, samples)
+    key = (label * samples + sample).sort().values
+    twice = key[1:] == key[:-1]
+    if bool(twice.any()):
+        again = int(key[1:][twice][0])
+        raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
+    return torch.div(key, samples, rounding_mode="floor"), key % samples
+
+
+def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label and sample of each positive as they come."""
+    crow, col = parts
+    every = torch.arange(samples, device=crow.device)
+    return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=len(col))

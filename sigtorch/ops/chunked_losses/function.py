@@ -57,17 +57,17 @@ def computed(
         bias = bias.reshape(() if bias.numel() == 1 else -1).to(rows.device, work.wide)
     with unrounded(rows):
         if work.group is None:
-            sums = Sums(work, needs, rows, scale)
-            grad_cols = sums.add(rows, cols, scale, bias, work.find)
+            sums = Sums(work, needs, rows, scale, bias)
+            grad_cols = sums.add(cols, work.find)
         else:
             sums, grad_cols = ring.around(work, needs, rows, cols, scale, bias)
-    grad_scale = None if sums.scale is None else sums.scale / work.divisor
-    grad_bias = None if sums.bias is None else sums.bias / work.divisor
+    grad_scale = None if sums.grad_scale is None else sums.grad_scale / work.divisor
+    grad_bias = None if sums.grad_bias is None else sums.grad_bias / work.divisor
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
     grads: Grads = [
         None if g is None or t is None else g.reshape(t.shape).to(t.device, work.kept(t))
-        for g, t in zip((sums.rows, grad_cols, grad_scale, grad_bias), given, strict=True)
+        for g, t in zip((sums.grad_rows, grad_cols, grad_scale, grad_bias), given, strict=True)
     ]
     return (sums.loss / work.divisor).to(work.dtype), grads
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from sigtorch import _backend
 from sigtorch._backend import HALF_DTYPES
 
-# Logits of a chunk: what stays near a CPU's cores between the products, and what fills a GPU; and the least rows of one.
-CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, 128
+# Logits of a chunk: what stays near a CPU's cores between the products, or fills a GPU; and the rows of one, at least.
+CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
 
 
 class Positives(NamedTuple):
@@ -30,7 +30,8 @@ class Positives(NamedTuple):
     weights: torch.Tensor | None = None
 
 
-Find = Callable[[int, int], Positives | None]  # the positives of the rows from one to another
+Find = Callable[[int, int, int, int], Positives | None]  # the positives from a row to another, from a column to another
+Number = torch.Tensor | None
 
 
 class Needs(NamedTuple):
@@ -47,12 +48,12 @@ class Work:
     """All that a loss is beside its tensors."""
 
     op: str
-    find: Find
     divisor: int  # of the loss
     dtype: torch.dtype  # of the result
     narrow: torch.dtype  # that rows and cols are rounded to: their own, or autocast's
     step: str  # what runs between the products: "cpu", "kernels", or "formula" where everything is that
     chunk_size: int
+    find: Find | None = None
     held: tuple[torch.Tensor, ...] = ()  # tensors that find reads
     group: Any = None  # of processes that hold a part of the rows and cols each
 
@@ -87,8 +88,12 @@ def work_for(
     step = "kernels" if step == "triton" else step
     if step == "kernels" and len(cols) < 2:  # a kernel sums over columns
         step = "cpu"
-    size = chunk_size or max(CHUNK_ROWS, CHUNK_ELEMENTS.get(kind, 2**20) // max(1, len(cols)))
+    size = chunk_size or max(CHUNK_ROWS.get(kind, 1), chunk_elements(rows) // max(1, len(cols)))
     return Work(op, dtype=dtype, narrow=narrow, step=step, chunk_size=size, **rest)
+
+
+def chunk_elements(t: torch.Tensor) -> int:
+    return CHUNK_ELEMENTS.get(t.device.type, 2**20)
 
 
 def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -100,102 +105,90 @@ def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 class Sums:
     """What chunks are added to: the loss, and the wanted gradients of loss / divisor; a None is not wanted."""
 
-    def __init__(self, work: Work, needs: Needs, rows: torch.Tensor, scale: torch.Tensor | None) -> None:
-        self.work, self.needs = work, needs
+    def __init__(self, work: Work, needs: Needs, rows: torch.Tensor, scale: Number, bias: Number) -> None:
+        self.work, self.needs, self.rows, self.scale, self.bias = work, needs, rows, scale, bias
+        self.step = importlib.import_module(f"sigtorch.{work.step}.chunked_losses")
         self.loss = rows.new_zeros((), dtype=torch.float64)
         self.factor = self.loss.to(work.wide) + (1 if scale is None else scale) / work.divisor  # of rows and cols
         # Blocks from other processes add to the same rows: rounded once, at the end.
         dtype = work.wide if work.group is not None else work.kept(rows)
-        self.rows = torch.zeros(rows.shape, dtype=dtype, device=rows.device) if needs.rows else None
-        self.scale = rows.new_zeros((), dtype=torch.float64) if needs.scale else None
-        self.bias = rows.new_zeros(len(rows), dtype=work.wide) if needs.bias else None
+        self.grad_rows = torch.zeros(rows.shape, dtype=dtype, device=rows.device) if needs.rows else None
+        self.grad_scale = rows.new_zeros((), dtype=torch.float64) if needs.scale else None
+        self.grad_bias = rows.new_zeros(len(rows), dtype=work.wide) if needs.bias else None
 
-    def add(
-        self,
-        rows: torch.Tensor,
-        cols: torch.Tensor,
-        scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        find: Find | None,
-    ) -> torch.Tensor | None:
-        """The pairs of rows and these cols, whose gradient it gives; find is None where there are no positives."""
-        work, needs = self.work, self.needs
+    def add(self, cols: torch.Tensor, find: Find | None) -> torch.Tensor | None:
+        """All rows' pairs with these cols, whose gradient it gives; find is None where there are no positives."""
+        work, needs, rows = self.work, self.needs, self.rows
         cols, size = work.operand(cols), min(work.chunk_size, len(rows))
-        grad_cols = (
-            torch.zeros_like(cols, dtype=work.wide, memory_format=torch.contiguous_format) if needs.cols else None
-        )
-        buffer = rows.new_empty((size, len(cols)), dtype=work.wide)
+        width = min(max(1, chunk_elements(rows) // size), len(cols))
+        grad_cols = torch.zeros(cols.shape, dtype=work.wide, device=cols.device) if needs.cols else None
+        by_rows = needs.rows or (needs.scale and not needs.cols)  # what gives the scale its gradient, too
+        buffer = rows.new_empty(size * width, dtype=work.wide)
         for start in range(0, len(rows), size):
-            stop = min(start + size, len(rows))
-            part = work.operand(rows[start:stop])
-            offset = bias if bias is None or not bias.dim() else bias[start:stop, None]
-            hits = None if find is None else find(start, stop)
-            grad = self._step(part, cols, scale, offset, hits, buffer[: stop - start])
-            if grad is not None:
-                self._add_chunk(grad, part, cols, start, stop)
+            part = scaled = work.operand(rows[start : start + size])
+            if self.scale is not None and work.step == "cpu":  # cheaper here than on the logits
+                scaled = part * self.scale
+            of_part = torch.zeros(part.shape, dtype=work.wide, device=part.device) if by_rows else None
+            for left in range(0, len(cols), width):
+                block = cols[left : left + width]
+                hits = None if find is None else find(start, start + len(part), left, left + len(block))
+                logits = product(scaled, block.t(), buffer[: len(part) * len(block)].view(len(part), -1))
+                grad = self._step(logits, start, hits, block.dtype)
+                if grad is None:
+                    continue
+                if self.grad_bias is not None:
+                    self.grad_bias[start : start + size] += grad.sum(1, dtype=work.wide)
+                if of_part is not None:
+                    add_product(grad, block, of_part)
                 if grad_cols is not None:
-                    add_product(grad.t(), part, grad_cols)
+                    add_product(grad.t(), part, grad_cols[left : left + width])
+            if of_part is not None:
+                self._add_part(part, of_part, start)
         if grad_cols is not None:
-            if self.scale is not None and not needs.rows:
-                self.scale += (cols * grad_cols).sum(dtype=torch.float64)
+            if self.grad_scale is not None and not by_rows:
+                self.grad_scale += (cols * grad_cols).sum(dtype=torch.float64)
             grad_cols.mul_(self.factor)
         return grad_cols
 
-    def _step(
-        self,
-        part: torch.Tensor,
-        cols: torch.Tensor,
-        scale: torch.Tensor | None,
-        offset: torch.Tensor | None,
-        hits: Positives | None,
-        buffer: torch.Tensor,
-    ) -> torch.Tensor | None:
-        """Adds a chunk's loss; its logits' gradients, if any are wanted."""
-        step = importlib.import_module(f"sigtorch.{self.work.step}.chunked_losses")
-        if scale is not None and self.work.step == "cpu":  # cheaper on the part than on the logits
-            logits, scale = product(part * scale, cols.t(), buffer), None
-        else:
-            logits = product(part, cols.t(), buffer)
-        at = NOWHERE if hits is None else hits.at
-        z = weights = None
+    def _step(self, logits: torch.Tensor, start: int, hits: Positives | None, dtype: torch.dtype) -> Number:
+        """Adds the loss of a chunk whose first row this is; its logits' gradients, if any are wanted."""
+        scale, bias = None if self.work.step == "cpu" else self.scale, self.bias
+        at = NOWHERE.to(logits.device) if hits is None else hits.at
+        if bias is not None and bias.dim():
+            bias = bias[start : start + len(logits), None]
+        slope = None
         if hits is not None and len(at):
-            z, weights = logits.view(-1)[at], hits.weights
+            z = logits.view(-1)[at]
             z = z if scale is None else z * scale
-            if offset is not None:
-                z = z + (offset if not offset.dim() else offset.view(-1)[at // len(cols)])
-            values = F.softplus(-z, threshold=50)
-            self.loss += (values if weights is None else values * weights).sum(dtype=torch.float64)
+            if bias is not None:
+                z = z + (bias.view(-1)[at // logits.shape[1]] if bias.dim() else bias)
+            values, slope = F.softplus(-z, threshold=50), -torch.sigmoid(-z)
+            if hits.weights is not None:
+                values, slope = values * hits.weights, slope * hits.weights
+            self.loss += values.sum(dtype=torch.float64)
         if not any(self.needs):
-            self.loss += step.negatives(logits, scale, offset, at)
+            self.loss += self.step.negatives(logits, scale, bias, at)
             return None
-        loss, grad = step.negatives_with_gradient(logits, scale, offset, at, part.dtype)
+        loss, grad = self.step.negatives_with_gradient(logits, scale, bias, at, dtype)
         self.loss += loss
-        if z is not None:
-            slope = torch.sigmoid(-z).neg_()
-            grad.view(-1)[at] = (slope if weights is None else slope * weights).to(grad.dtype)
-        return grad
+        if slope is not None:
+            grad.view(-1)[at] = slope.to(grad.dtype)
+        return grad  # type: ignore[no-any-return]
 
-    def _add_chunk(self, grad: torch.Tensor, part: torch.Tensor, cols: torch.Tensor, start: int, stop: int) -> None:
-        """Adds what a chunk's gradient is to the bias, to its rows, and by these to the scale."""
-        if self.bias is not None:
-            self.bias[start:stop] += grad.sum(1, dtype=self.bias.dtype)
-        if self.rows is None and (self.scale is None or self.needs.cols):
-            return
-        of_rows = product(grad, cols)
-        if self.scale is not None:  # the sum of all logits' gradients times what the scale multiplies
-            self.scale += (part * of_rows).sum(dtype=torch.float64)
-        if self.rows is not None:
-            self.rows[start:stop] += of_rows.mul_(self.factor)
+    def _add_part(self, part: torch.Tensor, of_part: torch.Tensor, start: int) -> None:
+        """Adds what a part of the rows has got, but for the factor."""
+        if self.grad_scale is not None:  # the sum of all logits' gradients times what the scale multiplies
+            self.grad_scale += (part * of_part).sum(dtype=torch.float64)
+        if self.grad_rows is not None:
+            self.grad_rows[start : start + len(part)] += of_part.mul_(self.factor)
 
 
 NOWHERE = torch.empty(0, dtype=torch.int64)
 
 
-def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The product of a and b, in float32 for half types."""
-    if a.dtype not in HALF_DTYPES:
-        return torch.mm(a, b, out=out)
-    return torch.mm(a, b, torch.float32) if out is None else torch.mm(a, b, torch.float32, out=out)
+    return torch.mm(a, b, torch.float32, out=out) if a.dtype in HALF_DTYPES else torch.mm(a, b, out=out)
 
 
 def add_product(a: torch.Tensor, b: torch.Tensor, to: torch.Tensor) -> None:

@@ -27,13 +27,13 @@ def around(
     """The sums of all blocks, and the gradient of this process's cols."""
     size = work.group.size()
     wanted = _agreed(work, needs, rows)
-    sums = Sums(work, needs._replace(cols=wanted), rows, scale)
+    sums = Sums(work, needs._replace(cols=wanted), rows, scale, bias)
     visiting, passed = cols.to(work.narrow).contiguous(), None  # cols, and the gradient of those that were here before
     for step in range(size):
         arriving = torch.empty_like(visiting) if step + 1 < size else None
         added = None if passed is None else torch.empty_like(passed)
         transfers = _exchange(work.group, (visiting, arriving), (passed, added))
-        grad = sums.add(rows, visiting, scale, bias, None if step else work.find)
+        grad = sums.add(visiting, None if step else work.find)
         _wait(transfers)
         if grad is not None and added is not None:
             grad += added

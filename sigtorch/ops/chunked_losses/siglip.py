@@ -65,7 +65,7 @@ def siglip_loss(
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
         "siglip_loss", image_features, text_features, numbers, chunk_size,
-        find=_Diagonal(n, image_features.device), divisor=n, group=checks.group(where, group),
+        find=_Diagonal(image_features.device), divisor=n, group=checks.group(where, group),
     )  # fmt: skip
     if work.step == "formula":
         if work.group is not None:
@@ -76,13 +76,17 @@ def siglip_loss(
 
 
 class _Diagonal:
-    """The positives of a chunk of rows, each with its own column."""
+    """The positives of a chunk: each row with its own column."""
 
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.n, self.device = n, device
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
-    def __call__(self, start: int, stop: int) -> Positives:
-        return Positives(torch.arange(start, start + (stop - start) * (self.n + 1), self.n + 1, device=self.device))
+    def __call__(self, top: int, bottom: int, left: int, right: int) -> Positives | None:
+        first, last, width = max(top, left), min(bottom, right), right - left
+        if first >= last:
+            return None
+        corner = (first - top) * width + first - left
+        return Positives(torch.arange(corner, corner + (last - first) * (width + 1), width + 1, device=self.device))
 
 
 def _formula(work: Work, image: torch.Tensor, text: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
