@@ -10,6 +10,7 @@ from loss_cases import KINDS, OPTIONS, make
 
 import sigtorch
 from host import standin
+from sigtorch.kernels import chunked_losses
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles for a GPU: see `make test-tritons`")
 SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
@@ -54,3 +55,16 @@ def test_losses(loss, options, dtype, kind):
         if "background_index" in given:
             target[target == -1] = given["background_index"]
         assert all(launches(lambda x: loss(x, target, reduction=reduction, **given), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(4, 16), (5, 40), (9, 4097)], ids=str)
+def test_chunks_of_logits(shape, dtype):
+    scale, bias, at = torch.ones((), dtype=dtype), torch.ones(shape[0], 1, dtype=dtype), torch.arange(3)
+    for s, b in ((None, None), (scale, scale), (scale, bias)):
+        before = standin.launches()
+        chunked_losses.negatives(torch.randn(shape, dtype=dtype), s, b, at)
+        for out in {dtype, torch.bfloat16 if dtype == torch.float32 else dtype}:
+            chunked_losses.negatives_with_gradient(torch.randn(shape, dtype=dtype), s, b, at, out)
+            before += 1
+        assert standin.launches() == before + 2

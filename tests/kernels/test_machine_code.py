@@ -31,6 +31,7 @@ from functools import partial
 from _machine_code import compiled, count
 from cases import CASES
 from loss_cases import LOSSES, make
+from sigtorch.kernels import chunked_losses
 arch, rows, BOUNDS = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler could see
 
@@ -52,6 +53,14 @@ def many_rows(dtype):
                 weight = torch.rand(shape[-1]) if kind != "soft" else None
                 call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
                 yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
+        x = torch.randn(shape, requires_grad=True)
+        yield f"loss of a chunk {shape}", partial(chunk, dtype=dtype), [x]
+
+def chunk(x, dtype):
+    one, bias, at = torch.ones(()), torch.ones(len(x), 1), torch.arange(3)
+    chunked_losses.negatives(x.detach().clone(), one, bias, at)
+    chunked_losses.negatives_with_gradient(x.detach().clone(), one, bias, at, dtype)
+    return x * 1
 
 found = {}
 for dtype in (torch.bfloat16, torch.float32):

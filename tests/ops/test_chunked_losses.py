@@ -169,12 +169,13 @@ def check(case, tensors, backend="auto", incoming=1.0, **options):
 
 
 SIZES = [(1, None), (1, 1), (5, 2), (7, 7), (8, 3), (37, 16), (6, 100), (300, None)]
+RUNS = [(backend, *size) for backend in ("auto", "aten") for size in SIZES]
+RUNS += [pytest.param("triton", *size, marks=pytest.mark.kernels) for size in ((1, 1), (8, 3), (37, 16))]
 
 
-@every_backend
+@pytest.mark.parametrize(("backend", "n", "chunk_size"), RUNS)
 @every_case
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "chunk_size"), SIZES)
 def test_value_and_every_gradient(case, dtype, n, chunk_size, backend, device):
     check(case, case.make(n, 6, dtype, device), backend, incoming=1.75, chunk_size=chunk_size)
 
