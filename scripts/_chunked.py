@@ -218,6 +218,7 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
         ticks = sorted({int(r.shape.split("x")[0]) for r in records if r.op == op})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.suptitle(f"A training step beyond inputs and gradients, float32, {hardware}", fontsize="medium")
