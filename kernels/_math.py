@@ -366,3 +366,26 @@ def dfocal_of_class(
 ):  # fmt: skip
     t = _share(index, column, background, classes)
     return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)
+
+
+# A chunk of logits, all of them negatives; an infinite one marks a positive, which is no pair whatever the scale.
+
+
+@triton.jit
+def _scored(x, scale, bias):
+    return tl.where(x == float("-inf"), x, fma(x, tl.cast(scale, x.dtype), bias))
+
+
+@triton.jit
+def negative(x, scale, bias, PRECISE: tl.constexpr):
+    z = _scored(x, scale, bias)
+    return tl.maximum(z, 0.0) + _log1p(exp_neg(tl.abs(z), PRECISE))
+
+
+@triton.jit
+def dnegative(x, scale, bias, PRECISE: tl.constexpr):
+    """The gradient, then the loss."""
+    z = _scored(x, scale, bias)
+    e = exp_neg(tl.abs(z), PRECISE)
+    r = reciprocal(1.0 + e)
+    return tl.where(z < 0, e * r, r), tl.maximum(z, 0.0) + _log1p(e)

@@ -7,6 +7,8 @@ of them. Bandwidth is useful bandwidth: the bytes that the operation cannot do w
 shows a lower one. Peak extra memory is that of one call, results included.
 ``--host`` measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
 a driver that does nothing.
+``--chunked`` measures instead the losses over a product that is never whole: SigLIP's of so many pairs, and a linear layer's
+BCE of so many labels, with memory read from a process of its own each time.
 ``--machine-code`` adds what the kernels compile to for NVIDIA architectures, and ``--bytes`` what eager operators and
 kernels have to move: counted, not run, no GPU needed.
 
@@ -205,11 +207,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--rounds", type=positive_int, default=15, help="times each step is timed; the median counts (%(default)s)")
     add("--host", action="store_true", help="in place of times: what a call costs the host, on a GPU or without one")
+    add("--chunked", action="store_true", help="in place of these: memory and time of the losses in chunks")
     add("--machine-code", action="store_true", help="count instructions of the kernels too")
     add("--bytes", action="store_true", help="count the bytes that have to be moved too")
     add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
     args = parser.parse_args(arguments)
-    args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
+    if not args.chunked:
+        args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
     if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
     if args.machine_code:
@@ -222,6 +226,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def chunked(args: argparse.Namespace) -> None:
+    """Measure the losses in chunks, and write what came out."""
+    import _chunked
+
+    head, records = _report.header(args.device if args.device.type == "cuda" else None), _chunked.measured(args)
+    _report.show(head, records)
+    _report.write_csv(args.out / "chunked.csv", records)
+    _report.write_json(args.out / "chunked.json", head, records)
+    hardware = head["gpu"] if args.device.type == "cuda" else f"{head['cpu']}, {head['threads']} threads"
+    _chunked.picture(args.out / "chunked.png", records, hardware)
+    print(f"written: {args.out}{os.sep}chunked.csv, chunked.json, chunked.png")
+
+
 def main() -> None:
     args = parse()
     if args.device.type == "cuda":
@@ -230,6 +247,9 @@ def main() -> None:
         import _host
 
         _report.show(*_host.measured(args.ops, args.device))
+        return
+    if args.chunked:
+        chunked(args)
         return
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):

@@ -2,6 +2,7 @@
 
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
+from sigtorch.ops.chunked_losses import linear_binary_cross_entropy, siglip_loss
 from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu
 from sigtorch.ops.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
 from sigtorch.ops.sigmoid import sigmoid
@@ -13,9 +14,11 @@ __all__ = [
     "backend_of",
     "binary_cross_entropy_with_logits",
     "glu",
+    "linear_binary_cross_entropy",
     "nn",
     "patch",
     "patched_functions",
+    "siglip_loss",
     "sigmoid",
     "sigmoid_focal_loss",
     "sigmoid_gate",

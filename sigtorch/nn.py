@@ -1,7 +1,18 @@
 """Every family's modules: they store arguments and call the functions."""
 
+from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
 from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SwiGLU
 from sigtorch.ops.losses import BCEWithLogitsLoss, SigmoidFocalLoss
 from sigtorch.ops.sigmoid import Sigmoid
 
-__all__ = ["GLU", "BCEWithLogitsLoss", "GatedMLP", "Sigmoid", "SigmoidFocalLoss", "SigmoidGate", "SwiGLU"]
+__all__ = [
+    "GLU",
+    "BCEWithLogitsLoss",
+    "GatedMLP",
+    "LinearBCE",
+    "SigLIPLoss",
+    "Sigmoid",
+    "SigmoidFocalLoss",
+    "SigmoidGate",
+    "SwiGLU",
+]

@@ -10,6 +10,7 @@ from loss_cases import IMAGES, KINDS, LOSSES, OPTIONS, images, make, suit
 
 import sigtorch
 from host import standin
+from sigtorch.kernels import chunked_losses
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles for a GPU: see `make test-tritons`")
 SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
@@ -61,3 +62,16 @@ def test_losses_of_images(loss, dtype, layout):
     for reduction, given in (("none", {}), ("mean", {"ignore_index": 255, "weight": torch.rand(5, 1, 1).to(dtype)})):
         x, target = images(dtype, layout)
         assert all(launches(lambda x: loss(x, target, class_dim=1, reduction=reduction, **given), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(4, 16), (5, 40), (9, 4097)], ids=str)
+def test_chunks_of_logits(shape, dtype):
+    scale, bias, at = torch.ones((), dtype=dtype), torch.ones(shape[0], 1, dtype=dtype), torch.arange(3)
+    for s, b in ((None, None), (scale, scale), (scale, bias)):
+        before = standin.launches()
+        chunked_losses.negatives(torch.randn(shape, dtype=dtype), s, b, at)
+        for out in {dtype, torch.bfloat16 if dtype == torch.float32 else dtype}:
+            chunked_losses.negatives_with_gradient(torch.randn(shape, dtype=dtype), s, b, at, out)
+            before += 1
+        assert standin.launches() == before + 2

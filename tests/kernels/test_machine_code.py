@@ -32,6 +32,7 @@ from itertools import chain
 from _machine_code import compiled, count
 from cases import CASES
 from loss_cases import LOSSES, images, make
+from sigtorch.kernels import chunked_losses
 arch, rows, BOUNDS = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler could see
 
@@ -57,6 +58,14 @@ def many_rows(dtype):
                     continue
                 given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
                 yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
+        x = torch.randn(shape, requires_grad=True)
+        yield f"loss of a chunk {shape}", partial(chunk, dtype=dtype), [x]
+
+def chunk(x, dtype):
+    one, bias, at = torch.ones(()), torch.ones(len(x), 1), torch.arange(3)
+    chunked_losses.negatives(x.detach().clone(), one, bias, at)
+    chunked_losses.negatives_with_gradient(x.detach().clone(), one, bias, at, dtype)
+    return x * 1
 
 def of_images(dtype):
     for loss in LOSSES:

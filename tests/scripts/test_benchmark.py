@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import _chunked
 import _machine_code
 import _report
 import _timing
@@ -345,3 +346,35 @@ def test_the_interpreter_has_no_machine_code(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"), _machine_code.compiled(90):
         pass
+
+
+# The losses in chunks.
+
+
+def test_benchmark_measures_losses_in_chunks(tmp_path):
+    result = run("benchmark.py", "--chunked", "--sizes", 1500, "--rounds", 1, "--device", "cpu", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    _, records = _report.read_json(tmp_path / "chunked.json")
+    names = {(r.op, r.implementation) for r in records}
+    assert names == {(op, name) for op in _chunked.LOSSES for name in _chunked.NAMES}
+    figures = {(r.op, r.implementation, r.shape.split("x")[0], r.metric): r.value for r in records}
+    eager, ours = (figures["siglip", name, "1500", "extra memory"] for name in ("eager", "sigtorch"))
+    assert eager > 3 * 1500**2 * 4 / 2**20  # logits, their losses and gradients
+    assert 0 < ours < eager
+    assert figures["siglip", "eager", "1500", "of eager's time"] == 1
+    assert_picture(tmp_path / "chunked.png")
+
+
+@pytest.mark.parametrize("op", _chunked.LOSSES)
+def test_all_ways_to_a_loss_agree(op):
+    make, ways = _chunked.LOSSES[op]
+    given, targets = make(1100, torch.device("cpu"))
+    eager, *others = (torch.autograd.grad(way(given, targets), given) for way in ways.values())
+    for grads in others:
+        torch.testing.assert_close(grads, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_what_does_not_fit_is_not_tried(monkeypatch):
+    assert _chunked.fits("siglip", "eager", 64, torch.device("cpu"))
+    assert not _chunked.fits("siglip", "eager", 10**6, torch.device("cpu"))
+    assert _chunked.fits("siglip", "sigtorch", 10**6, torch.device("cpu"))

@@ -1,0 +1,232 @@
+"""Memory and time of the losses over a product that is never whole, beside eager PyTorch and chunks with checkpointing.
+
+Memory is what one step holds at its peak beyond inputs and gradients, which all need: of a CPU the process's own peak, as
+the kernel counts it, of a GPU PyTorch's. Each figure comes from a process of its own.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _stdout
+import torch
+import torch.nn.functional as F
+from _measure import Step, peak_extra_bytes
+from _output import progress
+from _report import Record
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import sigtorch
+
+FEATURES, HIDDEN, SAMPLES, POSITIVES = 256, 128, 256, 5
+CHUNK = 1024  # of the checkpointed
+SIZES = {"siglip": [2048, 4096, 8192, 16384, 32768], "linear_bce": [50_000, 100_000, 200_000]}
+TIMED = {"siglip": 8192, "linear_bce": 200_000}  # up to here: beyond, eager code takes minutes
+SHARE = 0.5  # of the memory that is free, at most: more could end other people's processes
+NAMES = {"eager": "eager PyTorch", "checkpointed": "chunks, checkpointed", "sigtorch": "sigtorch"}
+Inputs = tuple[list[Tensor], Any]  # what gradients are taken of, and targets
+
+
+# Inputs are made without anything larger on the way, which an allocator might keep, and a step then take for nothing.
+
+
+def siglip_inputs(n: int, device: torch.device) -> Inputs:
+    """Features of n pairs, scale and bias."""
+    features = [torch.randn(n, FEATURES, device=device) for _ in range(2)]
+    for t in features:
+        t /= t.norm(dim=-1, keepdim=True)
+    numbers = [torch.tensor(value, device=device) for value in (10.0, -10.0)]
+    return [t.requires_grad_() for t in features + numbers], None
+
+
+def siglip_part(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, start: int) -> Tensor:
+    """The summed loss of the images from start on, as open_clip has it."""
+    logits = scale * image @ text.t() + bias
+    labels = -torch.ones_like(logits)
+    labels.diagonal(start).fill_(1)
+    return -F.logsigmoid(labels * logits).sum()
+
+
+def siglip_eager(given: list[Tensor], _: None) -> Tensor:
+    """All pairs at once."""
+    return siglip_part(*given, 0) / len(given[0])
+
+
+def siglip_checkpointed(given: list[Tensor], _: None) -> Tensor:
+    """Chunks of images, whose logits backward computes again."""
+    image, *others = given
+    starts = range(0, len(image), CHUNK)
+    parts = [checkpoint(siglip_part, image[at : at + CHUNK], *others, at, use_reentrant=False) for at in starts]
+    return torch.stack(parts).sum() / len(image)
+
+
+def linear_inputs(labels: int, device: torch.device) -> Inputs:
+    """Hidden features, weight and bias; targets of a few labels a sample, as row pointers and columns."""
+    given = [torch.randn(n, HIDDEN, device=device) for n in (SAMPLES, labels)]
+    given[1] /= HIDDEN**0.5
+    share = labels // POSITIVES  # one label from each
+    columns = torch.randint(share, (SAMPLES, POSITIVES)) + share * torch.arange(POSITIVES)
+    targets = torch.arange(0, SAMPLES * POSITIVES + 1, POSITIVES), columns.flatten()
+    return [t.requires_grad_() for t in (*given, torch.zeros(labels, device=device))], tuple(
+        t.to(device) for t in targets
+    )
+
+
+def linear_part(x: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, start: int) -> Tensor:
+    """The summed loss of some labels."""
+    targets = x.new_zeros(len(x), len(weight))
+    rows = torch.arange(len(x), device=x.device).repeat_interleave(POSITIVES)
+    inside = (columns >= start) & (columns < start + len(weight))
+    targets[rows[inside], columns[inside] - start] = 1
+    return F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), targets, reduction="sum")
+
+
+def linear_eager(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    """All labels at once."""
+    x, weight, bias = given
+    return linear_part(x, weight, bias, targets[1], 0) / (len(x) * len(weight))
+
+
+def linear_checkpointed(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    """Chunks of labels, whose logits backward computes again."""
+    x, weight, bias = given
+    size = 16 * CHUNK
+    parts = [
+        checkpoint(linear_part, x, weight[at : at + size], bias[at : at + size], targets[1], at, use_reentrant=False)
+        for at in range(0, len(weight), size)
+    ]
+    return torch.stack(parts).sum() / (len(x) * len(weight))
+
+
+LOSSES: dict[str, tuple[Callable[..., Inputs], dict[str, Callable[..., Tensor]]]] = {
+    "siglip": (
+        siglip_inputs,
+        {
+            "eager": siglip_eager,
+            "checkpointed": siglip_checkpointed,
+            "sigtorch": lambda given, _: sigtorch.siglip_loss(*given),
+        },
+    ),
+    "linear_bce": (
+        linear_inputs,
+        {
+            "eager": linear_eager,
+            "checkpointed": linear_checkpointed,
+            "sigtorch": lambda given, targets: sigtorch.linear_binary_cross_entropy(*given, targets),
+        },
+    ),
+}
+
+
+def step_of(op: str, name: str, inputs: Inputs) -> Step:
+    """Loss and gradients, which the inputs then have."""
+    loss, (given, targets) = LOSSES[op][1][name], inputs
+
+    def step() -> None:
+        for t in given:
+            t.grad = None
+        loss(given, targets).backward()
+
+    return step
+
+
+def _status(name: str) -> int:
+    """Bytes, of what the kernel counts of this process."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def extra_memory(op: str, name: str, size: int, device: torch.device) -> int:
+    """Bytes that one step holds at its peak in this process, beyond inputs and gradients."""
+    torch.manual_seed(0)
+    step_of(op, name, LOSSES[op][0](64, device))()  # what libraries set up for themselves
+    inputs = LOSSES[op][0](size, device)
+    step = step_of(op, name, inputs)
+    if device.type == "cuda":
+        extra = peak_extra_bytes(step, device)
+    else:
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        step()
+        extra = _status("VmHWM") - before
+    return extra - sum(t.numel() * t.element_size() for t in inputs[0])
+
+
+def in_its_own_process(op: str, name: str, size: int, device: torch.device) -> int:
+    """The same, asked of a new process."""
+    command = [sys.executable, __file__, op, name, str(size), str(device)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def fits(op: str, name: str, size: int, device: torch.device) -> bool:
+    """Whether a step can be tried: eager code holds at most six matrices of all logits at once."""
+    if name != "eager" or device.type == "cuda":
+        return True
+    free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+    return 24 * size * (size if op == "siglip" else SAMPLES) < SHARE * free
+
+
+def measured(args: Namespace) -> list[Record]:
+    """Memory and times of both losses, of all three ways to compute them."""
+    from _timing import interleaved  # what it imports has no place in a process whose memory is measured
+
+    runs = [(op, size) for op in LOSSES for size in (args.sizes or SIZES[op])]
+    records = []
+    with progress("losses in chunks", len(runs)) as done:
+        for op, size in runs:
+            names = [name for name in NAMES if fits(op, name, size, args.device)]
+            shape = f"{size}x{FEATURES if op == 'siglip' else HIDDEN}"
+            held = {name: in_its_own_process(op, name, size, args.device) for name in names}
+            figures = {name: [("extra memory", bytes_ / 2**20, "MiB")] for name, bytes_ in held.items()}
+            if size <= TIMED[op]:
+                inputs = LOSSES[op][0](size, args.device)
+                times, _ = interleaved({name: step_of(op, name, inputs) for name in names}, args.rounds, args.device)
+                for name, time in times.items():
+                    figures[name] += [("time", time.median * 1e3, "ms"), ("spread", 100 * time.iqr / time.median, "%")]
+                    if "eager" in times:
+                        figures[name].append(("of eager's time", time.median / times["eager"].median, "×"))
+            if "eager" in held:
+                for name in names:
+                    figures[name].insert(1, ("of eager's memory", 100 * held[name] / held["eager"], "%"))
+            records += [
+                Record(op, "both", "float32", shape, name, args.device.type, *figure, "measured")
+                for name in names
+                for figure in figures[name]
+            ]
+            done()
+    return records
+
+
+def picture(path: Path, records: list[Record], hardware: str) -> None:
+    """Extra memory over the number of pairs, and over the number of labels."""
+    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+    labels = {"siglip": ("SigLIP's loss", f"pairs n, of {FEATURES} features"), "linear_bce": (
+        "Linear layer with a BCE", f"labels, of {SAMPLES} samples of {HIDDEN} features")}  # fmt: skip
+    for axes, (op, (title, below)) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        for number, (name, label) in enumerate(NAMES.items()):
+            found = [r for r in records if (r.op, r.implementation, r.metric) == (op, name, "extra memory")]
+            points = sorted((int(r.shape.split("x")[0]), r.value) for r in found)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{number}", label=label)
+        axes.set(title=title, xlabel=below, ylabel="peak extra memory, MiB", yscale="log")
+        axes.set_xscale("log", base=2)
+        ticks = sorted({int(r.shape.split("x")[0]) for r in records if r.op == op})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.suptitle(f"A training step beyond inputs and gradients, float32, {hardware}", fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    _stdout.escape_what_it_lacks()
+    loss, who, count, where = sys.argv[1:]
+    print(extra_memory(loss, who, int(count), torch.device(where)))

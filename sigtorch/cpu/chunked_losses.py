@@ -1,0 +1,35 @@
+"""The step between the products of a chunk of logits, by PyTorch's in-place operators on any device; named as in kernels."""
+
+from __future__ import annotations
+
+import torch
+
+Number = torch.Tensor | None
+
+
+def negatives(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> torch.Tensor:
+    """The summed loss of all pairs, as negatives, but those at positives; the logits are overwritten."""
+    _scored(logits, scale, bias, positives)
+    return torch.ops.aten.softplus.out(logits, 1, THRESHOLD, out=logits).sum()
+
+
+def negatives_with_gradient(
+    logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and the logits' gradients: in their place or, of another dtype, in a tensor of their own."""
+    _scored(logits, scale, bias, positives)
+    loss = torch.ops.aten.softplus(logits, 1, THRESHOLD).sum()
+    return loss, logits.sigmoid_().to(dtype)
+
+
+THRESHOLD = 50  # PyTorch's own, 20, would cost float64 its last digits
+
+
+def _scored(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> None:
+    """Scale and bias in place, and -inf, which has neither loss nor gradient, at the positives."""
+    if scale is not None:
+        logits.mul_(scale)
+    if bias is not None:
+        logits.add_(bias)
+    if len(positives):
+        logits.view(-1).index_fill_(0, positives, -torch.inf)

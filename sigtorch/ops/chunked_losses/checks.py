@@ -1,0 +1,181 @@
+"""Every error a user of these losses can meet, each one line that quotes what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sigtorch import _backend, _checks
+
+
+def features(where: str, image: Any, text: Any) -> None:
+    both = {"image_features": image, "text_features": text}
+    floating(where, **both)
+    if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
+        seen = ", ".join(f"{name} {tuple(t.shape)}" for name, t in both.items())
+        raise ValueError(f"{where}: features must have one shape (n, d), got {seen}")
+    if not image.shape[0]:
+        raise ValueError(f"{where}: there are no pairs, got features of shape {tuple(image.shape)}")
+
+
+def floating(where: str, **arguments: Any) -> None:
+    """Tensors alone, on one device, of floating dtypes."""
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor):
+            raise _checks.no_tensor(where, name, value)
+        if not value.is_floating_point():
+            raise TypeError(f"{where}: {name} must be floating point, got {value.dtype}")
+    _checks.one_device(where, **arguments)
+
+
+def scalars(where: str, like: torch.Tensor, **arguments: Any) -> None:
+    """Numbers, or tensors of one element; None for those that may be left out."""
+    for name, value in arguments.items():
+        if value is None and name != "logit_scale":
+            continue
+        if not isinstance(value, torch.Tensor):
+            _checks.number(where, **{name: value})
+            continue
+        floating(where, **{name: value})
+        if value.numel() != 1:
+            raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
+        if value.device != like.device and (value.dim() or value.device.type != "cpu"):
+            raise _checks.several_devices(where, image_features=like, **{name: value})
+
+
+def chunk_size(where: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    value = _checks.whole(where, "chunk_size", value)
+    if value < 1:
+        raise ValueError(f"{where}: chunk_size must be at least 1, got {value}")
+    return int(value)
+
+
+def group(where: str, value: Any) -> Any:
+    """A process group that this process is in, or None for one of this process alone."""
+    if value is None:
+        return None
+    distributed = torch.distributed
+    if not distributed.is_available() or not isinstance(value, distributed.ProcessGroup):
+        raise TypeError(f"{where}: group must be a ProcessGroup that this process is in, got {_checks.quoted(value)}")
+    return value
+
+
+def no_group(where: str) -> RuntimeError:
+    return RuntimeError(
+        f"{where}: group= takes plain tensors, and no compiled, traced or transformed code, nor the backend 'aten'"
+    )
+
+
+def uneven(op: str, seen: Sequence[tuple[int, int, torch.dtype]]) -> ValueError:
+    listed = ", ".join(f"({n}, {d}) {dtype}" for n, d, dtype in seen)
+    return ValueError(f"{op}(): every process of a group must give features of one shape and dtype, got {listed}")
+
+
+def unequal(op: str, seen: Sequence[float]) -> ValueError:
+    listed = ", ".join(f"{value:g}" for value in seen)
+    return ValueError(f"{op}(): backward must get the same gradient in every process of a group, got {listed}")
+
+
+def twice(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "
+        "sigtorch.use_backend('aten') gives a formula that can"
+    )
+
+
+# Of a linear layer.
+
+
+def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
+    given = {"input": input, "weight": weight, "bias": bias, "pos_weight": pos_weight}
+    floating(where, **{name: t for name, t in given.items() if t is not None or name in ("input", "weight")})
+    if input.dim() != 2 or weight.dim() != 2 or input.shape[1] != weight.shape[1]:
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        raise ValueError(f"{where}: input must have shape (N, D) and weight (L, D), got {seen}")
+    if not len(input) or not len(weight):
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
+    if bias is not None and bias.shape != (len(weight),):
+        raise ValueError(f"{where}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
+    if pos_weight is not None and tuple(pos_weight.shape) not in ((), (1,), (len(weight),)):
+        raise ValueError(
+            f"{where}: pos_weight of shape {tuple(pos_weight.shape)} does not broadcast to ({len(weight)},)"
+        )
+
+
+def reduction(where: str, value: object) -> None:
+    if not isinstance(value, str) or value not in ("mean", "sum"):
+        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of 'mean', 'sum'")
+
+
+def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
+    """A bool matrix, or the row pointers and columns of a CSR, which may still be wrong."""
+    samples = len(input)
+    if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
+        _matrix(where, value, samples, labels)
+        parts: tuple[Any, ...] = (value.crow_indices(), value.col_indices())
+        values = value.values()
+        if _backend.plain(values) and not bool((values == 1).all()):
+            raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
+    elif isinstance(value, torch.Tensor):
+        if value.dtype != torch.bool or value.layout != torch.strided:
+            raise TypeError(
+                f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
+                f"got {value.layout} of {value.dtype}"
+            )
+        _matrix(where, value, samples, labels)
+        _checks.one_device(where, input=input, targets=value)
+        return (value,)
+    elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
+        parts = tuple(value)
+    else:
+        raise TypeError(
+            f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
+            f"got {type(value).__name__}"
+        )
+    for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
+        if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
+            raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
+    if len(parts[0]) != samples + 1:
+        raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
+    _checks.one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
+    return parts
+
+
+def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
+    if value.shape != (samples, labels):
+        raise ValueError(f"{where}: targets must have shape ({samples}, {labels}), got {tuple(value.shape)}")
+
+
+def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label and sample of each positive in the order of labels; what they hold is looked at once, on a device too."""
+    crow, col = parts
+    counts = crow.diff()
+    ends = torch.stack((crow[0], crow[-1], counts.min()))
+    edges = torch.stack((col.min(), col.max())) if len(col) else ends.new_zeros(2)
+    first, last, least, low, high = torch.cat((ends, edges)).tolist()
+    if first != 0 or last != len(col) or least < 0:
+        raise ValueError(
+            f"{where}: crow_indices must rise from 0 to the {len(col)} col_indices, "
+            f"got {first} to {last}, with a smallest step of {least}"
+        )
+    if low < 0 or high >= labels:
+        raise ValueError(f"{where}: targets name label {low if low < 0 else high}, expected 0 to {labels - 1}")
+    label, sample = pairs(parts, samples)
+    key = (label * samples + sample).sort().values
+    twice = key[1:] == key[:-1]
+    if bool(twice.any()):
+        again = int(key[1:][twice][0])
+        raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
+    return torch.div(key, samples, rounding_mode="floor"), key % samples
+
+
+def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label and sample of each positive as they come."""
+    crow, col = parts
+    every = torch.arange(samples, device=crow.device)
+    return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=len(col))

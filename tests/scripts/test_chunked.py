@@ -1,0 +1,66 @@
+"""The trainings with losses in chunks, at a small size: one process and two, what they leave, what they refuse."""
+
+import pytest
+import torch
+import train_labels
+import train_siglip
+from scripting import SCRIPTS, assert_one_line, assert_picture, assert_refuses, fork, losses, read_csv, table
+
+STEPS = 12
+SIGLIP = tuple(f"--device cpu --dim 8 --batch 16 --steps {STEPS} --checkpoint-every {STEPS}".split())
+LABELS = (*f"--device cpu --dim 8 --batch 16 --steps {STEPS} --checkpoint-every {STEPS} --data".split(), SCRIPTS)
+
+
+def trained(script, options, out, processes=1):
+    ended = fork(script, *options, "--out", out, processes=processes)
+    assert ended.returncodes == [0] * processes, ended.stderr + ended.others
+    assert ended.stderr == ended.others == ""
+    return ended.stdout
+
+
+@pytest.mark.parametrize(("script", "options"), [("train_siglip.py", SIGLIP), ("train_labels.py", LABELS)])
+def test_two_processes_learn_what_one_does(script, options, tmp_path):
+    for processes in (1, 2):
+        trained(script, (*options, "--chunk", 5), tmp_path / str(processes), processes)
+    one, two = (losses(tmp_path / str(n), STEPS) for n in (1, 2))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert one[-1] < one[0]
+    rows = [read_csv(tmp_path / str(n) / "metrics.csv") for n in (1, 2)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    assert_picture(tmp_path / "2" / "curves.png")
+
+
+@pytest.mark.parametrize(("script", "options"), [("train_siglip.py", SIGLIP), ("train_labels.py", LABELS)])
+def test_eager_code_learns_the_same(script, options, tmp_path):
+    said = trained(script, (*options, "--compare"), tmp_path)
+    assert [row[0] for row in table(said)] == ["sigtorch", "torch"]
+    (apart,) = (line.split()[-1] for line in said.splitlines() if line.startswith("Largest relative difference"))
+    assert float(apart) < 1e-4
+
+
+def test_scans_find_their_words(tmp_path):
+    trained("train_siglip.py", (*SIGLIP[:2], "--batch", 64, "--steps", 150), tmp_path)
+    last = read_csv(tmp_path / "metrics.csv")[-1]
+    assert float(last["accuracy"]) > 0.6  # guessing gets a tenth
+    assert float(last["accuracy_of_the_unseen_phrasing"]) > 0.4
+
+
+def test_targets_are_the_pairs_behind_a_place():
+    text = train_labels.Text(torch.arange(40), torch.tensor([-1, 5, 5, 7] * 10), 8, 4)
+    words, (crow, columns) = train_labels.sample(text, torch.tensor([0, 1]), torch.device("cpu"))
+    assert words.tolist() == [[*range(8)], [*range(1, 9)]]
+    assert crow.tolist() == [0, 2, 4]
+    assert columns.tolist() == [5, 7, 5, 7]
+
+
+def test_what_is_refused(tmp_path, capsys):
+    for options in ("--dim 9999", "--accumulate 2", "--chunk 0", "--steps 0"):
+        assert_refuses(train_siglip.parse, options, capsys)
+    for options in ("--dim 9999", "--chunk -1", "--data /nowhere"):
+        assert_refuses(train_labels.parse, options, capsys)
+    (tmp_path / "short").write_text("a b c")
+    with pytest.raises(SystemExit):
+        train_labels.parse(["--data", str(tmp_path / "short")])
+    assert "argument --data: " in capsys.readouterr().err
+    ended = fork("train_siglip.py", *SIGLIP, "--compare", "--out", tmp_path / "out", processes=2)
+    assert_one_line(ended, "PyTorch's operators compute the loss of one process", "train_siglip.py")
