@@ -271,6 +271,19 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
                 run.measure(job.steps)
 
 
+def names(args: argparse.Namespace) -> list[str]:
+    """Of the runs that the options ask for."""
+    return ["patched" if args.patch else "sigtorch", "torch"][: 1 + args.compare]
+
+
+def print_difference(runs: Sequence[Run]) -> None:
+    """How far the losses of two runs are apart, where there are two."""
+    if len(runs) > 1:
+        ours, theirs = (run.losses for run in runs)
+        apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+        print(f"Largest relative difference between the two losses in the first {len(ours)} steps: {apart:.2g}")
+
+
 def shown(run: Run) -> dict[str, float]:
     """The figures beside a progress bar."""
     recent = run.times[-50:]

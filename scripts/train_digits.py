@@ -150,8 +150,7 @@ def main() -> None:
         with sigtorch.use_backend(args.backend):
             args.runs_on = sigtorch.backend_of(data.train_x)
             job = job_of(data, args)
-            names = ["patched" if args.patch else "sigtorch", "torch"]
-            runs = [start(name, job, args) for name in names[: 1 + args.compare]]
+            runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
             _training.write(runs, args, partial(_output.plot_curves, x="epoch", panels=PANELS))
             report(runs, args)

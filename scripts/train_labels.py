@@ -239,8 +239,7 @@ def main() -> None:
         )
         with sigtorch.use_backend(args.backend):
             job = job_of(text, args)
-            names = ["patched" if args.patch else "sigtorch", "torch"]
-            runs = [start(name, job, text, args) for name in names[: 1 + args.compare]]
+            runs = [start(name, job, text, args) for name in _training.names(args)]
             _training.train(runs, job, args)
             held = memory(text, args)
             _training.write(runs, args, lambda path, rows: draw(path, rows, held))
@@ -256,12 +255,7 @@ def report(runs: list[_training.Run], held: list[_output.Row], args: argparse.Na
     _output.show_table(f"Which pairs of words follow, seed {args.seed}, {args.dtype}", shown)
     ours, theirs = (row["mib"] for row in held[-2:])
     print(f"Loss and gradients of {held[-1]['labels']:,} labels hold {ours:,.0f} MiB, {theirs:,.0f} in eager PyTorch")
-    if args.compare:
-        pairs = zip(*(run.losses for run in runs), strict=True)
-        apart = max(abs(a - b) / b for a, b in pairs)
-        print(
-            f"Largest relative difference between the two losses in the first {len(runs[0].losses)} steps: {apart:.2g}"
-        )
+    _training.print_difference(runs)
     print(f"Metrics, curves and weights are in {args.out}/")
 
 

@@ -169,8 +169,7 @@ def main() -> None:
         data = train_digits.load(args.device, torch.float32)
         with sigtorch.use_backend(args.backend):
             job = job_of(data, args)
-            names = ["patched" if args.patch else "sigtorch", "torch"]
-            runs = [start(name, job, args) for name in names[: 1 + args.compare]]
+            runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
             _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
         report(runs, args)
@@ -184,10 +183,7 @@ def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
         last["of a phrasing never seen"] = run.rows[-1]["accuracy_of_the_unseen_phrasing"]
         shown.append({"run": run.name} | {key: f"{value:.2%}" for key, value in last.items()} | run.summary())
     _output.show_table(f"Digits and their names, seed {args.seed}, {args.dtype}", shown)
-    if args.compare:
-        ours, theirs = (run.losses for run in runs)
-        apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-        print(f"Largest relative difference between the two losses in the first {len(ours)} steps: {apart:.2g}")
+    _training.print_difference(runs)
     print(f"Metrics, curves and weights are in {args.out}/")
 
 

@@ -244,8 +244,7 @@ def main() -> None:
         args, text = parse()
         with sigtorch.use_backend(args.backend):
             job = job_of(text, args)
-            names = ["patched" if args.patch else "sigtorch", "torch"]
-            runs = [start(name, job, args) for name in names[: 1 + args.compare]]
+            runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
             weights = _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
             report(runs, text, args)
@@ -269,10 +268,7 @@ def report(runs: list[_training.Run], text: Text, args: argparse.Namespace) -> N
             )
     _output.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", shown)
     print(f"Trained on {len(text.train):,} bytes, measured on windows of {len(text.held_out):,} others")
-    if args.compare:
-        ours, theirs = (run.losses for run in runs)
-        apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-        print(f"Largest relative difference between the two losses in the first {len(ours)} steps: {apart:.2g}")
+    _training.print_difference(runs)
 
 
 if __name__ == "__main__":
