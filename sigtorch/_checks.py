@@ -19,8 +19,12 @@ def backend(name: object, where: str) -> str:
 
 
 def save(value: object, where: str) -> None:
-    if not isinstance(value, str) or value not in SAVES:
-        raise ValueError(f"{where}: unknown save={quoted(value)}, expected one of {_listed(SAVES)}")
+    choice(where, "save", value, SAVES)
+
+
+def choice(where: str, name: str, value: object, among: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in among:
+        raise ValueError(f"{where}: unknown {name}={quoted(value)}, expected one of {_listed(among)}")
 
 
 def quoted(value: object) -> str:

@@ -93,11 +93,10 @@ def twice(op: str) -> RuntimeError:
 def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
     given = {"input": input, "weight": weight, "bias": bias, "pos_weight": pos_weight}
     floating(where, **{name: t for name, t in given.items() if t is not None or name in ("input", "weight")})
+    seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
     if input.dim() != 2 or weight.dim() != 2 or input.shape[1] != weight.shape[1]:
-        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: input must have shape (N, D) and weight (L, D), got {seen}")
     if not len(input) or not len(weight):
-        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
     if bias is not None and bias.shape != (len(weight),):
         raise ValueError(f"{where}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
@@ -108,8 +107,7 @@ def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> No
 
 
 def reduction(where: str, value: object) -> None:
-    if not isinstance(value, str) or value not in ("mean", "sum"):
-        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of 'mean', 'sum'")
+    _checks.choice(where, "reduction", value, ("mean", "sum"))
 
 
 def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
@@ -123,20 +121,14 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
             raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
     elif isinstance(value, torch.Tensor):
         if value.dtype != torch.bool or value.layout != torch.strided:
-            raise TypeError(
-                f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
-                f"got {value.layout} of {value.dtype}"
-            )
+            raise _no_targets(where, f"{value.layout} of {value.dtype}")
         _matrix(where, value, samples, labels)
         _checks.one_device(where, input=input, targets=value)
         return (value,)
     elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
         parts = tuple(value)
     else:
-        raise TypeError(
-            f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, "
-            f"got {type(value).__name__}"
-        )
+        raise _no_targets(where, type(value).__name__)
     for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
         if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
             raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
@@ -144,6 +136,12 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
         raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
     _checks.one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
     return parts
+
+
+def _no_targets(where: str, seen: str) -> TypeError:
+    return TypeError(
+        f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, got {seen}"
+    )
 
 
 def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:

@@ -74,9 +74,7 @@ def torchvision_takes(alpha: Any, gamma: Any) -> bool:
 
 
 def reduction(value: object, where: str) -> None:
-    if not isinstance(value, str) or value not in REDUCTIONS:
-        listed = ", ".join(map(repr, REDUCTIONS))
-        raise ValueError(f"{where}: unknown reduction={_checks.quoted(value)}, expected one of {listed}")
+    _checks.choice(where, "reduction", value, REDUCTIONS)
 
 
 def legacy(where: str, size_average: object, reduce: object) -> None:
