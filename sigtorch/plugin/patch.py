@@ -12,7 +12,7 @@ import torch
 
 from sigtorch import _checks, nn
 from sigtorch.ops.losses.checks import pytorch_takes
-from sigtorch.plugin.recognise import SIGMOID, activation, is_activation, obstacle
+from sigtorch.plugin.recognise import kind_of, obstacle
 from sigtorch.plugin.rewrite import methods_of
 
 
@@ -217,19 +217,19 @@ def _products_of(name: str, module: torch.nn.Module) -> tuple[_Swap | None, str 
     """How to fuse the products in a module's methods."""
     cls: Any = type(module)
     held = {**vars(module), **module._modules}
-    kinds = {attribute: activation(value) for attribute, value in held.items()}
-    activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if kind)
+    kinds = {attribute: kind for attribute, value in held.items() if (kind := kind_of(value))}
+    hindered = {attribute: why for attribute in kinds if (why := obstacle(held[attribute]))}
+    activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if attribute not in hindered)
     methods = methods_of(cls, activations)
     replaced = methods.keys() & vars(module).keys()
     fused = [s for method, m in methods.items() if method not in replaced for s in m.sites if not s.reason]
     left = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
     left += [f"{s.where}: {method} was replaced on the instance" for method in replaced for s in methods[method].sites]
-    for attribute, value in held.items():
-        if is_activation(value) and not kinds[attribute]:
-            more = methods_of(cls, activations | {(attribute, SIGMOID)})
-            known = {s.where for m in methods.values() for s in m.sites}
-            left += [f"{s.where}: {attribute} cannot be fused, {obstacle(value)}" for m in more.values() for s in m.sites
-                     if s.where not in known]  # fmt: skip
+    known = {s.where for m in methods.values() for s in m.sites}
+    for attribute, why in hindered.items():
+        more = methods_of(cls, activations | {(attribute, kinds[attribute])})
+        sites = [s for m in more.values() for s in m.sites if s.where not in known]
+        left += [f"{s.where}: {attribute} cannot be fused, {why}" for s in sites]
     note = "; ".join(dict.fromkeys(f"sigtorch.{s.fused} at {s.where}" for s in fused))
     swap = _Swap(name, module, _subclass(cls, None, activations), {}, note) if fused else None
     return swap, "\n".join(dict.fromkeys(left)) or None

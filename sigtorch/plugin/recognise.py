@@ -32,12 +32,16 @@ _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 def activation(called: Any) -> str | None:
     """What calling this with one tensor ends in: "sigmoid" or "silu", or None. A module is that, or a sequence's last one."""
+    kind = kind_of(called)
+    return kind if kind and obstacle(called) is None else None
+
+
+def kind_of(called: Any) -> str | None:
+    """The same by what classes compute, whatever hangs on the instances."""
     if not isinstance(called, nn.Module):
         return _function(called)
     kind = _of_module(called)
-    if kind is None and (modules := sequence(called)):
-        kind = activation(modules[-1])
-    return kind if kind and obstacle(called) is None else None
+    return kind_of(modules[-1]) if kind is None and (modules := sequence(called)) else kind
 
 
 def sequence(called: Any) -> list[nn.Module]:
@@ -51,9 +55,11 @@ def sequence(called: Any) -> list[nn.Module]:
     return [*called] if plain and cls.__call__ is nn.Module.__call__ else []
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why calling a module is more than running its class' forward."""
-    held = module.__dict__
+def obstacle(called: Any) -> str | None:
+    """Why calling a module, or a sequence's last one, is more than running its class' forward."""
+    if not isinstance(called, nn.Module):
+        return None
+    held = called.__dict__
     if "forward" in held:
         return "its forward was replaced on the instance"
     if held.get("inplace"):
@@ -64,12 +70,7 @@ def obstacle(module: nn.Module) -> str | None:
     for name in _GLOBAL_HOOKS:
         if getattr(torch_modules, name):
             return "all modules have hooks, which fusing would bypass"
-    return None
-
-
-def is_activation(value: Any) -> bool:
-    """Whether a module's class computes a sigmoid or a silu, whatever hangs on the instance."""
-    return isinstance(value, nn.Module) and _of_module(value) is not None
+    return obstacle(modules[-1]) if (modules := sequence(called)) else None
 
 
 def _function(called: Any) -> str | None:

@@ -394,6 +394,11 @@ def test_a_sequence_that_ends_in_a_sigmoid(calls):
     for hooked in (model.fc, model.fc[2], model.fc[2][1]):
         with hooked.register_forward_hook(lambda *a: seen.append(a[0])):
             agree(before, run(model, x))
+            other = copy.deepcopy(model)
+            other.__class__ = Sequence
+            assert (
+                sigtorch.patch(other).left[""].endswith(": fc cannot be fused, it has hooks, which fusing would bypass")
+            )
         assert seen.pop() is hooked
     model.fc[0].register_forward_hook(lambda *a: seen.append(a[0]))
     agree(before, run(model, x))
