@@ -1,4 +1,4 @@
-# make train | make train-text | make test | make test-ptx ARCH=90 | make -j2 test-tritons | make lint
+# make train | make train-text | make test | make test-ptx ARCH=90 | make test-tritons | make lint; -j2 runs two at a time
 # TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 ARCH   ?= 90
@@ -8,7 +8,7 @@ VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train train-text test test-ptx test-tritons lint clean
+.PHONY: train train-text test test-ptx $(ARCH:%=test-ptx-%) test-tritons lint clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -19,10 +19,13 @@ train-text: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-ptx: $(READY)
-	$(BIN)/python -m pytest -p ptx.plugin --ptx-arch $(ARCH) -m kernels $(ARGS)
+# ARCH may name several: "80 90 100".
+test-ptx: $(ARCH:%=test-ptx-%)
 
-# Compiles and launches everything on other releases of Triton, over a driver that does nothing; -j2 takes two at a time.
+$(ARCH:%=test-ptx-%): test-ptx-%: $(READY)
+	$(BIN)/python -m pytest -p ptx.plugin --ptx-arch $* -m kernels $(ARGS)
+
+# Compiles and launches everything on other releases of Triton, over a driver that does nothing.
 test-tritons: $(TRITONS:%=.tritons/%.tested)
 
 .tritons/%.tested: $(READY)

@@ -67,8 +67,16 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What a thread executes on the way of full blocks, and what the kernel holds.
+class Held:
+    """What a thread of a kernel holds: registers, and bytes on its stack, where whatever exceeds them is spilled."""
+
+    registers: int
+    stack: int
+
+
+@dataclass(frozen=True)
+class Counts(Held):
+    """What a thread executes on the way of full blocks, and what it holds.
 
     ``accesses`` are that way's reads and writes of global memory by kind and bits: ``{"load 128": 2, "store 128": 2}``.
     A loop counts as one turn.
@@ -78,8 +86,6 @@ class Counts:
     instructions: int
     mufu: int
     accesses: dict[str, int]
-    registers: int
-    stack: int
     spills: int
     atomics: int
 
@@ -132,19 +138,23 @@ def disassemble(kernel: Any) -> str:
     return _tool("nvdisasm", kernel, "-c")
 
 
+def held(launch: Launch) -> Held:
+    """Ask what a launch's kernel holds, which takes no disassembling."""
+    used = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", _tool("cuobjdump", launch.kernel, "-res-usage"))}
+    return Held(registers=used["REG"], stack=used["STACK"])
+
+
 def count(launch: Launch) -> Counts:
     """Disassemble a launch's kernel and count."""
     kernel = launch.kernel
     sass = disassemble(kernel)
     path = _full_blocks(_basic_blocks(sass))
-    used = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", _tool("cuobjdump", kernel, "-res-usage"))}
     return Counts(
+        **vars(held(launch)),
         name=kernel.metadata.name,
         instructions=len(path),
         mufu=sum("MUFU" in op for op in path),
         accesses=dict(Counter(filter(None, map(_access, path)))),
-        registers=used["REG"],
-        stack=used["STACK"],
         spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         atomics=len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"])),
     )

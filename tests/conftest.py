@@ -12,6 +12,14 @@ if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interpreter():
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from interpreting import replace_language_once  # only now: the interpreter is chosen above
+
+        replace_language_once()
+
+
 @pytest.fixture(autouse=True)
 def poison():
     """Deterministic mode fills what torch.empty gives with NaN: a kernel that skips an element is seen."""

@@ -24,6 +24,11 @@ class MLP(nn.Module):
         return self.w2(self.act(self.w1(hidden)) * self.w3(hidden))
 
 
+def forward_as(body, act=None):
+    """An MLP with this forward."""
+    return type("Other", (MLP,), {"forward": body})(act)
+
+
 class Silu(nn.Module):
     """An activation of somebody's own, as transformers has."""
 

@@ -29,7 +29,7 @@ SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
 from itertools import chain
-from _machine_code import compiled, count
+from _machine_code import compiled, count, held
 from cases import CASES
 from loss_cases import LOSSES, images, make
 from sigtorch.kernels import chunked_losses
@@ -82,8 +82,11 @@ for dtype in (torch.bfloat16, torch.float32):
             out = function(*inputs)
             forward = len(launches)
             torch.autograd.grad(out, [t for t in inputs if t.requires_grad], torch.ones_like(out))
-        elements = 2 * columns
-        counts = [vars(c) | {"each": c.instructions * l.threads / elements} for l in launches for c in [count(l)]]
+        if rows:
+            counts = [vars(held(l)) for l in launches]
+        else:
+            threads = [(count(l), l.threads) for l in launches]
+            counts = [vars(c) | {"each": c.instructions * n / (2 * columns)} for c, n in threads]
         found[f"{name} {dtype}"] = [counts[:forward], counts[forward:]]
 json.dump(found, sys.stdout)
 """
@@ -112,6 +115,5 @@ def test_kernels_are_as_lean_as_we_say(arch):
 def test_registers_suffice_however_rows_lie(arch):
     for name, counts in counted(arch, ROWS).items():
         for c in itertools.chain(*counts):
-            assert not c["stack"], (name, c)
-            assert not c["spills"], (name, c)
+            assert not c["stack"], (name, c)  # where spills would be, too
             assert c["registers"] <= (LOSS_REGISTERS if "loss" in name or "entropy" in name else REGISTERS), (name, c)

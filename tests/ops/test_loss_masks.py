@@ -54,7 +54,7 @@ def masked(shape, dtype, kind, device="cpu"):
 @every_kind
 def test_ignored_logits_may_be_anything(loss, kind, backend, device):
     """Infinity and NaN add no loss and no gradient."""
-    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+    for dtype, reduction in zip(DTYPES, (*REDUCTIONS, "mean")):
         x, target = masked((9, 10), dtype, kind, device)
         given = {"reduction": reduction, "ignore_index": IGNORED[kind]}
         out = (target == IGNORED[kind]).view(-1, *[1] * (x.dim() - 1) if kind == "index" else x.shape[1:])
@@ -74,7 +74,7 @@ def test_ignored_logits_may_be_anything(loss, kind, backend, device):
 @every_loss
 @every_kind
 def test_nothing_but_ignored_ones(loss, kind, backend, device):
-    for dtype, reduction in itertools.product(DTYPES, REDUCTIONS):
+    for dtype, reduction in zip(DTYPES, (*REDUCTIONS, "mean")):
         x, target = make((9, 40), dtype, kind, device)
         target.fill_(IGNORED[kind])
         with running(backend):

@@ -106,13 +106,16 @@ def test_weights_broadcast(shape, backend, device):
 
 
 @every_engine
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
-@pytest.mark.parametrize("shape", [(), (6,), (4, 6)], ids=str)
-def test_whole_weights_of_float64_logits(shape, dtype, backend, device):
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(torch.int64, ()), (torch.int64, (4, 6)), (torch.int32, (6,)), (torch.uint8, (4, 6)), (torch.bool, (6,))],
+    ids=str,
+)
+def test_whole_weights_of_float64_logits(dtype, shape, backend, device):
     """Which are more than float32 holds."""
     large = min(2**24 + 1, torch.iinfo(dtype).max) if dtype != torch.bool else 1
     weight = torch.full(shape, large, dtype=dtype, device=device)
-    for kind, reduction in itertools.product(("soft", "uint8", "index"), ("none", "sum")):
+    for kind, reduction in (("soft", "none"), ("uint8", "sum"), ("index", "none")):
         x, target = make((4, 6), torch.float64, kind, device)
         for given in ({"weight": weight}, {"pos_weight": weight}):
             check(LOSSES[0], x, target, backend, reduction=reduction, **given)
@@ -190,7 +193,7 @@ def test_a_sum_of_small_losses_is_exact(n, backend, device):
 @every_loss
 def test_finite_at_every_finite_logit(loss, backend, device):
     options = [{}] if loss is LOSSES[0] else [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)]
-    for dtype, given, kind in itertools.product(DTYPES, options, ("soft", "hard", "uint8")):
+    for dtype, given, kind in itertools.product(DTYPES, options, ("soft", "uint8")):
         info = torch.finfo(dtype)
         ends = [0.0, info.tiny, 1.0, 9.39, 17.0, 88.0, 104.0, 745.0, info.max / 2, info.max]
         x = torch.tensor([s * v for v in ends for s in (1, -1)], dtype=dtype, device=device).unsqueeze(-1).repeat(1, 3)

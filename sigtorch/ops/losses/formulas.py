@@ -107,13 +107,13 @@ def eager(
         reduction = loss.reduction if ignored is None else "none"
         values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=reduction, pos_weight=pos_weight)
         return values.to(loss.dtype) if ignored is None else _reduced(loss, values, ignored, None)
-    p = aten_sigmoid(x)
-    missed = p + t - 2 * p * t if p.dtype != t.dtype else torch.lerp(p, 1 - p, t)
-    values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=pos_weight)
-    values = values * missed**loss.gamma
+    # 1 - p_t, which is t + p (1 - 2 t), and the positives' share of alpha, each in as few operators as there are.
+    missed = torch.addcmul(t, aten_sigmoid(x), torch.rsub(t, 1, alpha=2))
     if loss.alpha >= 0:
-        values = values * (t * (2 * loss.alpha - 1) + (1 - loss.alpha))
-    return _reduced(loss, values, ignored, normalizer)
+        share = torch.rsub(t, 1 - loss.alpha, alpha=1 - 2 * loss.alpha)
+        weight = share if weight is None else share * weight
+    values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=pos_weight)
+    return _reduced(loss, values * missed**loss.gamma, ignored, normalizer)
 
 
 def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""A linear layer's binary cross-entropy: the module, the weight's gradient, and every mistake."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _measure import peak_extra_bytes
+from chunked_cases import CASES, csr, indices, linear_oracle, positives
+from torch.testing import assert_close
+
+import sigtorch
+from sigtorch import linear_binary_cross_entropy
+
+
+def test_module_is_a_linear_layer():
+    module = sigtorch.nn.LinearBCE(4, 9, chunk_size=2, reduction="sum", pos_weight=torch.tensor(2.0))
+    assert isinstance(module, torch.nn.Linear)
+    x, targets = torch.randn(5, 4), positives(9)
+    assert_close(module(x), F.linear(x, module.weight, module.bias))
+    expected = linear_oracle(x, module.weight, module.bias, "sum", torch.tensor(2.0))
+    for given in (targets, csr(targets), indices(targets)):
+        assert_close(module(x, given), expected)
+    assert "in_features=4, out_features=9, bias=True, chunk_size=2, reduction='sum'" in repr(module)
+    assert list(module.state_dict()) == ["weight", "bias", "pos_weight"]
+    assert sigtorch.nn.LinearBCE(4, 9, bias=False).bias is None
+
+
+def test_a_pos_weight_may_want_a_gradient():
+    tensors = [*CASES[-1].make(9, 4), torch.rand(9, dtype=torch.float64, requires_grad=True)]
+    call = lambda x, w, b, p: linear_binary_cross_entropy(x, w, b, positives(9), pos_weight=p)  # noqa: E731
+    assert torch.autograd.gradcheck(call, tensors)
+    assert_close(call(*tensors), linear_oracle(*tensors[:3], pos_weight=tensors[3].detach()))
+
+
+def test_the_weights_gradient_is_held_once():
+    """And handed out: a leaf takes it without a copy."""
+    x, weight = torch.randn(4, 16), torch.randn(20_000, 16, requires_grad=True)
+    targets = positives(20_000, 4)
+
+    def step():
+        weight.grad = None
+        linear_binary_cross_entropy(x, weight, None, targets, chunk_size=100).backward()
+
+    step()
+    weight.grad = None
+    assert peak_extra_bytes(step, x.device) < 1.1 * weight.numel() * 4
+
+
+X = torch.ones(4, 3)
+W = torch.ones(6, 3)
+HITS = torch.zeros(4, 6, dtype=torch.bool)
+ROWS, COLUMNS = torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2])
+LINEAR_MISTAKES = [
+    (([1.0], W, None, HITS), {}, TypeError, "input must be a Tensor, got list"),
+    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point, got torch.int32"),
+    (
+        (X, W[:, :2], None, HITS),
+        {},
+        ValueError,
+        "input must have shape (N, D) and weight (L, D), got input (4, 3), weight",
+    ),
+    ((X[0], W, None, HITS), {}, ValueError, "got input (3,), weight (6, 3)"),
+    ((X[:0], W, None, HITS[:0]), {}, ValueError, "there are no samples or no labels, got input (0, 3), weight (6, 3)"),
+    (
+        (X, W[:0], None, HITS[:, :0]),
+        {},
+        ValueError,
+        "there are no samples or no labels, got input (4, 3), weight (0, 3)",
+    ),
+    ((X, W, X, HITS), {}, ValueError, "bias must have shape (6,), got (4, 3)"),
+    ((X, W, None, HITS[:3]), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
+    ((X, W, None, csr(HITS[:3])), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
+    ((X, W, None, csr(HITS.float() + 2)), {}, ValueError, "targets must hold ones alone, got 2"),
+    ((X, W, None, HITS.float()), {}, TypeError, "got torch.strided of torch.float32"),
+    ((X, W, None, [ROWS]), {}, TypeError, "a tuple of its indices, got list"),
+    (
+        (X, W, None, (ROWS, COLUMNS.float())),
+        {},
+        TypeError,
+        "col_indices must be one row of int32 or int64, got torch.float32",
+    ),
+    ((X, W, None, (ROWS[1:], COLUMNS)), {}, ValueError, "crow_indices must have 5 entries, got 4"),
+    ((X, W, None, (ROWS + 1, COLUMNS)), {}, ValueError, "must rise from 0 to the 3 col_indices, got 1 to 4"),
+    ((X, W, None, (ROWS, COLUMNS[:2])), {}, ValueError, "must rise from 0 to the 2 col_indices, got 0 to 3"),
+    ((X, W, None, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "with a smallest step of -2"),
+    ((X, W, None, (ROWS, COLUMNS + 1)), {}, ValueError, "targets name label 6, expected 0 to 5"),
+    ((X, W, None, (ROWS, COLUMNS - 1)), {}, ValueError, "targets name label -1, expected 0 to 5"),
+    ((X, W, None, (ROWS, torch.tensor([5, 2, 2]))), {}, ValueError, "sample 2 names label 2 twice"),
+    ((X, W, None, HITS.to("meta")), {}, ValueError, "several devices: input on cpu, targets on meta"),
+    ((X, W, None, HITS), {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
+    ((X, W, None, HITS), {"reduction": "none"}, ValueError, "unknown reduction='none', expected one of 'mean', 'sum'"),
+    ((X, W, None, HITS), {"pos_weight": X}, ValueError, "pos_weight of shape (4, 3) does not broadcast to (6,)"),
+    ((X, W, None, HITS), {"pos_weight": 2.0}, TypeError, "pos_weight must be a Tensor, got float"),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "aten"])
+@pytest.mark.parametrize(("given", "options", "kind", "said"), LINEAR_MISTAKES)
+def test_linear_mistakes(given, options, kind, said, backend):
+    with pytest.raises(kind) as error, sigtorch.use_backend(backend):
+        linear_binary_cross_entropy(*given, **options)
+    assert str(error.value).startswith("linear_binary_cross_entropy(): ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,137 @@
+"""A method whose products are fused is the method it was in all else: signature, source, traceback, decorators, class."""
+
+import copy
+import functools
+import inspect
+import traceback
+
+import pytest
+import torch
+from patching import MLP, agree, forward_as, run, spy
+from torch import nn
+from torch.nn.utils import parametrize
+
+import sigtorch
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return spy(monkeypatch)
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+FACTOR = 3
+
+
+def made_in(scope):
+    class Odd(Base):
+        """With all that a method can hold."""
+
+        __hidden = 2
+
+        def forward(self, x, /, y=FACTOR + 1, *args, z: int = 5, **kwargs) -> torch.Tensor:
+            """Doc of its own."""
+            x = super().forward(x) * torch.sigmoid(x) * y * z
+            return x * self.__hidden * FACTOR * scope * __class__.__hidden
+
+        forward.note = "kept"
+
+    return Odd
+
+
+def test_a_method_stays_what_it_was():
+    cls, x = made_in(11), torch.linspace(-2, 2, 5)
+    model = cls()
+    expected = [model(x), model(x, 2, 3, z=4, more=5)]
+    sigtorch.patch(model)
+    torch.testing.assert_close([model(x), model(x, 2, 3, z=4, more=5)], expected, rtol=0, atol=0)
+    ours = type(model).forward
+    assert ours is not cls.forward
+    assert inspect.signature(ours) == inspect.signature(cls.forward)
+    for name in ("__doc__", "__name__", "__qualname__", "__module__", "__annotations__", "__globals__", "note"):
+        assert getattr(ours, name) == getattr(cls.forward, name)
+    assert inspect.getsource(ours) == inspect.getsource(cls.forward)
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'x'"):
+        model()
+
+
+def scaled(self, x):
+    return self.w2(self.act(self.w1(x)) * self.w3(x)) * 2
+
+
+def test_a_traceback_shows_the_line_it_was_written_in():
+    model = forward_as(scaled)
+    sigtorch.patch(model)
+    with pytest.raises(RuntimeError) as error:
+        model(torch.ones(5))
+    frames = [f for f in traceback.extract_tb(error.tb) if f.name == "scaled"]
+    assert [(f.lineno, f.line) for f in frames] == [
+        (scaled.__code__.co_firstlineno + 1, "return self.w2(self.act(self.w1(x)) * self.w3(x)) * 2")
+    ]
+
+
+def keeping_count(function):
+    @functools.wraps(function)
+    def counted(self, *args, **kwargs):
+        self.count = getattr(self, "count", 0) + 1
+        return function(self, *args, **kwargs)
+
+    return counted
+
+
+def hiding(function):
+    held = [function]
+
+    @functools.wraps(function)
+    def hidden(self, *args):
+        return held[0](self, *args)
+
+    return hidden
+
+
+def test_decorators(calls):
+    model = forward_as(keeping_count(keeping_count(scaled)))
+    before = run(model)
+    sigtorch.patch(model)
+    agree(before, run(model))
+    assert model.count == 4
+    assert calls == ["swiglu"]
+    patch = sigtorch.patch(forward_as(hiding(scaled)))
+    assert patch.left[""].endswith(": a decorator hides the method")
+    assert not patch.swapped
+
+
+def test_a_source_that_is_not_what_runs_is_left(calls):
+    """As after an edit of the file, or of the function: what runs is not changed into what is read."""
+    edited = copy.copy(scaled)
+    edited = type(scaled)(scaled.__code__.replace(co_consts=(None, 3)), scaled.__globals__, "scaled")
+    model = forward_as(edited)
+    before = run(model)
+    patch = sigtorch.patch(model)
+    assert patch.left[""].endswith(": its source is not what runs")
+    agree(before, run(model), exactly=True)
+    made = {}
+    exec("def forward(self, x):\n    return self.w2(self.act(self.w1(x)) * self.w3(x))", made)
+    assert not sigtorch.patch(forward_as(made["forward"])).swapped
+
+
+def test_classes_made_at_run_time(calls):
+    """Their own name says torch: what stands behind them is looked at."""
+    model = MLP()
+    model.scale = nn.Parameter(torch.ones(1))
+    parametrize.register_parametrization(model, "scale", nn.Identity())
+    assert type(model).__name__ == "ParametrizedMLP"
+    before = run(model)
+    with sigtorch.patch(model) as patch:
+        assert list(patch.swapped) == [""]
+        agree(before, run(model))
+    assert calls == ["swiglu"]
+    assert type(model).__name__ == "ParametrizedMLP"
+    sigmoid = nn.Sigmoid()
+    sigmoid.scale = nn.Parameter(torch.ones(1))
+    parametrize.register_parametrization(sigmoid, "scale", nn.Identity())
+    assert list(sigtorch.patch(sigmoid).swapped) == [""]

@@ -1,0 +1,235 @@
+"""A product that is called in a method's place: what it looks at each time, and what it then gives."""
+
+import copy
+from types import MethodType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from patching import MLP, Silu, agree, forward_as, run, spy
+from torch import nn
+
+import sigtorch
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return spy(monkeypatch)
+
+
+class Twice(nn.SiLU):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+class Called(nn.SiLU):
+    def __call__(self, input):
+        return input
+
+
+class Inplace(nn.Module):
+    """As timm has them: told by an attribute."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x):
+        return x.sigmoid_() if self.inplace else x.sigmoid()
+
+
+def test_activations_are_told_by_what_they_compute():
+    for act, name in [(Silu(), "swiglu"), (Inplace(False), "sigmoid_gate"), (nn.Sigmoid(), "sigmoid_gate")]:
+        assert sigtorch.patch(MLP(act)).swapped[""].startswith(f"sigtorch.{name} at patching.py:"), act
+    for act in (Twice(), Called(), Inplace(True)):
+        model = MLP(act)
+        before = run(model)
+        assert "" not in sigtorch.patch(model).swapped, act
+        agree(before, run(model), exactly=True)
+
+
+def test_a_function_as_an_attribute(calls):
+    model = MLP()
+    del model.act
+    model.act = F.silu
+    before = run(model)
+    sigtorch.patch(model)
+    agree(before, run(model))
+    assert calls == ["swiglu"]
+    model.act = torch.tanh
+    run(model)
+    assert calls == ["swiglu"]
+
+
+def test_what_becomes_of_an_activation_later_is_seen(calls):
+    """Hooks, a new forward and another module are looked at in each call."""
+    model, seen = MLP(), []
+    sigtorch.patch(model)
+    handle = model.act.register_forward_hook(lambda *a: seen.append("hook"))
+    run(model)
+    assert seen == ["hook"]
+    handle.remove()
+    model.act.forward = torch.tanh
+    tanh = run(model)
+    del model.act.forward
+    plain = run(model)
+    assert calls == ["swiglu"]
+    model.act = nn.Tanh()
+    agree(tanh, run(model), exactly=True)
+    assert not torch.equal(tanh[0], plain[0])
+    with nn.modules.module.register_module_forward_hook(lambda *a: seen.append("global")):
+        model.act = nn.SiLU()
+        run(model)
+    assert seen.count("global") == 5
+    assert calls == ["swiglu"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nn.SiLU, "forward", nn.Tanh.forward)
+        agree(tanh, run(model), exactly=True)
+    assert calls == ["swiglu"]
+
+
+class Squeeze(nn.Module):
+    """A gate a channel, whose sigmoid another method returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.sigmoid = nn.Conv2d(6, 6, 1), nn.Sigmoid()
+
+    def _scale(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        return self.sigmoid(self.fc(y))
+
+    def forward(self, x):
+        scale = self._scale(x)
+        return scale * x
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_sigmoid_that_another_method_returns(memory_format, calls):
+    model, x = Squeeze(), torch.randn(2, 6, 3, 4).to(memory_format=memory_format)
+    before = run(model, x)
+    with sigtorch.patch(model):
+        after = run(model, x)
+        assert calls == ["sigmoid_gate"]
+        assert after[0].stride() == before[0].stride()
+        agree(before, after)
+        assert type(model._scale(x)) is torch.Tensor
+        for scale in (lambda x: torch.ones(1), MethodType(lambda self, x: torch.ones(1), model)):
+            model._scale = scale
+            torch.testing.assert_close(model(x), x)
+
+
+class Sequence(nn.Module):
+    """Squeeze-and-excitation as most write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(6, 3), nn.ReLU(inplace=True), nn.Sequential(nn.Linear(3, 6), nn.Sigmoid()))
+
+    def forward(self, x):
+        b, c, _, _ = x.size()
+        y = x.mean((2, 3)).view(b, c)
+        y = self.fc(y).view(b, c, 1, 1)
+        return x * y.expand_as(x)
+
+
+def test_a_sequence_that_ends_in_a_sigmoid(calls):
+    model, x = Sequence(), torch.randn(2, 6, 3, 4)
+    before, seen = run(model, x), []
+    sigtorch.patch(model)
+    agree(before, run(model, x))
+    assert calls == ["sigmoid_gate"]
+    for hooked in (model.fc, model.fc[2], model.fc[2][1]):
+        with hooked.register_forward_hook(lambda *a: seen.append(a[0])):
+            agree(before, run(model, x))
+            other = copy.deepcopy(model)
+            other.__class__ = Sequence
+            assert (
+                sigtorch.patch(other).left[""].endswith(": fc cannot be fused, it has hooks, which fusing would bypass")
+            )
+        assert seen.pop() is hooked
+    model.fc[0].register_forward_hook(lambda *a: seen.append(a[0]))
+    agree(before, run(model, x))
+    assert seen == [model.fc[0]]
+    assert calls.count("sigmoid_gate") == 2
+    model.fc[2] = nn.Linear(3, 6)
+    model(x)
+    del model.fc[:]
+    model.fc.append(nn.Tanh())
+    model(x)
+    assert calls.count("sigmoid_gate") == 2
+
+
+class Layout(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def forward(self, x, g):
+        return torch.sigmoid(g) * x if self.first else x * torch.sigmoid(g)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_result_lies_as_it_did(first, calls):
+    """Where operands lie differently, the first one decides: such a product is left to PyTorch."""
+    model, x, g = Layout(first), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    inputs = [(x, g), (g, x), (x, x.clone()), (x, g[:, :1]), (x, g[..., :1]), (x, x[..., :1])]
+    inputs += [(x[..., ::2], g[..., ::2])]
+    expected = [model(*pair) for pair in inputs]
+    sigtorch.patch(model)
+    for pair, out in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(model(*pair), out, check_stride=True)
+    assert calls == ["sigmoid_gate"] * 2  # one of the same strides, and one a row of the same order
+
+
+def test_operands_that_are_no_pair_of_tensors(calls):
+    model, x = Layout(True), torch.randn(3, 4)
+    others = (
+        2.5,
+        torch.ones(3, 4, dtype=torch.int64),
+        torch.ones(()),
+        nn.Parameter(torch.ones(3, 4)),
+        torch.ones(5, 3, 4),
+    )
+    expected = [model(other, x) for other in others]
+    sigtorch.patch(model)
+    for other, out in zip(others, expected, strict=True):
+        torch.testing.assert_close(model(other, x), out)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        model(torch.ones(7), x)
+    with pytest.raises(TypeError, match="only integer tensors"):
+        model([1], x)
+    with pytest.raises(TypeError, match=r"sigmoid\(\): argument 'input'"):
+        model(x, 2.5)
+
+
+class Meddling(nn.Module):
+    def forward(self, x, g):
+        gate = torch.sigmoid(g)
+        g.zero_()
+        return x * gate
+
+
+def test_a_gate_that_changes_in_between_is_an_error(calls):
+    model, x = Meddling(), torch.ones(3)
+    sigtorch.patch(model)
+    with pytest.raises(RuntimeError, match=r"^patch\(\): what sigmoid was called with has changed in place"):
+        model(x, torch.ones(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x, torch.ones(3)), torch.sigmoid(x))
+    assert not calls
+
+
+def the_other_way_round(self, x):
+    return self.w2(self.w3(x) * self.act(self.w1(x)))
+
+
+def test_inference_mode(calls):
+    """Its tensors keep no version: only where nothing runs in between is a sigmoid put off."""
+    with torch.inference_mode():
+        for model, seen in ((MLP(), []), (forward_as(the_other_way_round), ["swiglu"])):
+            x = torch.randn(4, 6)
+            expected = model(x)
+            with sigtorch.patch(model):
+                torch.testing.assert_close(model(x), expected)
+            assert calls == seen
