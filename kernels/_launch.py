@@ -45,14 +45,15 @@ class Call(NamedTuple):
 class Plan:
     """Launches a kernel on operands that lie like those it was made for."""
 
-    def __init__(self, call: Call, columns: bool) -> None:
+    def __init__(self, call: Call, columns: int) -> None:
         self.call = call
-        self.columns = columns
+        self.columns = columns  # which input is None, or -1
         self.direct: tuple[Any, ...] | None = None  # before the first launch; empty where there is no direct one
 
     def launch(self, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> None:
-        if self.columns:  # older versions of Triton take no None in a tuple, and compile a 1 as a constant
-            inputs = tuple(1 if t is None else t for t in inputs)
+        at = self.columns
+        if at >= 0:  # older versions of Triton take no None in a tuple, and compile a 1 as a constant
+            inputs = (*inputs[:at], 1, *inputs[at + 1 :])
         direct = self.direct
         if not direct or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls:
             call = self.call
@@ -113,10 +114,11 @@ def plan(
     for t in outputs:
         key.append(t.dtype)
     for t in inputs:
-        if isinstance(t, torch.Tensor):
-            key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)
+        kind = type(t)
+        if kind is float or kind is int or t is None:  # to ask whether it is a Tensor takes ten times as long
+            key.append(kind)
         else:
-            key.append(type(t))
+            key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)
     found = tuple(key)
     known = _plans.get(found)
     if known is not None:
@@ -126,7 +128,8 @@ def plan(
         return plan(make, fn, reachable, outputs, option)
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
-    _plans[found] = made = Plan(make(fn, inputs, outputs, option), None in inputs)
+    columns = inputs.index(None) if None in inputs else -1
+    _plans[found] = made = Plan(make(fn, inputs, outputs, option), columns)
     return made, inputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sigtorch.kernels._reduce import reduce
 
 # An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
 NAMES = {"binary_cross_entropy_with_logits": "bce", "sigmoid_focal_loss": "focal"}
+SIGNS: dict[float, Operand] = {0.0: 1, 1.0: -1.0}  # of a negative number to the power of gamma, by gamma modulo 2
 
 
 def loss_forward(
@@ -67,7 +69,7 @@ def _operands(
     """
     if loss.name == "sigmoid_focal_loss":
         pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
-        sign = {0.0: 1, 1.0: -1.0}.get(loss.gamma % 2, float("nan"))
+        sign = SIGNS.get(loss.gamma % 2, math.nan)
         rest: tuple[Operand, ...] = (pos, neg, loss.gamma, sign)
         if pos_weight is not None:
             rest = *rest, pos_weight

@@ -81,7 +81,7 @@ def plan_with(launcher, launched, grid=(2, 3, 4)):
 
             return launch
 
-    return Plan(Call(Kernel(), grid, (5, "constant")), columns=False)
+    return Plan(Call(Kernel(), grid, (5, "constant")), columns=-1)
 
 
 @direct

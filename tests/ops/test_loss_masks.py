@@ -134,7 +134,7 @@ def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, devic
 @pytest.mark.kernels
 def test_many_programs_count(loss, device, monkeypatch):
     """In full and part blocks, rows and batches, and more tiles than programs."""
-    for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 700, 9), 7))):
+    for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 90, 9), 7))):
         monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", programs)
         _launch._plans.clear()
         for kind in ("uint8", "index")[: 1 + (len(shape) > 1)]:
@@ -148,16 +148,16 @@ def test_many_programs_count(loss, device, monkeypatch):
 @every_loss
 @pytest.mark.parametrize("layout", IMAGES)
 def test_classes_may_be_anywhere(loss, layout, backend, device):
-    for dtype, reduction in zip(DTYPES, ("none", "mean", "sum", "mean"), strict=True):
+    for number, (dtype, reduction) in enumerate(zip(DTYPES, ("none", "mean", "sum", "mean"), strict=True)):
         x, target = images(dtype, layout, device)
         weights = {
             "weight": torch.rand(5, 1, 1),
             "pos_weight": torch.rand(3, 1, 4, 6)[: len(x), :, : x.shape[2], : x.shape[3]],
         }
-        weights = {name: w.to(device, dtype) for name, w in weights.items()}
-        for class_dim, given in ((1, {}), (-3, weights)):
-            out = check(loss, x, target, backend, reduction=reduction, class_dim=class_dim, ignore_index=255, **given)
-            assert out.shape == (x.shape if reduction == "none" else ())
+        weights = {name: w.to(device, dtype) for name, w in weights.items() if number % 2}
+        class_dim = (1, -3)[number % 2]
+        out = check(loss, x, target, backend, reduction=reduction, class_dim=class_dim, ignore_index=255, **weights)
+        assert out.shape == (x.shape if reduction == "none" else ())
 
 
 @every_path

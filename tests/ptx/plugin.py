@@ -5,6 +5,8 @@ import os
 # Before anything imports Triton or asks PyTorch for a GPU
 os.environ["TRITON_INTERPRET"] = "0"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The assembler has to take the PTX, and what it makes of it is not run: it need not take its time.
+os.environ["DISABLE_PTXAS_OPT"] = "1"
 
 from .driver import CHIPS, install
 
