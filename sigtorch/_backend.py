@@ -132,6 +132,16 @@ def _runs(choice: str, index: int, *dtypes: torch.dtype) -> str:
     return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _runs_on(index) else "formula"
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device; of one that it does not know, as meta, it cannot be asked."""
+    return knows_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def knows_autocast(device: str) -> bool:
+    """Whether autocast knows a type of device; Dynamo in torch 2.8 cannot trace the question, which these two do not need."""
+    return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+
+
 def eager_on_cpu(*tensors: Any) -> bool:
     """Whether these are plain CPU tensors that eager code is given, whoever watches, and nobody chose the kernels."""
     if torch.compiler.is_compiling():

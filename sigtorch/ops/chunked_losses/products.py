@@ -78,7 +78,7 @@ def work_for(
     """Fills in what follows from the tensors, and from autocast."""
     dtype = narrow = torch.promote_types(rows.dtype, cols.dtype)
     kind = rows.device.type
-    if narrow != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if narrow != torch.float64 and _backend.autocasts(kind):
         narrow = torch.get_autocast_dtype(kind)
         dtype = torch.float32 if dtype in HALF_DTYPES else dtype
     beside = [t for t in others if t.device == rows.device]
@@ -99,7 +99,7 @@ def chunk_elements(t: torch.Tensor) -> int:
 def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Where autocast rounds nothing more, on devices that it knows."""
     kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if _backend.knows_autocast(kind) else contextlib.nullcontext()
 
 
 class Sums:

@@ -214,11 +214,8 @@ def _number(value: Any) -> Any:
 def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
     """PyTorch's result has the target's dtype, where a target has one that can."""
     dtype = target.dtype if target.is_floating_point() else input.dtype
-    if dtype in HALF_DTYPES:
-        device = input.device.type
-        # Of a device that it does not know, as of meta tensors, autocast cannot be asked.
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return torch.float32
+    if dtype in HALF_DTYPES and _backend.autocasts(input.device.type):
+        return torch.float32
     return dtype
 
 
