@@ -29,6 +29,14 @@ def forward_as(body, act=None):
     return type("Other", (MLP,), {"forward": body})(act)
 
 
+def scaled(self, x):
+    return self.w2(self.act(self.w1(x)) * self.w3(x)) * 2
+
+
+def the_other_way_round(self, x):
+    return self.w2(self.w3(x) * self.act(self.w1(x)))
+
+
 class Silu(nn.Module):
     """An activation of somebody's own, as transformers has."""
 

@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 import torch
-from patching import MLP, agree, forward_as, run, spy
+from patching import MLP, agree, forward_as, run, scaled, spy
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -57,10 +57,6 @@ def test_a_method_stays_what_it_was():
     assert inspect.getsource(ours) == inspect.getsource(cls.forward)
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'x'"):
         model()
-
-
-def scaled(self, x):
-    return self.w2(self.act(self.w1(x)) * self.w3(x)) * 2
 
 
 def test_a_traceback_shows_the_line_it_was_written_in():

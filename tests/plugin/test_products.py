@@ -6,7 +6,7 @@ from types import MethodType
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import MLP, Silu, agree, forward_as, run, spy
+from patching import MLP, Silu, agree, forward_as, run, spy, the_other_way_round
 from torch import nn
 
 import sigtorch
@@ -218,10 +218,6 @@ def test_a_gate_that_changes_in_between_is_an_error(calls):
     with torch.inference_mode():
         torch.testing.assert_close(model(x, torch.ones(3)), torch.sigmoid(x))
     assert not calls
-
-
-def the_other_way_round(self, x):
-    return self.w2(self.w3(x) * self.act(self.w1(x)))
 
 
 def test_inference_mode(calls):
