@@ -24,7 +24,8 @@ def uncompiled(loss: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(loss)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        # The flag, for Dynamo in torch 2.8 takes is_exporting() for true whatever it traces for.
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:
             return torch._dynamo.disable(loss)(*args, **kwargs)  # type: ignore[no-any-return]
         return loss(*args, **kwargs)
 
