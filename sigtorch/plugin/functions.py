@@ -130,7 +130,9 @@ def patched_functions(*, save: str = "output") -> Iterator[None]:
     :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
     ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
     indices for one, stay theirs. Every PyTorch call in the block costs some
-    microseconds more, as under any function mode: where modules can be swapped, swap them.
+    microseconds more, as under any function mode: where modules can be swapped, swap them. Swap them, too, under a
+    non-reentrant checkpoint: PyTorch runs backward, and what a checkpoint computes again there, without the block, and
+    what then differs from the forward pass raises an error.
 
     A context manager and decorator, which nests. What the block raises passes through, and PyTorch's functions are back.
 

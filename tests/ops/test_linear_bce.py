@@ -31,6 +31,28 @@ def test_a_pos_weight_may_want_a_gradient():
     assert_close(call(*tensors), linear_oracle(*tensors[:3], pos_weight=tensors[3].detach()))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_targets(strict):
+    """As inputs, and as a buffer of the module."""
+
+    class Holds(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("targets", positives(9))
+
+        def forward(self, *given):
+            return linear_binary_cross_entropy(*given, self.targets)
+
+    class Takes(torch.nn.Module):
+        def forward(self, *given):
+            return linear_binary_cross_entropy(*given)
+
+    tensors = [t.detach() for t in CASES[-1].make(9, 4)]
+    for model, targets in ((Holds(), ()), (Takes(), (positives(9),)), (Takes(), (indices(positives(9)),))):
+        exported = torch.export.export(model, (*tensors, *targets), strict=strict).module()
+        assert_close(exported(*tensors, *targets), linear_oracle(*tensors))
+
+
 def test_the_weights_gradient_is_held_once():
     """And handed out: a leaf takes it without a copy."""
     x, weight = torch.randn(4, 16), torch.randn(20_000, 16, requires_grad=True)
