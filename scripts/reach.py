@@ -4,7 +4,7 @@ A site is a product σ(g)·x or silu(g)·u of two tensors that one evaluation of
 are counted by watching its operators; those fused are the products that the patched model hands to sigtorch in a shape that
 a kernel takes. The same run checks that the patched model's output is the plain one's, to the last bit.
 
-Needs the models: ``pip install ".[reach]"``. No download, no GPU.
+Needs the models: ``pip install ".[scripts,models]"``. No download, no GPU.
 
 Example: ``python scripts/reach.py --libraries timm torchvision``
 """

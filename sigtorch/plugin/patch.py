@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import functools
+import inspect
 import re
 import sys
+from collections import Counter
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 
 from sigtorch import _checks, nn
 from sigtorch.ops.losses.checks import pytorch_takes
-from sigtorch.plugin.recognise import kind_of, obstacle
+from sigtorch.plugin.recognise import NUMBER, kind_of, obstacle
 from sigtorch.plugin.rewrite import methods_of
 
 
@@ -26,27 +30,41 @@ class _Swapped:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(int(protocol), 2))  # older protocols name the class, which has no place
-        if isinstance(reduced, str) or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            return reduced
-        return (_new, (*self._sigtorch_recipe, *reduced[1][1:]), *reduced[2:])
+        if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (*self._sigtorch_recipe, *reduced[1][1:]), *reduced[2:])
+        if reduced[0] is type(self):  # by a method of theirs
+            return (_called, (*self._sigtorch_recipe, *reduced[1]), *reduced[2:])
+        return reduced
+
+
+def _subclass(theirs: Any, ours: Any, activations: frozenset[tuple[str, str]]) -> type:
+    """Their class with our forward, or their own methods rewritten: still what isinstance takes it for."""
+    methods = methods_of(theirs, activations) if ours is None else {}
+    rewritten = ((name, m.function) for name, m in methods.items() if m.function)
+    return _made(theirs, ours, activations, tuple(rewritten))
 
 
 @functools.cache
-def _subclass(theirs: Any, ours: Any, activations: frozenset[tuple[str, str]]) -> type:
-    """Their class with our forward, or their own methods rewritten: still what isinstance takes it for."""
+def _made(
+    theirs: Any, ours: Any, activations: frozenset[tuple[str, str]], methods: tuple[tuple[str, Any], ...]
+) -> type:
     body = {name: getattr(theirs, name) for name in ("__module__", "__qualname__", "__doc__")}
-    body["_sigtorch_recipe"] = (theirs, ours, activations)
-    body |= (
-        {name: m.function for name, m in methods_of(theirs, activations).items() if m.function} if ours is None else {}
-    )
+    body |= {"_sigtorch_recipe": (theirs, ours, activations), **dict(methods)}
     bases = (_Swapped, theirs) if ours is None else (_Swapped, ours, theirs)
-    made: type = type(theirs)(theirs.__name__, bases, body)
-    return made
+    # No metaclass of theirs is asked, either: it may want arguments, or keep a list.
+    new: Any = abc.ABCMeta.__new__ if issubclass(type(theirs), abc.ABCMeta) else type.__new__
+    return new(type(theirs), theirs.__name__, bases, body)  # type: ignore[no-any-return]
 
 
 def _new(theirs: type, ours: type | None, activations: frozenset[tuple[str, str]], *args: Any) -> Any:
     cls = _subclass(theirs, ours, activations)
     return cls.__new__(cls, *args)
+
+
+def _called(theirs: type, ours: type | None, activations: frozenset[tuple[str, str]], *args: Any) -> Any:
+    module = theirs(*args)
+    module.__class__ = _subclass(theirs, ours, activations)
+    return module
 
 
 class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
@@ -113,18 +131,23 @@ class Patch:
             RuntimeError: something else changed a module's class or forward since; all others are restored. Once that is
                 taken back, another call restores the rest.
         """
-        undo, self._undo = self._undo, []
+        undo, self._undo, refused = self._undo, [], None
         for swap, before, had in undo:
             # A method put on the instance since holds ours, bound, and would outlive it.
             put = {"forward", *vars(swap.after)} & vars(swap.module).keys() - had
             if type(swap.module) is not swap.after or put:
                 self._undo.append((swap, before, had))
                 continue
-            swap.module.__class__ = before
+            try:
+                swap.module.__class__ = before
+            except Exception as error:  # as a class of theirs may, of any kind
+                self._undo.append((swap, before, had))
+                refused = error
+                continue
             for name in swap.extra:
                 vars(swap.module).pop(name, None)
         if self._undo:
-            raise _checks.class_changed([swap.name for swap, *_ in self._undo])
+            raise _checks.class_changed([swap.name for swap, *_ in self._undo]) from refused
 
     def __enter__(self) -> Patch:
         return self
@@ -216,8 +239,8 @@ def _look_at(name: str, module: torch.nn.Module, save: str) -> tuple[_Swap | Non
 def _products_of(name: str, module: torch.nn.Module) -> tuple[_Swap | None, str | None]:
     """How to fuse the products in a module's methods."""
     cls: Any = type(module)
-    held = {**vars(module), **module._modules}
-    kinds = {attribute: kind for attribute, value in held.items() if (kind := kind_of(value))}
+    held = {**vars(module), **module._modules, **module._parameters, **module._buffers}
+    kinds = {attribute: kind for attribute, value in held.items() if (kind := kind_of(value) or _number(value))}
     hindered = {attribute: why for attribute in kinds if (why := obstacle(held[attribute]))}
     activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if attribute not in hindered)
     methods = methods_of(cls, activations)
@@ -225,11 +248,21 @@ def _products_of(name: str, module: torch.nn.Module) -> tuple[_Swap | None, str 
     fused = [s for method, m in methods.items() if method not in replaced for s in m.sites if not s.reason]
     left = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
     left += [f"{s.where}: {method} was replaced on the instance" for method in replaced for s in methods[method].sites]
-    known = {s.where for m in methods.values() for s in m.sites}
+    bound = {v.__func__: a for a, v in vars(module).items() if isinstance(v, MethodType) and v.__self__ is module}
+    for method in methods.keys() - replaced:
+        if attribute := bound.get(inspect.getattr_static(cls, method, None)):
+            left += [f"{s.where}: {attribute} holds {method} as it was" for s in methods[method].sites if not s.reason]
+    known = Counter(s.where for m in methods.values() for s in m.sites)
     for attribute, why in hindered.items():
         more = methods_of(cls, activations | {(attribute, kinds[attribute])})
-        sites = [s for m in more.values() for s in m.sites if s.where not in known]
-        left += [f"{s.where}: {attribute} cannot be fused, {why}" for s in sites]
+        places = Counter(s.where for m in more.values() for s in m.sites) - known
+        left += [f"{where}: {attribute} cannot be fused, {why}" for where in places]
     note = "; ".join(dict.fromkeys(f"sigtorch.{s.fused} at {s.where}" for s in fused))
     swap = _Swap(name, module, _subclass(cls, None, activations), {}, note) if fused else None
     return swap, "\n".join(dict.fromkeys(left)) or None
+
+
+def _number(value: Any) -> str | None:
+    """What is no operand for a kernel: a tensor of no dimensions neither."""
+    alone = value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float)
+    return NUMBER if alone else None

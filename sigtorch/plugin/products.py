@@ -18,16 +18,18 @@ from sigtorch.plugin.recognise import SIGMOID, activation, sequence
 class Activated:
     """A sigmoid or silu that is still to be computed: of gate, by called, and then expanded to a shape."""
 
-    __slots__ = ("called", "expanded", "gate", "kind", "version")
+    __slots__ = ("called", "expanded", "gate", "graph", "kind", "version")
 
     def __init__(
         self, kind: str, called: Any, gate: torch.Tensor, version: int | None, expanded: torch.Size | None = None
     ) -> None:
         self.kind, self.called, self.gate, self.version, self.expanded = kind, called, gate, version, expanded
+        self.graph = torch.is_grad_enabled()
 
     def computed(self) -> Any:
-        """As it was written."""
-        s = self.called(self.gate)
+        """As it was written, and where: statements may have switched autograd since."""
+        with torch.set_grad_enabled(self.graph):
+            s = self.called(self.gate)
         return s if self.expanded is None else s.expand(self.expanded)
 
     def _seen_as(self, gate: torch.Tensor) -> Any:
@@ -64,23 +66,26 @@ def activated(called: Any, gate: Any, still: bool) -> Any:
     if torch.compiler.is_compiling() or type(gate) not in _backend.PLAIN_TYPES or not fused_on(gate):
         return called(gate)
     kind = activation(called)
-    if kind is None or (not still and gate.is_inference()):
+    if kind is None:
         return called(gate)
     while modules := sequence(called):
         *before, called = modules
         for module in before:
             gate = module(gate)
-    if type(gate) not in _backend.PLAIN_TYPES:
+    if type(gate) not in _backend.PLAIN_TYPES or (not still and gate.is_inference()):
         return called(gate)
     return Activated(kind, called, gate, None if still else gate._version)
 
 
 def product(left: Any, right: Any, by: Callable[[Any, Any], Any] | str = operator.mul) -> Any:
     """``left * right``, one of which may have been put off; by is the function, or the method's name, that was written."""
+    if type(left) is Activated and type(right) is Activated:
+        left._unchanged()
+        left = left.computed()
     act, other = (right, left) if type(right) is Activated else (left, right)
     if type(act) is Activated:
         act._unchanged()
-        if _shapes_fuse(act, other) and fused_on(other, act.gate):
+        if act.graph == torch.is_grad_enabled() and _shapes_fuse(act, other) and fused_on(other, act.gate):
             gate = act.gate
             return gates.sigmoid_gate(other, gate) if act.kind == SIGMOID else gates.swiglu(gate, other)
         left, right = (t.computed() if type(t) is Activated else t for t in (left, right))
@@ -105,11 +110,13 @@ def _lie_alike(x: torch.Tensor, gate: torch.Tensor) -> bool:
     """Whether the axes that both have follow one another in the same order of strides."""
     axes = zip(gate.shape, x.stride()[-gate.dim() :], gate.stride(), strict=True)
     shared = sorted((by for n, *by in axes if n > 1), reverse=True)
-    return all(outer[1] >= inner[1] for outer, inner in pairwise(shared))
+    # A stride of zero has no place in that order.
+    return all(min(by) > 0 for by in shared) and all(outer[1] >= inner[1] for outer, inner in pairwise(shared))
 
 
 def method(bound: Any, known: Any, returns_activated: Any) -> Any:
     """A bound method, or what it is with its returned sigmoid put off, if it is still the one known."""
-    if torch.compiler.is_compiling() or getattr(bound, "__func__", None) is not known:
+    function = getattr(bound, "__func__", None)
+    if torch.compiler.is_compiling() or getattr(function, "_sigtorch_of", function) is not known:
         return bound
     return MethodType(returns_activated, bound.__self__)

@@ -6,7 +6,6 @@ import ast
 import functools
 import inspect
 import operator
-import textwrap
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 
 from sigtorch.nn import Sigmoid
+from sigtorch.plugin.source import found, parsed
 
-SIGMOID, SILU = "sigmoid", "silu"
+SIGMOID, SILU, NUMBER = "sigmoid", "silu", "number"
 sigmoid_method = operator.methodcaller("sigmoid")  # what x.sigmoid() calls, whatever x is
 _FUNCTIONS: dict[Any, str] = {
     torch.sigmoid: SIGMOID,
@@ -76,7 +76,7 @@ def obstacle(called: Any) -> str | None:
 def _function(called: Any) -> str | None:
     try:
         return _FUNCTIONS.get(called)
-    except TypeError:  # not hashable
+    except Exception:  # whatever hashing and comparing somebody's object raises
         return None
 
 
@@ -105,29 +105,3 @@ def _of_forward(forward: Any) -> str | None:
     if len(value.args) != 1 or ast.unparse(value.args[0]) != parameters[1]:
         return None
     return _function(found(value.func, forward))
-
-
-def parsed(function: Any) -> ast.FunctionDef | None:
-    """A function's source as a tree, its lines counted as in its file; None where there is none."""
-    try:
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, SyntaxError, TypeError, ValueError):  # made at run time, or a lambda within a line
-        return None
-    if not isinstance(tree, ast.FunctionDef):
-        return None
-    return ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
-
-
-def found(node: ast.expr, function: Any) -> Any:
-    """What a name of a function's globals or closure, or an attribute of such a module, stands for; else None."""
-    if isinstance(node, ast.Attribute):
-        owner = found(node.value, function)
-        return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
-    if not isinstance(node, ast.Name):
-        return None
-    code = function.__code__
-    if node.id in code.co_freevars:
-        return inspect.getclosurevars(function).nonlocals.get(node.id)
-    if node.id in (*code.co_varnames, *code.co_cellvars):
-        return None
-    return function.__globals__.get(node.id)

@@ -4,31 +4,24 @@ The method's own source is compiled again, with the globals, closure, defaults a
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
-import dis
 import functools
 import inspect
 import operator
-import types
-from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 
-from sigtorch.plugin import products
-from sigtorch.plugin.recognise import SIGMOID, SILU, activation, found, parsed, sigmoid_method
+from sigtorch.plugin import overlooked, products, source
+from sigtorch.plugin.recognise import NUMBER, SIGMOID, SILU, activation, sigmoid_method
 
-_IN_PLACE = "it changes a tensor in place"
 _PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _VIEWS = ("expand_as", "unsqueeze", "view")  # of a product's operand, which the activation may come after
 _HELPERS = {"activated": products.activated, "method": products.method, "product": products.product}
 _SCOPES = (
     ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
 )  # fmt: skip
-_FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
 
 
 class Site(NamedTuple):
@@ -46,19 +39,38 @@ class Rewritten(NamedTuple):
     sites: tuple[Site, ...]
 
 
-@functools.cache
 def methods_of(cls: Any, activations: frozenset[tuple[str, str]]) -> dict[str, Rewritten]:
-    """Those of a class' methods that hold products, whose instance calls a sigmoid or silu by these attributes."""
-    methods: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.split(".")[0] not in ("torch", "sigtorch", "builtins"):
-            methods.update((n, f) for n, f in vars(base).items() if inspect.isfunction(f) and not n.startswith("__"))
-    methods = {name: f for name, f in methods.items() if inspect.getattr_static(cls, name) is f}
+    """Those of a class' methods that hold products, whose instance has a sigmoid, silu or number as these attributes."""
+    theirs = [b for b in reversed(cls.__mro__) if b.__module__.split(".")[0] not in ("torch", "sigtorch", "builtins")]
+    # As they are now, for anybody may replace one.
+    functions = (
+        (b, n, f) for b in theirs for n, f in vars(b).items() if inspect.isfunction(f) and not n.startswith("__")
+    )
+    return _methods_of(cls, tuple(functions), activations)
+
+
+@functools.cache
+def _methods_of(
+    cls: Any, functions: tuple[tuple[type, str, Any], ...], activations: frozenset[tuple[str, str]]
+) -> dict[str, Rewritten]:
+    methods = {name: f for _, name, f in functions if inspect.getattr_static(cls, name) is f}
     # At a glance: most methods hold no product, and need not be read.
-    telling = {"sigmoid", "silu", "expit", *(name for name, _ in activations)}
-    telling |= {n for n, f in methods.items() if _names(f) & telling and _returning(cls, n, activations)}
-    made = {name: _rewritten(cls, f, activations) for name, f in methods.items() if _names(f) & telling}
+    telling = overlooked.NAMES | {name for name, kind in activations if kind != NUMBER}
+    telling |= {n for n, f in methods.items() if _tells(f, telling) and _returning(cls, f, activations)}
+    made = {name: _rewritten(cls, f, activations) for name, f in methods.items() if _tells(f, telling)}
+    for base, name, f in functions:
+        by_super = (g for g in methods.values() if {name, "super"} <= _names(g) or {name, base.__name__} <= _names(g))
+        if methods.get(name) is not f and _tells(f, telling) and any(by_super):
+            sites = _rewritten(cls, f, activations).sites
+            why = "a method of a subclass calls it"
+            made[f"{base.__name__}.{name}"] = Rewritten(None, tuple(s._replace(reason=s.reason or why) for s in sites))
     return {name: r for name, r in made.items() if r.sites}
+
+
+def _tells(function: Any, telling: set[str]) -> bool:
+    """Whether a function names what may be a sigmoid or silu."""
+    names, known = _names(function), getattr(inspect.unwrap(function), "__globals__", {})
+    return bool(names & telling) or any(overlooked.holds_activations(known.get(name)) for name in names)
 
 
 @functools.cache
@@ -74,21 +86,30 @@ def _names(function: Any) -> set[str]:
 
 def _rewritten(cls: type, attribute: Any, activations: frozenset[tuple[str, str]]) -> Rewritten:
     function = inspect.unwrap(attribute)
-    tree = parsed(function)
-    if tree is None:
-        return Rewritten(None, ())
+    tree, again = source.parsed(function), source.parsed(function)
+    if tree is None or again is None:
+        place = f"{_file(function)}:{function.__code__.co_firstlineno}"
+        unread = (Site(place, "", "its source cannot be read"),) if source.multiplies(function.__code__) else ()
+        return Rewritten(None, unread)
     writer = _Writer(cls, function, activations)
     anew = writer.visit(tree)
+    writer.overlooked(again)
     sites = tuple(writer.sites)
     if all(site.reason for site in sites):
         return Rewritten(None, sites)
-    made = _compiled(anew, function, writer.known)
+    made = source.compiled(anew, function, writer.helpers)
     if made is None:
         return Rewritten(None, tuple(s._replace(reason="its source is not what runs") for s in sites))
-    made = _wrapped_again(attribute, function, made)
+    made = source.wrapped_again(attribute, function, made)
     if made is None:
         return Rewritten(None, tuple(s._replace(reason="a decorator hides the method") for s in sites))
+    made._sigtorch_of = attribute  # for products.method
     return Rewritten(made, sites)
+
+
+def _file(function: Any) -> str:
+    name: str = function.__code__.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return name
 
 
 class _Writer(ast.NodeTransformer):
@@ -101,7 +122,8 @@ class _Writer(ast.NodeTransformer):
         self.kinds = dict(activations)
         self.me = next(iter(inspect.signature(function).parameters), "")
         self.sites: list[Site] = []
-        self.known: dict[str, Any] = {}  # what the rewritten method needs beside the helpers
+        self.written: set[tuple[int, int]] = set()  # where those are
+        self.helpers: dict[str, Any] = {_name(name).id: helper for name, helper in _HELPERS.items()}
         self.put_off: dict[ast.AST, str] = {}  # loads of a name, and what it holds: assignments of these likewise
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
@@ -110,7 +132,9 @@ class _Writer(ast.NodeTransformer):
             name = _assigned(statement)
             if name is None or name in shared or not (held := self.kind(statement.value)):  # type: ignore[attr-defined]
                 continue
-            if use := self.only_factor(node.body[i + 1 :], name):
+            computed: Any = _seen(statement.value)  # type: ignore[attr-defined]
+            of = {_owner(computed.args[0] if computed.args else computed.func)} - {self.me}
+            if use := self.only_factor(node.body[i + 1 :], name, of):
                 self.put_off |= {statement: held, use: held}
         return self.generic_visit(node)
 
@@ -126,18 +150,10 @@ class _Writer(ast.NodeTransformer):
             return node
         return self.generic_visit(node)
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        if isinstance(node.op, ast.Mult) and (kind := self.kind(node.value)):
-            self.site(node, kind, _IN_PLACE)
-        return self.generic_visit(node)
-
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         return self.product(node) or self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        in_place = isinstance(node.func, ast.Attribute) and node.func.attr == "mul_" and len(node.args) == 1
-        if in_place and (kind := self.kind(node.args[0])):
-            self.site(node, kind, _IN_PLACE)
         return self.product(node) or self.generic_visit(node)
 
     def factors(self, node: ast.AST) -> tuple[ast.expr, ...]:
@@ -146,11 +162,12 @@ class _Writer(ast.NodeTransformer):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             found_ = (node.left, node.right)
         elif isinstance(node, ast.Call) and not node.keywords:
-            if len(node.args) == 2 and found(node.func, self.function) in _PRODUCTS:
+            if len(node.args) == 2 and any(source.found(node.func, self.function) is p for p in _PRODUCTS):
                 found_ = (*node.args, node.func)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in ("mul", "multiply"):
                 found_ = (node.func.value, node.args[0], ast.Constant(node.func.attr))
-        return () if any(isinstance(f, (ast.Constant, ast.Starred)) for f in found_[:2]) else found_
+        no_pair = (isinstance(f, ast.Starred) or overlooked.is_number(f, self.kinds, self.me) for f in found_[:2])
+        return () if any(no_pair) else found_
 
     def product(self, node: ast.expr) -> ast.AST | None:
         """The call that fuses a product, if one of its factors is a sigmoid or silu."""
@@ -158,7 +175,8 @@ class _Writer(ast.NodeTransformer):
         kind, last = self.kind(left), self.kind(right)
         if left is right or not (kind or last):
             return None
-        self.site(node, last or kind or "")
+        self.written.add((node.lineno, node.col_offset))
+        self.sites.append(Site(self.place(node), "swiglu" if (last or kind) == SILU else "sigmoid_gate"))
         if last:
             operands = [self.visit(left), self.operand(right, still=True)]
         else:
@@ -166,12 +184,14 @@ class _Writer(ast.NodeTransformer):
             operands = [self.operand(left, still=calm), self.visit(right)]
         return _call("product", *operands, *by, at=node)
 
-    def only_factor(self, rest: list[ast.stmt], name: str) -> ast.Name | None:
-        """The one use of a name as a factor, before it is assigned anew or the function ends."""
+    def only_factor(self, rest: list[ast.stmt], name: str, of: set[str]) -> ast.Name | None:
+        """The one use of a name as a factor, before it is assigned anew or the function ends, or what it is of changes."""
         use = None
         for statement in rest:
             named = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
             loads = [n for n in named if isinstance(n.ctx, ast.Load)]
+            if use is None and _changed(statement) & of:
+                return None
             if not named:
                 continue
             if not isinstance(statement, (ast.Assign, ast.Return, ast.Expr)) or len(loads) > (use is None):
@@ -185,9 +205,14 @@ class _Writer(ast.NodeTransformer):
                 break
         return use
 
-    def site(self, node: ast.stmt | ast.expr, kind: str, reason: str = "") -> None:
-        name = self.function.__code__.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-        self.sites.append(Site(f"{name}:{node.lineno}", "swiglu" if kind == SILU else "sigmoid_gate", reason))
+    def place(self, node: ast.stmt | ast.expr) -> str:
+        return f"{_file(self.function)}:{node.lineno}"
+
+    def overlooked(self, tree: ast.FunctionDef) -> None:
+        """Adds the products that look like one and were not written anew."""
+        for node, reason in overlooked.Search(self.function, self.kinds, self.me).products(tree):
+            if (node.lineno, node.col_offset) not in self.written:
+                self.sites.append(Site(self.place(node), "", reason))
 
     def kind(self, node: ast.expr) -> str | None:
         """What an operand is, sigmoid or silu, maybe seen as another shape."""
@@ -196,8 +221,8 @@ class _Writer(ast.NodeTransformer):
         if not isinstance(node, ast.Call) or node.keywords:
             return None
         called = node.func
-        if isinstance(called, ast.Attribute) and called.attr in _VIEWS and node.args:
-            return self.kind(called.value)
+        if _is_view(node):
+            return self.kind(called.value)  # type: ignore[attr-defined]
         if isinstance(called, ast.Attribute) and called.attr == SIGMOID and not node.args:
             return SIGMOID if ast.unparse(called.value) != self.me else None
         if (inner := self.returning(called)) is not None:
@@ -207,25 +232,26 @@ class _Writer(ast.NodeTransformer):
         name = ast.unparse(called)
         if name.startswith(f"{self.me}."):
             name = name[len(self.me) + 1 :]
-            return self.kinds.get(name)
-        return activation(found(called, self.function))
+            return kind if (kind := self.kinds.get(name)) != NUMBER else None
+        return activation(source.found(called, self.function))
 
     def operand(self, node: Any, still: bool) -> ast.expr:
         """An operand that is a sigmoid or silu, put off."""
         if isinstance(node, ast.Name):
             return node
         called = node.func
-        if isinstance(called, ast.Attribute) and called.attr in _VIEWS and node.args:
+        if _is_view(node):
             called.value = self.operand(called.value, still)
             node.args = [self.visit(a) for a in node.args]
             return node  # type: ignore[no-any-return]
         if not node.args and called.attr == SIGMOID:
-            self.known["sigmoid_method"] = sigmoid_method
+            self.helpers[_name("sigmoid_method").id] = sigmoid_method
             return _call("activated", _name("sigmoid_method"), self.visit(called.value), ast.Constant(still), at=node)
         if (inner := self.returning(called)) is not None:
             _, function, anew = inner
-            self.known |= {f"{called.attr}_known": function, f"{called.attr}_anew": anew}
-            node.func = _call("method", called, *(_name(f"{called.attr}_{n}") for n in ("known", "anew")), at=node)
+            names = [_name(f"{called.attr}_{n}") for n in ("known", "anew")]
+            self.helpers |= {name.id: value for name, value in zip(names, (function, anew), strict=True)}
+            node.func = _call("method", called, *names, at=node)
             node.args = [self.visit(a) for a in node.args]
             return node  # type: ignore[no-any-return]
         return _call("activated", self.visit(called), self.visit(node.args[0]), ast.Constant(still), at=node)
@@ -234,13 +260,12 @@ class _Writer(ast.NodeTransformer):
         """A method of the same class that ends in a sigmoid or silu: what, its function, and one that puts it off."""
         if not isinstance(called, ast.Attribute) or ast.unparse(called.value) != self.me or self.returned:
             return None
-        return _returning(self.cls, called.attr, self.activations)
+        return _returning(self.cls, inspect.getattr_static(self.cls, called.attr, None), self.activations)
 
 
 @functools.cache
-def _returning(cls: type, name: str, activations: frozenset[tuple[str, str]]) -> tuple[str, Any, Any] | None:
-    function = inspect.getattr_static(cls, name, None)
-    tree = parsed(function) if inspect.isfunction(function) else None
+def _returning(cls: type, function: Any, activations: frozenset[tuple[str, str]]) -> tuple[str, Any, Any] | None:
+    tree = source.parsed(function) if inspect.isfunction(function) else None
     if tree is None or tree.decorator_list or function.__module__.split(".")[0] == "torch":
         return None
     returns = [n for n in ast.walk(tree) if isinstance(n, (ast.Return, ast.Yield, ast.YieldFrom))]
@@ -248,7 +273,7 @@ def _returning(cls: type, name: str, activations: frozenset[tuple[str, str]]) ->
     if len(returns) != 1 or tree.body[-1] is not returns[0] or returns[0].value is None:
         return None
     kind = writer.kind(returns[0].value)
-    made = kind and _compiled(writer.visit(tree), function, writer.known)
+    made = kind and source.compiled(writer.visit(tree), function, writer.helpers)
     return (kind, function, made) if kind and made else None
 
 
@@ -261,9 +286,33 @@ def _assigned(statement: ast.stmt) -> str | None:
 
 def _seen(node: ast.expr) -> ast.expr:
     """What views of it are taken of."""
-    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWS:
-        node = node.func.value
+    while _is_view(node):
+        node = node.func.value  # type: ignore[attr-defined]
     return node
+
+
+def _is_view(node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call) or node.keywords or not node.args:
+        return False
+    return isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWS
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """Names of what a statement changes in place, as far as names tell."""
+    changed: list[ast.expr] = []
+    for node in ast.walk(statement):
+        if isinstance(node, ast.AugAssign):
+            changed.append(node.target)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_"):
+            changed += [node.func, *node.args]
+    return {_owner(part) for part in changed}
+
+
+def _owner(node: ast.AST) -> str:
+    """The name that an expression starts from, by attributes, items and methods."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _shared(function: ast.FunctionDef) -> set[str]:
@@ -286,85 +335,3 @@ def _name(helper: str) -> ast.Name:
 
 def _call(helper: str, *args: ast.expr, at: ast.expr) -> ast.Call:
     return ast.copy_location(ast.Call(_name(helper), [*args], []), at)
-
-
-def _compiled(tree: ast.FunctionDef, function: Any, known: dict[str, Any]) -> Any:
-    """The function with another body; None where its own source compiles to something else than what runs."""
-    again = parsed(function)
-    helpers = {_name(name).id: value for name, value in {**_HELPERS, **known}.items()}
-    try:
-        if again is None or not _same(_code(again, function, []), function.__code__):
-            return None
-        code = _code(tree, function, list(helpers))
-    except (StopIteration, SyntaxError):  # what a function holds that no source shows
-        return None
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    cells |= {name: types.CellType(value) for name, value in helpers.items()}
-    return _like(function, code, tuple(cells[name] for name in code.co_freevars))
-
-
-def _code(tree: ast.FunctionDef, function: Any, helpers: list[str]) -> types.CodeType:
-    """Compiled where names mean what they did: in a class of that name, and within what its closure comes from."""
-    own = function.__code__
-    free = ", ".join([*(n for n in own.co_freevars if n != "__class__"), *helpers])
-    owner = ["<locals>", *function.__qualname__.split(".")][-2]
-    names = ["_", own.co_name] if owner == "<locals>" else ["_", owner, own.co_name]
-    outline = ast.parse(f"def _({free}): 0" if owner == "<locals>" else f"def _({free}):\n class {owner}: 0")
-    inside: Any = outline
-    for _ in names[:-1]:
-        inside = inside.body[0]
-    tree.decorator_list, inside.body = [], [tree]
-    flags = own.co_flags & _FUTURE
-    code = compile(ast.fix_missing_locations(outline), own.co_filename, "exec", flags, dont_inherit=True)
-    for name in names:
-        code = next(c for c in code.co_consts if inspect.iscode(c) and c.co_name == name)
-    return code
-
-
-def _same(a: types.CodeType, b: types.CodeType) -> bool:
-    """Whether two code objects do the same."""
-    named = ("co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount")
-    if any(getattr(a, name) != getattr(b, name) for name in named):
-        return False
-    steps = zip_longest(_steps(a), _steps(b))
-    return all(_same(x, y) if inspect.iscode(x) and inspect.iscode(y) else x == y for x, y in steps)
-
-
-def _steps(code: types.CodeType) -> Iterator[Any]:
-    """Its instructions, but for how a method is called: that depends on what the module imports."""
-    for step in dis.get_instructions(code):
-        if inspect.iscode(step.argval):
-            yield step.argval
-        elif step.opname not in ("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"):
-            jumps = step.opcode in dis.hasjrel or step.opcode in dis.hasjabs
-            yield step.opname.replace("METHOD", "ATTR"), None if jumps else repr(step.argval)
-
-
-def _like(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
-    made: Any = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
-    functools.update_wrapper(made, function)
-    del made.__wrapped__
-    made.__dict__.update(function.__dict__)
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
-
-
-def _wrapped_again(outer: Any, function: Any, made: Any) -> Any:
-    """A decorated function with another in its middle; None where the decorator's closure does not hold it."""
-    if outer is function:
-        return made
-    wrapped, cells = outer.__wrapped__, outer.__closure__ or ()
-    inner = _wrapped_again(wrapped, function, made)
-    replaced = tuple(types.CellType(inner) if _content(cell) is wrapped else cell for cell in cells)
-    if inner is None or all(a is b for a, b in zip(cells, replaced, strict=True)):
-        return None
-    again = _like(outer, outer.__code__, replaced)
-    again.__wrapped__ = inner
-    return again
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return None

@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 import torch
-from patching import MLP, agree, forward_as, run, scaled, spy
+from patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -113,6 +113,85 @@ def test_a_source_that_is_not_what_runs_is_left(calls):
     made = {}
     exec("def forward(self, x):\n    return self.w2(self.act(self.w1(x)) * self.w3(x))", made)
     assert not sigtorch.patch(forward_as(made["forward"])).swapped
+
+
+def test_a_class_whose_method_was_replaced(calls):
+    """As libraries and notebooks do: what runs now is what is rewritten."""
+    cls, x = type("Own", (MLP,), {"forward": scaled}), torch.randn(4, 6)
+    sigtorch.patch(cls()).undo()
+    cls.forward = the_other_way_round
+    model = cls()
+    expected = model(x)
+    assert f":{the_other_way_round.__code__.co_firstlineno + 1}" in sigtorch.patch(model).swapped[""]
+    torch.testing.assert_close(model(x), expected)
+    assert calls == ["swiglu"]
+
+
+# fmt: off
+class Itself(nn.Module):
+    """Names its class, and has lines that are not indented."""
+
+    factor = 2
+
+    def forward(self, x):
+        note = """
+text there
+"""
+        x = super(Itself, self).extra_repr() + note and x  # noqa: UP008
+# a comment there
+        return torch.sigmoid(x) * x * Itself.factor
+# fmt: on
+
+
+def test_a_class_by_its_name_and_text_that_is_not_indented(calls):
+    model, x = Itself(), torch.randn(4, 6)
+    expected = model(x)
+    patch = sigtorch.patch(model)
+    line = Itself.forward.__code__.co_firstlineno + 6
+    assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_methods.py:{line}"}
+    assert not patch.left
+    torch.testing.assert_close(model(x), expected)
+    assert calls == ["sigmoid_gate"]
+
+
+def with_an_empty_cell():
+    def forward(self, x):
+        if self.training:
+            return torch.sigmoid(x) * x
+        return later(x)
+
+    return forward_as(forward)
+    later = torch.tanh
+
+
+class Strange:
+    """Neither hashed nor compared."""
+
+    def __hash__(self):
+        raise ValueError
+
+    def __eq__(self, other):
+        return torch.zeros(2) == 0
+
+    def __call__(self, a, b):
+        return a + b
+
+
+STRANGE = Strange()
+
+
+def calls_strangers(self, x):
+    return STRANGE(x, x) + self.stranger(x, x) + torch.sigmoid(x) * x
+
+
+def test_what_else_a_method_names(calls):
+    strange, x = forward_as(calls_strangers), torch.randn(4, 6)
+    strange.stranger = STRANGE
+    for model in (strange, with_an_empty_cell()):
+        expected = model(x)
+        assert sigtorch.patch(model).swapped
+        torch.testing.assert_close(model(x), expected)
+    assert calls == ["sigmoid_gate"] * 2
 
 
 def test_classes_made_at_run_time(calls):

@@ -1,5 +1,6 @@
 """Plugging into models: what is swapped, what is left and why, and that undoing leaves no trace."""
 
+import abc
 import copy
 import functools
 import gc
@@ -178,14 +179,34 @@ class Key(Registered, key="key"):
     pass
 
 
+class Registry(type):
+    """The same by a metaclass, which wants an argument."""
+
+    def __new__(cls, name, bases, body, *, key):
+        Registered.known.append(key)
+        return super().__new__(cls, name, bases, body)
+
+    def __init__(cls, name, bases, body, *, key):
+        super().__init__(name, bases, body)
+
+
+class Meta(nn.Sigmoid, metaclass=Registry, key="meta"):
+    pass
+
+
+class Abstract(nn.Sigmoid, abc.ABC):
+    pass
+
+
 def test_classes_of_every_kind():
-    model = nn.Sequential(Builtin(), Key())
+    model = nn.Sequential(Builtin(), Key(), Meta(), Abstract())
     patch = sigtorch.patch(model)
-    assert list(patch.swapped) == ["1"]
-    assert isinstance(model[1], Key)
-    assert Registered.known == ["key"]
+    assert list(patch.swapped) == ["1", "2", "3"]
+    assert [isinstance(m, cls) for m, cls in zip(model[1:], (Key, Meta, Abstract), strict=True)] == [True] * 3
+    assert not isinstance(Abstract(), type(model[3]))
+    assert Registered.known == ["key", "meta"]
     patch.undo()
-    assert type(model[1]) is Key
+    assert [type(m) for m in model[1:]] == [Key, Meta, Abstract]
 
 
 def test_ours_are_left():
@@ -206,8 +227,10 @@ def test_an_exception_restores():
 class Sealed(nn.Sigmoid):
     """A class that does not let go of its instances."""
 
+    sealed = True
+
     def __setattr__(self, name, value):
-        if name == "__class__":
+        if name == "__class__" and self.sealed:
             raise AttributeError("sealed")
         super().__setattr__(name, value)
 
@@ -236,6 +259,20 @@ def test_undo_says_what_it_cannot_restore():
     patch.undo()
 
 
+def test_undo_of_what_does_not_let_go(monkeypatch):
+    model = nn.Sequential(Sealed(), MLP())
+    with monkeypatch.context() as patching:
+        patching.setattr(Sealed, "sealed", False)
+        patch = sigtorch.patch(model)
+    with pytest.raises(RuntimeError, match=r"'0'$") as raised:
+        patch.undo()
+    assert str(raised.value.__cause__) == "sealed"
+    assert type(model[1]) is MLP
+    monkeypatch.setattr(Sealed, "sealed", False)
+    patch.undo()
+    assert type(model[0]) is Sealed
+
+
 def test_a_shared_module_is_swapped_once():
     act = nn.Sigmoid()
     model = nn.Sequential(act, nn.Linear(6, 6), act)
@@ -246,16 +283,23 @@ def test_a_shared_module_is_swapped_once():
     assert type(act) is nn.Sigmoid
 
 
+class Reduced(nn.Sigmoid):
+    """Pickles as a call of its class."""
+
+    def __reduce__(self):
+        return self.__class__, (), self.__dict__
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles(protocol, calls):
-    model = nn.Sequential(Named(), MLP())
+    model = nn.Sequential(Named(), MLP(), Reduced())
     x = torch.randn(3, 6)
     sigtorch.patch(model)
     expected = model(x)
     again = pickle.loads(pickle.dumps(model, protocol))
     calls.clear()
     torch.testing.assert_close(again(x), expected, rtol=0, atol=0)
-    assert calls == ["sigmoid", "swiglu"]
+    assert calls == ["sigmoid", "swiglu", "sigmoid"]
     assert [type(m) for m in again] == [type(m) for m in model]
     file = io.BytesIO()
     torch.save(model, file)

@@ -97,6 +97,7 @@ class Squeeze(nn.Module):
 
     def _scale(self, x):
         y = x.mean((2, 3), keepdim=True)
+        y = y * torch.sigmoid(y)
         return self.sigmoid(self.fc(y))
 
     def forward(self, x):
@@ -110,13 +111,14 @@ def test_a_sigmoid_that_another_method_returns(memory_format, calls):
     before = run(model, x)
     with sigtorch.patch(model):
         after = run(model, x)
-        assert calls == ["sigmoid_gate"]
+        assert calls == ["sigmoid_gate"] * 2
         assert after[0].stride() == before[0].stride()
         agree(before, after)
         assert type(model._scale(x)) is torch.Tensor
         for scale in (lambda x: torch.ones(1), MethodType(lambda self, x: torch.ones(1), model)):
             model._scale = scale
             torch.testing.assert_close(model(x), x)
+        del model._scale
 
 
 class Sequence(nn.Module):
@@ -175,6 +177,7 @@ def test_a_result_lies_as_it_did(first, calls):
     model, x, g = Layout(first), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     inputs = [(x, g), (g, x), (x, x.clone()), (x, g[:, :1]), (x, g[..., :1]), (x, x[..., :1])]
     inputs += [(x[..., ::2], g[..., ::2])]
+    inputs += [(torch.randn(3, 1, 1, 4).expand(3, 4, 1, 4), torch.randn(3, 4, 4).transpose(1, 2).unsqueeze(2))]
     expected = [model(*pair) for pair in inputs]
     sigtorch.patch(model)
     for pair, out in zip(inputs, expected, strict=True):
@@ -206,8 +209,11 @@ def test_operands_that_are_no_pair_of_tensors(calls):
 class Meddling(nn.Module):
     def forward(self, x, g):
         gate = torch.sigmoid(g)
-        g.zero_()
+        self.meddle(g)
         return x * gate
+
+    def meddle(self, g):
+        g.zero_()
 
 
 def test_a_gate_that_changes_in_between_is_an_error(calls):
@@ -229,3 +235,19 @@ def test_inference_mode(calls):
             with sigtorch.patch(model):
                 torch.testing.assert_close(model(x), expected)
             assert calls == seen
+    model, x = Gated(), torch.randn(4, 6)
+    sigtorch.patch(model)
+    calls.clear()
+    with torch.inference_mode():  # of a tensor from outside it
+        torch.testing.assert_close(model(x), x * torch.sigmoid(model.fc[0](x)))
+    assert calls == ["sigmoid"]
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+
+    def forward(self, x):
+        gate = self.fc(x)
+        return x * gate.view(x.shape)

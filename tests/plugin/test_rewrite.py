@@ -9,6 +9,7 @@ from patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_rou
 from torch import nn
 
 import sigtorch
+from sigtorch.plugin.overlooked import OTHERWISE
 
 
 def clamped(self, x):
@@ -111,6 +112,25 @@ def one_a_row_seen_otherwise(self, x):
     return self.w2(h * gate.expand_as(h))
 
 
+def seen_by_keyword(self, x):
+    y = self.w1(x) * torch.sigmoid(self.w3(x))
+    gate = torch.sigmoid(self.w3(x).mean(-1))
+    return self.w2(y + gate.unsqueeze(dim=-1))
+
+
+def both_named(self, x):
+    gate = torch.sigmoid(self.w1(x))
+    up = self.act(self.w3(x))
+    return self.w2(gate * up)
+
+
+def autograd_switched(self, x):
+    torch.set_grad_enabled(False)
+    gate = torch.sigmoid(self.w1(x))
+    torch.set_grad_enabled(True)
+    return self.w2(self.act(self.w3(x)) * self.w3(x) + gate * self.w3(x))
+
+
 def nested(self, x):
     def inner(y):
         return self.act(self.w1(y)) * self.w3(y)
@@ -122,8 +142,7 @@ FUSED = {
     scaled: 1, clamped: 1, dropped: 1, with_options: 1, down_of_gate: 1, the_other_way_round: 1, depends_on_values: 2,
     keeps_state: 1, decorated: 1, without_autocast: 1, checkpointed: 2, by_function: 1, by_its_long_name: 1, by_torch_mul: 1,
     by_operator: 1, first_named: 1, beside_a_sum: 1, packed: 1, scaled_silu: 1, two_gates: 2, one_a_row: 1,
-    one_a_row_seen_otherwise: 1,
-    nested: 1,
+    one_a_row_seen_otherwise: 1, seen_by_keyword: 1, both_named: 1, autograd_switched: 1, nested: 1,
 }  # fmt: skip
 
 
@@ -216,17 +235,20 @@ def broken(self, x):
     raise SystemError(self.act)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [by_a_number, another_activation, used_twice, used_by_a_closure, seen_by_locals, changed_later, of_a_local, broken],
-    ids=lambda body: body.__name__,
-)
+LEFT = {
+    by_a_number: None, broken: None, another_activation: 1, used_twice: 2, used_by_a_closure: 2, seen_by_locals: 2,
+    changed_later: 4, of_a_local: 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", LEFT, ids=lambda body: body.__name__)
 def test_what_is_no_such_product_is_not_touched(body):
     model = forward_as(body)
     before = dict(vars(model))
     patch = sigtorch.patch(model)
     assert not patch.swapped
-    assert not patch.left
+    line = LEFT[body] and body.__code__.co_firstlineno + LEFT[body]
+    assert patch.left == ({"": f"test_rewrite.py:{line}: {OTHERWISE}"} if line else {})
     assert vars(model) == before
 
 

@@ -1,0 +1,117 @@
+"""Products that look like one of a sigmoid or silu, by their names: what is not rewritten is at least told of."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from sigtorch.plugin.recognise import NUMBER, activation
+from sigtorch.plugin.source import found
+
+_FUNCTIONS, _MODULES = {"sigmoid", "sigmoid_", "silu", "silu_", "expit"}, {"Sigmoid", "SiLU"}
+NAMES = _FUNCTIONS | _MODULES
+IN_PLACE = "it changes a tensor in place"
+OTHERWISE = "its sigmoid or silu is written in a way that is not taken apart"
+# What leaves a sigmoid's values as they are, or nearly.
+_SAME = {
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone", "view", "view_as", "reshape",
+    "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "transpose", "permute", "movedim",
+}  # fmt: skip
+
+
+def holds_activations(value: Any) -> bool:
+    """Whether this is a dictionary of activations by their names, as transformers' is."""
+    return isinstance(value, dict) and "silu" in value
+
+
+def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
+    """Whether an expression is a number for certain, or an attribute that is one (or a tensor of no dimensions)."""
+    if isinstance(node, ast.UnaryOp):
+        return is_number(node.operand, kinds, me)
+    if isinstance(node, ast.BinOp):
+        return is_number(node.left, kinds, me) and is_number(node.right, kinds, me)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        return (
+            called in ("len", "int", "float")
+            or called.startswith("math.")
+            or (called.endswith(".size") and node.args != [])
+        )
+    return isinstance(node, ast.Constant) or kinds.get(ast.unparse(node).removeprefix(f"{me}.")) == NUMBER
+
+
+class Search:
+    """Finds them in one function."""
+
+    def __init__(self, function: Any, kinds: dict[str, str], me: str) -> None:
+        self.function, self.kinds, self.me = function, kinds, me
+        self.named: set[str] = set()  # variables that hold what looks like a sigmoid
+        self.called: set[str] = set()  # and such that hold what computes one
+
+    def products(self, tree: ast.FunctionDef) -> Iterator[tuple[ast.stmt | ast.expr, str]]:
+        """Each that there is, and why it is not rewritten."""
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = {t.id for t in targets if isinstance(t, ast.Name)}
+                self.named |= names if self.looks(node.value) else set()
+                self.called |= names if self.computes(node.value) else set()
+        for node in sorted((n for n in ast.walk(tree) if _factors(n)), key=lambda n: n.lineno):  # type: ignore[attr-defined]
+            factors = _factors(node)
+            if any(self.looks(f) for f in factors) and not any(is_number(f, self.kinds, self.me) for f in factors):
+                in_place = isinstance(node, ast.AugAssign) or (
+                    isinstance(node, ast.Call) and _last(node.func) == "mul_"
+                )
+                yield node, IN_PLACE if in_place else OTHERWISE  # type: ignore[misc]
+
+    def looks(self, node: ast.expr) -> bool:
+        """Whether this is what a sigmoid or silu returned, as far as names tell."""
+        if isinstance(node, ast.Name):
+            return node.id in self.named
+        if isinstance(node, (ast.Subscript, ast.NamedExpr)):
+            return self.looks(node.value)
+        if isinstance(node, ast.UnaryOp):
+            return self.looks(node.operand)
+        if isinstance(node, ast.BinOp):
+            return any(self.looks(a) and is_number(b, self.kinds, self.me)
+                       for a, b in ((node.left, node.right), (node.right, node.left)))  # fmt: skip
+        if not isinstance(node, ast.Call):
+            return False
+        seen = isinstance(node.func, ast.Attribute) and node.func.attr in _SAME and self.looks(node.func.value)
+        return seen or self.computes(node.func) or _last(node.func) in _FUNCTIONS
+
+    def computes(self, called: ast.expr) -> bool:
+        """Whether calling this gives one."""
+        if isinstance(called, ast.Subscript):
+            return holds_activations(found(called.value, self.function))
+        if isinstance(called, ast.Call):
+            return _last(called.func) in _MODULES
+        if isinstance(called, ast.Name) and called.id in self.called:
+            return True
+        known = self.kinds.get(ast.unparse(called).removeprefix(f"{self.me}."), NUMBER) != NUMBER
+        return known or activation(found(called, self.function)) is not None
+
+
+def _factors(node: ast.AST) -> list[ast.expr]:
+    """What a node multiplies."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return [node.left, node.right]
+    if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult):
+        return [node.target, node.value]
+    if not isinstance(node, ast.Call) or _last(node.func) not in ("mul", "multiply", "mul_"):
+        return []
+    return (
+        node.args
+        if len(node.args) == 2
+        else [node.func.value, *node.args]
+        if isinstance(node.func, ast.Attribute)
+        else []
+    )
+
+
+def _last(node: ast.expr) -> str:
+    """The last part of a name."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

@@ -1,0 +1,189 @@
+"""Products that are not taken apart: each has its row, and none that is no pair of tensors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from patching import MLP, Silu, agree, forward_as, run
+from torch import nn
+
+import sigtorch
+from sigtorch.plugin.overlooked import IN_PLACE, OTHERWISE
+
+ACTIVATIONS = {"silu": nn.SiLU(), "relu": nn.ReLU()}
+
+
+def cast(self, x):
+    return self.w2(self.w3(x) * torch.sigmoid(self.w1(x)).to(x.dtype))
+
+
+def item(self, x):
+    return self.w2(self.w3(x) * torch.sigmoid(self.w1(x).mean(-1))[:, None])
+
+
+def negated(self, x):
+    return self.w2(-torch.sigmoid(self.w1(x)) * self.w3(x))
+
+
+def reshaped(self, x):
+    return self.w2(F.silu(self.w1(x)).reshape(4, 10).mul(self.w3(x)))
+
+
+def option(self, x):
+    return self.w2(F.silu(self.w1(x), inplace=False) * self.w3(x))
+
+
+def method_in_place(self, x):
+    return self.w2(self.w1(x).sigmoid_() * self.w3(x))
+
+
+def by_its_name_in_a_table(self, x):
+    return self.w2(ACTIVATIONS["silu"](self.w1(x)) * self.w3(x))
+
+
+def made_at_each_call(self, x):
+    return self.w2(nn.Sigmoid()(self.w1(x)) * self.w3(x))
+
+
+def by_another_name(self, x):
+    act = torch.sigmoid
+    return self.w2(act(self.w1(x)) * self.w3(x))
+
+
+def within_a_statement(self, x):
+    if self.training:
+        gate = torch.sigmoid(self.w1(x))
+    return self.w2(gate * self.w3(x))
+
+
+def walrus(self, x):
+    return self.w2((gate := torch.sigmoid(self.w1(x))) * self.w3(x)) + 0 * gate.sum()
+
+
+def times_a_number(self, x):
+    return self.w2(2 * torch.sigmoid(self.w1(x)) * self.w3(x))
+
+
+def of_what_changes(self, x):
+    g = self.w1(x)
+    gate = torch.sigmoid(g)
+    g = g.mul_(2)
+    return self.w2(gate * self.w3(x))
+
+
+# The line, after that of the name, of each one's product.
+FORMS = {
+    cast: 1, item: 1, negated: 1, reshaped: 1, option: 1, method_in_place: 1, by_its_name_in_a_table: 1, made_at_each_call: 1,
+    by_another_name: 2, within_a_statement: 3, walrus: 1, times_a_number: 1, of_what_changes: 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", FORMS, ids=lambda body: body.__name__)
+def test_a_form_that_is_not_taken_apart_has_a_row(body, monkeypatch):
+    model = forward_as(body)
+    before = run(model)
+    patch = sigtorch.patch(model)
+    assert not patch.swapped
+    assert patch.left == {"": f"test_overlooked.py:{body.__code__.co_firstlineno + FORMS[body]}: {OTHERWISE}"}
+    monkeypatch.setattr("sigtorch.plugin.products.fused_on", lambda *tensors: True)
+    agree(before, run(model), exactly=True)
+
+
+def named_in_place(self, x):
+    h, gate = self.w3(x), torch.sigmoid(self.w1(x))
+    gate = torch.sigmoid(self.w1(x))
+    h.mul_(gate)
+    h *= gate
+    return self.w2(h)
+
+
+def test_in_place_by_a_name():
+    first = named_in_place.__code__.co_firstlineno
+    left = sigtorch.patch(forward_as(named_in_place)).left[""]
+    assert left.splitlines() == [f"test_overlooked.py:{first + n}: {IN_PLACE}" for n in (3, 4)]
+
+
+class Numbers(nn.Module):
+    """Products that are no pairs of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = 0.2
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        y = self.alpha * torch.sigmoid(x) + torch.sigmoid(x) * self.scale
+        return (
+            y + torch.sigmoid(x) * x.shape[-1] ** -0.5 + F.silu(x).mul(math.sqrt(2) / x.size(0)) + len(x) * x.sigmoid()
+        )
+
+
+def test_numbers_are_no_operands():
+    patch = sigtorch.patch(Numbers())
+    assert not patch.swapped
+    assert not patch.left
+    model = MLP()
+    model.w3 = None  # an attribute that was a number is a tensor at another instance
+    assert sigtorch.patch(model).swapped
+
+
+class Parent(nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(x) * x
+
+
+class Child(Parent):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Named(Parent):
+    def forward(self, x):
+        return Parent.forward(self, x) + 1
+
+
+@pytest.mark.parametrize("cls", [Child, Named])
+def test_a_method_that_a_subclass_calls(cls):
+    line = Parent.forward.__code__.co_firstlineno + 1
+    assert sigtorch.patch(cls()).left == {"": f"test_overlooked.py:{line}: a method of a subclass calls it"}
+
+
+def test_no_source():
+    made = {"torch": torch}
+    exec("def forward(self, x): return torch.sigmoid(x) * x\ndef summed(self, x): return torch.sigmoid(x) + x", made)
+    assert sigtorch.patch(forward_as(made["forward"])).left == {"": "<string>:1: its source cannot be read"}
+    assert not sigtorch.patch(forward_as(made["summed"])).left
+
+
+class TwoOnALine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Silu(), Silu()
+
+    def forward(self, x):
+        return self.a(x) * x + self.b(x) * x
+
+
+def test_a_second_product_on_the_same_line():
+    model = TwoOnALine()
+    model.b.register_forward_hook(lambda *_: None)
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == [""]
+    assert "b cannot be fused, it has hooks" in patch.left[""]
+
+
+class Bound(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept = self.inner
+
+    def inner(self, x):
+        return torch.sigmoid(x) * x
+
+    def forward(self, x):
+        return self.kept(x)
+
+
+def test_a_method_that_was_bound_before():
+    assert sigtorch.patch(Bound()).left[""].endswith(": kept holds inner as it was")
