@@ -34,6 +34,7 @@ from sigtorch.plugin import products
 
 ACTIVATIONS = {torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.silu, torch.ops.aten.silu_}
 PRODUCTS = {torch.ops.aten.mul, torch.ops.aten.mul_}
+NO_KERNEL = "no method, or operands that no kernel takes"  # of which the patch says nothing
 
 
 class Watch(TorchDispatchMode):
@@ -91,7 +92,8 @@ def row(name: str, example: Example) -> dict[str, Any]:
     model = example.build().eval()
     with Watch() as before:
         plain = outputs(model, example)
-    with sigtorch.patch(model):
+    with sigtorch.patch(model) as patch:
+        reasons = dict(row.split(": ", 1) for rows in patch.left.values() for row in rows.splitlines() if ": " in row)
         same = all(torch.equal(a, b) for a, b in zip(plain, outputs(model, example), strict=True))
         # CPU tensors pass for those of a device with kernels; PyTorch's operators compute what is handed over.
         with mock.patch.object(products, "fused_on", return_value=True), Watch() as after:
@@ -103,7 +105,9 @@ def row(name: str, example: Example) -> dict[str, Any]:
         "sites": sites,
         "fused": sites - sum(left.values()),
         "output": "same" if same else "OTHER",
-        "left": ", ".join(f"{n} at {where}" for where, n in left.items()),
+        "left": "; ".join(
+            f"{n} at {where}, {reasons.get(where.split('/')[-1], NO_KERNEL)}" for where, n in left.items()
+        ),
     }
 
 

@@ -24,7 +24,9 @@ BOUNDS = {
 ROWS = [(96, 6), (96, 136)]  # of few columns, and of several vectors
 REGISTERS = 168  # three blocks of 128 threads a multiprocessor; a loss computes more an element, on fewer of them
 LOSS_REGISTERS = 128
-OLDER = 1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0  # an older compiler adds up to one
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+OLDER = 5 if TRITON < (3, 5) else 1 if TRITON < (3, 9) else 0  # what an older compiler adds, at most
+STACK = 8 if TRITON < (3, 5) else 0  # bytes: a pair of registers, in one kernel
 SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
@@ -106,7 +108,7 @@ def test_kernels_are_as_lean_as_we_say(arch):
                 assert sum(c["each"] for c in counts) <= bound + OLDER, (name, dtype, counts)
                 for c in counts:
                     assert all(a.endswith(" 128") or n == 1 for a, n in c["accesses"].items()), (name, dtype, c)
-                    assert not c["stack"]
+                    assert c["stack"] <= STACK
                     assert not c["spills"]
                     assert not c["atomics"]
 
@@ -115,5 +117,5 @@ def test_kernels_are_as_lean_as_we_say(arch):
 def test_registers_suffice_however_rows_lie(arch):
     for name, counts in counted(arch, ROWS).items():
         for c in itertools.chain(*counts):
-            assert not c["stack"], (name, c)  # where spills would be, too
+            assert c["stack"] <= STACK, (name, c)  # where spills would be, too
             assert c["registers"] <= (LOSS_REGISTERS if "loss" in name or "entropy" in name else REGISTERS), (name, c)
