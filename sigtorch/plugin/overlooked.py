@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from sigtorch.plugin.recognise import NUMBER, activation
+from sigtorch.plugin.recognise import NUMBER, SIGMOID, SILU, activation
 from sigtorch.plugin.source import found
 
 _FUNCTIONS, _MODULES = {"sigmoid", "sigmoid_", "silu", "silu_", "expit"}, {"Sigmoid", "SiLU"}
@@ -35,12 +35,15 @@ def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
         return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
     if isinstance(node, ast.Call):
         called = ast.unparse(node.func)
-        return (
-            called in ("len", "int", "float")
-            or called.startswith("math.")
-            or (called.endswith(".size") and node.args != [])
-        )
-    return isinstance(node, ast.Constant) or kinds.get(ast.unparse(node).removeprefix(f"{me}.")) == NUMBER
+        length = called.endswith(".size") and node.args != []
+        return length or called in ("len", "int", "float") or called.startswith("math.")
+    return isinstance(node, ast.Constant) or kind_of_attribute(node, kinds, me) == NUMBER
+
+
+def kind_of_attribute(node: ast.expr, kinds: dict[str, str], me: str) -> str | None:
+    """What an attribute of the module is."""
+    owner, _, name = ast.unparse(node).partition(".")
+    return kinds.get(name) if owner == me else None
 
 
 class Search:
@@ -91,8 +94,8 @@ class Search:
             return _last(called.func) in _MODULES
         if isinstance(called, ast.Name) and called.id in self.called:
             return True
-        known = self.kinds.get(ast.unparse(called).removeprefix(f"{self.me}."), NUMBER) != NUMBER
-        return known or activation(found(called, self.function)) is not None
+        kind = kind_of_attribute(called, self.kinds, self.me)
+        return kind in (SIGMOID, SILU) or activation(found(called, self.function)) is not None
 
 
 def _factors(node: ast.AST) -> list[ast.expr]:

@@ -122,7 +122,7 @@ class _Writer(ast.NodeTransformer):
         self.kinds = dict(activations)
         self.me = next(iter(inspect.signature(function).parameters), "")
         self.sites: list[Site] = []
-        self.written: set[tuple[int, int]] = set()  # where those are
+        self.written: set[tuple[Any, ...]] = set()  # where those are
         self.helpers: dict[str, Any] = {_name(name).id: helper for name, helper in _HELPERS.items()}
         self.put_off: dict[ast.AST, str] = {}  # loads of a name, and what it holds: assignments of these likewise
 
@@ -175,7 +175,7 @@ class _Writer(ast.NodeTransformer):
         kind, last = self.kind(left), self.kind(right)
         if left is right or not (kind or last):
             return None
-        self.written.add((node.lineno, node.col_offset))
+        self.written.add(_span(node))
         self.sites.append(Site(self.place(node), "swiglu" if (last or kind) == SILU else "sigmoid_gate"))
         if last:
             operands = [self.visit(left), self.operand(right, still=True)]
@@ -211,7 +211,7 @@ class _Writer(ast.NodeTransformer):
     def overlooked(self, tree: ast.FunctionDef) -> None:
         """Adds the products that look like one and were not written anew."""
         for node, reason in overlooked.Search(self.function, self.kinds, self.me).products(tree):
-            if (node.lineno, node.col_offset) not in self.written:
+            if _span(node) not in self.written:
                 self.sites.append(Site(self.place(node), "", reason))
 
     def kind(self, node: ast.expr) -> str | None:
@@ -229,11 +229,8 @@ class _Writer(ast.NodeTransformer):
             return inner[0]
         if len(node.args) != 1 or isinstance(node.args[0], ast.Starred):
             return None
-        name = ast.unparse(called)
-        if name.startswith(f"{self.me}."):
-            name = name[len(self.me) + 1 :]
-            return kind if (kind := self.kinds.get(name)) != NUMBER else None
-        return activation(source.found(called, self.function))
+        kind = overlooked.kind_of_attribute(called, self.kinds, self.me)
+        return kind if kind in (SIGMOID, SILU) else activation(source.found(called, self.function))
 
     def operand(self, node: Any, still: bool) -> ast.expr:
         """An operand that is a sigmoid or silu, put off."""
@@ -289,6 +286,10 @@ def _seen(node: ast.expr) -> ast.expr:
     while _is_view(node):
         node = node.func.value  # type: ignore[attr-defined]
     return node
+
+
+def _span(node: ast.stmt | ast.expr) -> tuple[Any, ...]:
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 def _is_view(node: ast.expr) -> bool:
