@@ -65,9 +65,7 @@ class Search:
         for node in sorted((n for n in ast.walk(tree) if _factors(n)), key=lambda n: n.lineno):  # type: ignore[attr-defined]
             factors = _factors(node)
             if any(self.looks(f) for f in factors) and not any(is_number(f, self.kinds, self.me) for f in factors):
-                in_place = isinstance(node, ast.AugAssign) or (
-                    isinstance(node, ast.Call) and _last(node.func) == "mul_"
-                )
+                in_place = isinstance(node, ast.AugAssign) or _last(getattr(node, "func", node)) == "mul_"  # type: ignore[arg-type]
                 yield node, IN_PLACE if in_place else OTHERWISE  # type: ignore[misc]
 
     def looks(self, node: ast.expr) -> bool:
@@ -106,13 +104,9 @@ def _factors(node: ast.AST) -> list[ast.expr]:
         return [node.target, node.value]
     if not isinstance(node, ast.Call) or _last(node.func) not in ("mul", "multiply", "mul_"):
         return []
-    return (
-        node.args
-        if len(node.args) == 2
-        else [node.func.value, *node.args]
-        if isinstance(node.func, ast.Attribute)
-        else []
-    )
+    if len(node.args) == 2:
+        return node.args
+    return [node.func.value, *node.args] if isinstance(node.func, ast.Attribute) else []
 
 
 def _last(node: ast.expr) -> str:
