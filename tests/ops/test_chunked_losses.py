@@ -310,9 +310,12 @@ def test_inference_mode(case):
         assert_close(case.ours(*tensors), case.oracle(*tensors))
 
 
-def test_many_samples_come_in_chunks_too(monkeypatch):
-    monkeypatch.setitem(products.CHUNK_ELEMENTS, "cpu", 12)
-    monkeypatch.setitem(products.CHUNK_ROWS, "cpu", 4)
-    for case in CASES:
-        check(case, case.make(11), chunk_size=None)
-        check(case, case.make(11), chunk_size=5)
+@chunked
+@every_case
+def test_many_samples_come_in_chunks_too(case, backend, device, monkeypatch):
+    """The last of which has one column alone, of seven samples or of seven pairs."""
+    for table, number in ((products.CHUNK_ELEMENTS, 12), (products.CHUNK_ROWS, 4)):
+        monkeypatch.setitem(table, torch.device(device).type, number)
+    for n, chunk_size in ((11, None), (11, 5), (7, None), (3, 3)):
+        check(case, case.make(n, device=device), backend, chunk_size=chunk_size)
+        check(case, [t.detach() for t in case.make(n, device=device)], backend, chunk_size=chunk_size)

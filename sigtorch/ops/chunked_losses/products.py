@@ -86,8 +86,6 @@ def work_for(
     if any(type(t) not in _backend.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
         step = "formula"
     step = "kernels" if step == "triton" else step
-    if step == "kernels" and len(cols) < 2:  # a kernel sums over columns
-        step = "cpu"
     size = chunk_size or max(CHUNK_ROWS.get(kind, 1), chunk_elements(rows) // max(1, len(cols)))
     return Work(op, dtype=dtype, narrow=narrow, step=step, chunk_size=size, **rest)
 
@@ -183,7 +181,7 @@ class Sums:
             self.grad_rows[start : start + len(part)] += of_part.mul_(self.factor)
 
 
-NOWHERE = torch.empty(0, dtype=torch.int64)
+NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
