@@ -1,9 +1,12 @@
 """SigLIP's loss as others have it, and every mistake with it."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn.functional as F
-from chunked_cases import CASES
+from chunked_cases import CASES, every_backend, siglip_oracle
 from torch.testing import assert_close
 
 import sigtorch
@@ -36,6 +39,21 @@ def test_forward_is_open_clips(bias):
     assert "chunk_size=3" in repr(ours)
     assert not ours.state_dict()
     assert_close(siglip_loss(*given[:2], 6.0, -3.0), siglip_loss(*given[:2], torch.tensor(6.0), torch.tensor(-3.0)))
+
+
+@every_backend
+@pytest.mark.parametrize("numbers", [(0.1, -0.3), (Fraction(1, 10), Decimal("-0.3")), (2**70, None)], ids=str)
+def test_a_number_is_what_it_is(numbers, backend, device):
+    """Not rounded to the default dtype, nor on the default device."""
+    image, text = torch.randn(2, 7, 4, dtype=torch.float64, device=device)
+    expected = siglip_oracle(image, text, *(float(t) for t in numbers if t is not None))
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"), sigtorch.use_backend(backend):
+            loss = siglip_loss(image, text, *numbers)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(loss, expected, rtol=1e-14, atol=0)
 
 
 def test_equals_transformers():
@@ -77,6 +95,8 @@ SIGLIP_MISTAKES = [
     ((X, X, 1.0, X), ValueError, "logit_bias must be a scalar, got shape (4, 3)"),
     ((X, X, None), TypeError, "logit_scale must be a number, got NoneType"),
     ((X, X, 1.0, "1"), TypeError, "logit_bias must be a number, got str"),
+    ((X, X, 10**400), ValueError, "logit_scale must fit into a float, got 1000"),
+    ((X, X, 1.0, -(10**400)), ValueError, "logit_bias must fit into a float, got -1000"),
     ((X, X, torch.tensor(1)), TypeError, "logit_scale must be floating point, got torch.int64"),
     ((X, X, torch.ones(1, device="meta")), ValueError, "several devices: image_features on cpu, logit_scale on meta"),
     ((X, X, 1.0, None, 0), ValueError, "chunk_size must be at least 1, got 0"),

@@ -30,19 +30,20 @@ def floating(where: str, **arguments: Any) -> None:
     _checks.one_device(where, **arguments)
 
 
-def scalars(where: str, like: torch.Tensor, **arguments: Any) -> None:
-    """Numbers, or tensors of one element; None for those that may be left out."""
-    for name, value in arguments.items():
-        if value is None and name != "logit_scale":
-            continue
-        if not isinstance(value, torch.Tensor):
-            _checks.number(where, **{name: value})
-            continue
-        floating(where, **{name: value})
-        if value.numel() != 1:
-            raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
-        if value.device != like.device and (value.dim() or value.device.type != "cpu"):
-            raise _checks.several_devices(where, image_features=like, **{name: value})
+def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
+    """A tensor of one element as it is; a number as Python's float, or as one that is traced."""
+    if not isinstance(value, torch.Tensor):
+        _checks.number(where, **{name: value})
+        try:
+            return torch.sym_float(value)
+        except OverflowError:
+            raise ValueError(f"{where}: {name} must fit into a float, got {value}") from None
+    floating(where, **{name: value})
+    if value.numel() != 1:
+        raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
+    if value.device != like.device and (value.dim() or value.device.type != "cpu"):
+        raise _checks.several_devices(where, image_features=like, **{name: value})
+    return value
 
 
 def chunk_size(where: str, value: Any) -> int | None:

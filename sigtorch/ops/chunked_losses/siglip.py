@@ -59,7 +59,9 @@ def siglip_loss(
     """
     where = "siglip_loss()"
     checks.features(where, image_features, text_features)
-    checks.scalars(where, image_features, logit_scale=logit_scale, logit_bias=logit_bias)
+    logit_scale = checks.scalar(where, image_features, "logit_scale", logit_scale)
+    if logit_bias is not None:
+        logit_bias = checks.scalar(where, image_features, "logit_bias", logit_bias)
     chunk_size = checks.chunk_size(where, chunk_size)
     n = len(image_features)
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
@@ -71,8 +73,13 @@ def siglip_loss(
         if work.group is not None:
             raise checks.no_group(where)
         return _formula(work, image_features, text_features, logit_scale, logit_bias)
-    given = [t if t is None or isinstance(t, torch.Tensor) else torch.tensor(t) for t in (logit_scale, logit_bias)]
+    given = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
     return loss_of(work, image_features, text_features, *given)
+
+
+def _exact(number: float) -> torch.Tensor:
+    """Whatever the default dtype and device are."""
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 class _Diagonal:
