@@ -47,6 +47,15 @@ def test_numbers_may_be_wider_than_features(case, dtype):
     check(case, [t.detach().to(dtype if i < 2 else torch.float64).requires_grad_() for i, t in enumerate(tensors)])
 
 
+@chunked
+@every_case
+def test_sides_of_two_dtypes_come_in_chunks(case, backend, counted, device):
+    for one, other in itertools.permutations((torch.bfloat16, torch.float32, torch.float64), 2):
+        tensors = [t.to(one if i else other).detach() for i, t in enumerate(case.make(7, device=device))]
+        check(case, [t.requires_grad_() for t in tensors], backend, chunk_size=3)
+        assert counted() == 9
+
+
 def masks(case):
     return itertools.product((False, True), repeat=len(case.tensors(2, 3)))
 

@@ -10,11 +10,9 @@ import torch
 from sigtorch import _backend, _checks
 
 
-def features(where: str, image: Any, text: Any) -> None:
-    both = {"image_features": image, "text_features": text}
-    floating(where, **both)
+def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
     if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
-        seen = ", ".join(f"{name} {tuple(t.shape)}" for name, t in both.items())
+        seen = f"image_features {tuple(image.shape)}, text_features {tuple(text.shape)}"
         raise ValueError(f"{where}: features must have one shape (n, d), got {seen}")
     if not image.shape[0]:
         raise ValueError(f"{where}: there are no pairs, got features of shape {tuple(image.shape)}")
@@ -71,9 +69,9 @@ def no_group(where: str) -> RuntimeError:
     )
 
 
-def uneven(op: str, seen: Sequence[tuple[int, int, torch.dtype]]) -> ValueError:
-    listed = ", ".join(f"({n}, {d}) {dtype}" for n, d, dtype in seen)
-    return ValueError(f"{op}(): every process of a group must give features of one shape and dtype, got {listed}")
+def uneven(where: str, seen: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> ValueError:
+    listed = ", ".join(f"{u} {dtype}" if u == v else f"{u} with {v} {dtype}" for u, v, dtype in seen)
+    return ValueError(f"{where}: every process of a group must give features of one shape and dtype, got {listed}")
 
 
 def unequal(op: str, seen: Sequence[float]) -> ValueError:

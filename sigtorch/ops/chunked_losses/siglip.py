@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sigtorch.ops.chunked_losses import checks
+from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
 from sigtorch.ops.chunked_losses.products import Positives, Work, unrounded, work_for
 
@@ -58,19 +58,22 @@ def siglip_loss(
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
     """
     where = "siglip_loss()"
-    checks.features(where, image_features, text_features)
+    checks.floating(where, image_features=image_features, text_features=text_features)
     logit_scale = checks.scalar(where, image_features, "logit_scale", logit_scale)
     if logit_bias is not None:
         logit_bias = checks.scalar(where, image_features, "logit_bias", logit_bias)
     chunk_size = checks.chunk_size(where, chunk_size)
+    group = checks.group(where, group)
+    wanted = group is not None and ring.agreed(where, group, image_features, text_features)
+    checks.features(where, image_features, text_features)
     n = len(image_features)
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
         "siglip_loss", image_features, text_features, numbers, chunk_size,
-        find=_Diagonal(image_features.device), divisor=n, group=checks.group(where, group),
+        find=_Diagonal(image_features.device), divisor=n, group=group, wanted=wanted,
     )  # fmt: skip
     if work.step == "formula":
-        if work.group is not None:
+        if group is not None:
             raise checks.no_group(where)
         return _formula(work, image_features, text_features, logit_scale, logit_bias)
     given = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
