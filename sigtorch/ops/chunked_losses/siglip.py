@@ -49,7 +49,7 @@ def siglip_loss(
         A scalar of the features' dtype; under autocast float32 for half types. Differentiable once in every tensor given.
 
     Raises:
-        TypeError: what is no tensor or number, or not floating.
+        TypeError: what is no tensor or number, or not floating; DTensors beside plain tensors.
         ValueError: shapes that are not (n, d) and the same, n = 0, a scale or bias of several elements, a chunk size
             below 1, several devices, processes that give different shapes or dtypes, or get different gradients.
         RuntimeError: differentiated twice; a group with what is no plain tensor, compiled or transformed.
@@ -75,7 +75,12 @@ def siglip_loss(
     if work.step == "formula":
         if group is not None:
             raise checks.no_group(where)
-        return _formula(work, image_features, text_features, logit_scale, logit_bias)
+        try:
+            return _formula(work, image_features, text_features, logit_scale, logit_bias)
+        except RuntimeError:
+            both = {"image_features": image_features, "text_features": text_features}
+            checks.distributed(where, **both, logit_scale=logit_scale, logit_bias=logit_bias)
+            raise
     given = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
     return loss_of(work, image_features, text_features, *given)
 
