@@ -1,5 +1,6 @@
 """SigLIP's loss in several processes: each one's gradients, averaged as DDP does, are those of one process with all pairs."""
 
+import copy
 import math
 import multiprocessing
 import os
@@ -264,6 +265,21 @@ def test_gradients_that_are_no_numbers_are_the_same(weight):
     """As a loss scaler expects that skips the step."""
     for grad in group_of(weighted, 2, weights=(weight, weight)):
         assert not grad.isfinite().any()
+
+
+def copied(rank):
+    module = sigtorch.nn.SigLIPLoss(chunk_size=2, group=dist.group.WORLD)
+    module.train(False)
+    for given in (module, sigtorch.nn.SigLIPLoss(chunk_size=2).train(False)):
+        other = copy.deepcopy(torch.nn.Sequential(given))[0]
+        assert other is not given
+        assert (other.group is given.group, other.chunk_size, other.training) == (True, 2, False)
+    return "copied"
+
+
+def test_a_copy_of_the_module_shares_its_group():
+    """As one of a model's moving average is made."""
+    assert group_of(copied, 1) == ["copied"]
 
 
 def no_plain_tensor(rank):

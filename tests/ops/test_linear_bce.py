@@ -87,7 +87,7 @@ ROWS, COLUMNS = torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2])
 WRAPPING = torch.tensor([0, 2**31 - 1, -2, 3, 3], dtype=torch.int32)
 LINEAR_MISTAKES = [
     (([1.0], W, None, HITS), {}, TypeError, "input must be a Tensor, got list"),
-    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point, got torch.int32"),
+    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point of 16 bits or more, got torch.int32"),
     (
         (X, W[:, :2], None, HITS),
         {},

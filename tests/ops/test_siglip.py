@@ -78,6 +78,7 @@ def test_equals_transformers():
 
 
 X = torch.ones(4, 3)
+F8 = X.to(torch.float8_e4m3fn)
 SIGLIP_MISTAKES = [
     (
         (X, X[:3], 1.0),
@@ -88,8 +89,8 @@ SIGLIP_MISTAKES = [
     ((X, X[:, :2], 1.0), ValueError, "got image_features (4, 3), text_features (4, 2)"),
     ((X[:0], X[:0], 1.0), ValueError, "there are no pairs, got features of shape (0, 3)"),
     (([1.0], X, 1.0), TypeError, "image_features must be a Tensor, got list"),
-    ((X, X.long(), 1.0), TypeError, "text_features must be floating point, got torch.int64"),
-    ((X, X.cfloat(), 1.0), TypeError, "text_features must be floating point, got torch.complex64"),
+    ((X, X.long(), 1.0), TypeError, "text_features must be floating point of 16 bits or more, got torch.int64"),
+    ((X, X.cfloat(), 1.0), TypeError, "text_features must be floating point of 16 bits or more, got torch.complex64"),
     ((X, X.to("meta"), 1.0), ValueError, "tensors on several devices: image_features on cpu, text_features on meta"),
     ((X, X, X[0]), ValueError, "logit_scale must be a scalar, got shape (3,)"),
     ((X, X, 1.0, X), ValueError, "logit_bias must be a scalar, got shape (4, 3)"),
@@ -97,9 +98,11 @@ SIGLIP_MISTAKES = [
     ((X, X, 1.0, "1"), TypeError, "logit_bias must be a number, got str"),
     ((X, X, 10**400), ValueError, "logit_scale must fit into a float, got 1000"),
     ((X, X, 1.0, -(10**400)), ValueError, "logit_bias must fit into a float, got -1000"),
-    ((X, X, torch.tensor(1)), TypeError, "logit_scale must be floating point, got torch.int64"),
+    ((F8, F8, 1.0), TypeError, "image_features must be floating point of 16 bits or more, got torch.float8_e4m3fn"),
+    ((X, X, torch.tensor(1)), TypeError, "logit_scale must be floating point of 16 bits or more, got torch.int64"),
     ((X, X, torch.ones(1, device="meta")), ValueError, "several devices: image_features on cpu, logit_scale on meta"),
     ((X, X, 1.0, None, 0), ValueError, "chunk_size must be at least 1, got 0"),
+    ((X, X, 1.0, None, True), TypeError, "chunk_size must be a whole number, got bool"),
     ((X, X, 1.0, None, 2.5), TypeError, "chunk_size must be a whole number, got float"),
 ]
 

@@ -25,8 +25,7 @@ def floating(where: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             raise _checks.no_tensor(where, name, value)
-        if not value.is_floating_point():
-            raise TypeError(f"{where}: {name} must be floating point, got {value.dtype}")
+        _checks.floating(where, name, value)
     _checks.one_device(where, **arguments)
 
 
@@ -62,6 +61,8 @@ def chunk_size(where: str, value: Any) -> int | None:
     if value is None:
         return None
     value = _checks.whole(where, "chunk_size", value)
+    if isinstance(value, bool):
+        raise TypeError(f"{where}: chunk_size must be a whole number, got bool")
     if value < 1:
         raise ValueError(f"{where}: chunk_size must be at least 1, got {value}")
     return int(value)

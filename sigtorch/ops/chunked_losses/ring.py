@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from sigtorch import _backend
+from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.products import Needs, Sums, Work, rounding
 
 DIMS = 8  # of a shape, that others are told of
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def around(
@@ -55,10 +55,10 @@ def agreed(where: str, group: Any, rows: torch.Tensor, cols: torch.Tensor) -> bo
         raise checks.no_group(where)
     shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
     wanted = cols.requires_grad and torch.is_grad_enabled()
-    mine = (*shapes[0], *shapes[1], DTYPES.index(rounding(rows, cols)[0]), wanted)
+    mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), wanted)
     seen = _gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
     if any(other[:-1] != seen[0][:-1] for other in seen):
-        raise checks.uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), DTYPES[at[-2]]) for at in seen])
+        raise checks.uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
     return any(other[-1] for other in seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -144,6 +145,13 @@ class SigLIPLoss(torch.nn.Module):
             image_features, text_features, logit_scale, logit_bias, chunk_size=self.chunk_size, group=self.group
         )
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SigLIPLoss:
+        """With the same group, of which there is no copy."""
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def extra_repr(self) -> str:
         return f"chunk_size={self.chunk_size}"
