@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import exact
+from sigtorch.kernels._launch import HALF_A_TILE, exact
 from sigtorch.kernels._layout import Operand
+from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_sum, reduce
 
 Number = torch.Tensor | None
@@ -24,8 +25,12 @@ def negatives_with_gradient(
     """The same, and the logits' gradients: in their place or, of another dtype, in a tensor of their own."""
     inputs = _marked(logits, scale, bias, positives)
     out = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
-    sums = launch_map_sum(_math.dnegative, inputs, (out,), summed=2)
-    return sums.sum(dtype=torch.float64), out
+    if logits.shape[1] > 1:
+        losses = launch_map_sum(_math.dnegative, inputs, (out,), summed=2)
+    else:  # the bias has the shape of the logits, and there is nothing to sum to that
+        losses = torch.empty_like(logits)
+        launch_map(_math.dnegative, inputs, (out, losses), HALF_A_TILE)
+    return losses.sum(dtype=torch.float64), out
 
 
 def _marked(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> tuple[Operand, ...]:

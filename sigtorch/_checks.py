@@ -10,6 +10,7 @@ import torch
 
 BACKENDS = ("auto", "triton", "aten")
 SAVES = ("output", "input")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # a tuple: Dynamo in torch 2.8 looks into no set
 
 
 def backend(name: object, where: str) -> str:
@@ -41,6 +42,12 @@ def tensors(where: str, **arguments: Any) -> None:
 
 def no_tensor(where: str, name: str, value: object) -> TypeError:
     return TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
+
+
+def floating(where: str, name: str, t: torch.Tensor) -> None:
+    """Of a dtype that PyTorch computes in: those of 8 bits it only stores and multiplies."""
+    if t.dtype not in FLOATS:
+        raise TypeError(f"{where}: {name} must be floating point of 16 bits or more, got {t.dtype}")
 
 
 def broadcast(

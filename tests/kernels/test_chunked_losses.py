@@ -11,7 +11,7 @@ from sigtorch.kernels import _reduce
 every_step = pytest.mark.parametrize("step", ["cpu", pytest.param("kernels", marks=pytest.mark.kernels)])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 RTOL = {torch.bfloat16: 4e-3, torch.float32: 2e-6, torch.float64: 1e-13}
-SHAPES = [(1, 2), (1, 4097), (5, 3), (33, 7), (6, 64), (3, 1000), (17, 2048)]
+SHAPES = [(1, 2), (1, 4097), (5, 3), (33, 7), (6, 64), (3, 1000), (17, 2048), (1, 1), (33, 1), (2100, 1)]
 NONE = torch.empty(0, dtype=torch.int64)
 
 

@@ -47,6 +47,15 @@ def test_numbers_may_be_wider_than_features(case, dtype):
     check(case, [t.detach().to(dtype if i < 2 else torch.float64).requires_grad_() for i, t in enumerate(tensors)])
 
 
+@chunked
+@every_case
+def test_sides_of_two_dtypes_come_in_chunks(case, backend, counted, device):
+    for one, other in itertools.permutations((torch.bfloat16, torch.float32, torch.float64), 2):
+        tensors = [t.to(one if i else other).detach() for i, t in enumerate(case.make(7, device=device))]
+        check(case, [t.requires_grad_() for t in tensors], backend, chunk_size=3)
+        assert counted() == 9
+
+
 def masks(case):
     return itertools.product((False, True), repeat=len(case.tensors(2, 3)))
 
@@ -310,9 +319,12 @@ def test_inference_mode(case):
         assert_close(case.ours(*tensors), case.oracle(*tensors))
 
 
-def test_many_samples_come_in_chunks_too(monkeypatch):
-    monkeypatch.setitem(products.CHUNK_ELEMENTS, "cpu", 12)
-    monkeypatch.setitem(products.CHUNK_ROWS, "cpu", 4)
-    for case in CASES:
-        check(case, case.make(11), chunk_size=None)
-        check(case, case.make(11), chunk_size=5)
+@chunked
+@every_case
+def test_many_samples_come_in_chunks_too(case, backend, device, monkeypatch):
+    """The last of which has one column alone, of seven samples or of seven pairs."""
+    for table, number in ((products.CHUNK_ELEMENTS, 12), (products.CHUNK_ROWS, 4)):
+        monkeypatch.setitem(table, torch.device(device).type, number)
+    for n, chunk_size in ((11, None), (11, 5), (7, None), (3, 3)):
+        check(case, case.make(n, device=device), backend, chunk_size=chunk_size)
+        check(case, [t.detach() for t in case.make(n, device=device)], backend, chunk_size=chunk_size)

@@ -1,5 +1,7 @@
 """SigLIP's loss in several processes: each one's gradients, averaged as DDP does, are those of one process with all pairs."""
 
+import copy
+import math
 import multiprocessing
 import os
 import socket
@@ -205,24 +207,49 @@ def test_groups_of_some():
 # Refused.
 
 
-def uneven(rank, shapes):
-    n, d, dtype = shapes[rank]
-    return sigtorch.siglip_loss(
-        torch.ones(n, d, dtype=dtype), torch.ones(n, d, dtype=dtype), 1.0, group=dist.group.WORLD
-    )
+def uneven(rank, others):
+    """What each of these batches of the second process is answered."""
+    said = []
+    for image, text, dtype in others:
+        if rank == 0:
+            image, text, dtype = (5, 3), (5, 3), torch.float32
+        try:
+            sigtorch.siglip_loss(torch.ones(image, dtype=dtype), torch.ones(text), 1.0, group=dist.group.WORLD)
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
 def test_uneven_batches_are_refused_by_every_process():
-    for other in ((4, 3, torch.float32), (5, 2, torch.float32), (5, 3, torch.float64)):
-        said = group_of(uneven, 2, shapes=[(5, 3, torch.float32), other])
-        expected = "ValueError: siglip_loss(): every process of a group must give features of one shape and dtype, got"
-        assert said[0] == said[1] == f"{expected} (5, 3) torch.float32, {other[:2]} {other[2]}"
+    others = {
+        "(4, 3) torch.float32": ((4, 3), (4, 3), torch.float32),
+        "(5, 2) torch.float32": ((5, 2), (5, 2), torch.float32),
+        "(0, 3) torch.float32": ((0, 3), (0, 3), torch.float32),
+        "(5, 3) torch.float64": ((5, 3), (5, 3), torch.float64),
+        "(5, 3) with (4, 3) torch.float32": ((5, 3), (4, 3), torch.float32),
+        "(5, 3) with (3,) torch.float32": ((5, 3), (3,), torch.float32),
+        "() with (1, 5, 3) torch.float32": ((), (1, 5, 3), torch.float32),
+    }
+    said = group_of(uneven, 2, others=[*others.values()])
+    expected = "siglip_loss(): every process of a group must give features of one shape and dtype, got"
+    assert said[0] == said[1] == [f"{expected} (5, 3) torch.float32, {other}" for other in others]
 
 
-def weighted(rank):
+def mixed(rank):
+    image, text = (t[rank * EACH : (rank + 1) * EACH] for t in batch(2, torch.float32))
+    return sigtorch.siglip_loss(image, text.double(), 2.0, -1.0, group=dist.group.WORLD)
+
+
+def test_dtypes_may_be_mixed_where_all_mix_them():
+    losses = group_of(mixed, 2)
+    assert_close(sum(losses) / 2, oracle(*[t.double() for t in batch(2, torch.float32)], 2.0, -1.0))
+
+
+def weighted(rank, weights=(1, 2)):
     image, text = (t[rank * EACH : (rank + 1) * EACH].requires_grad_() for t in batch(2, torch.float64))
     loss = sigtorch.siglip_loss(image, text, 2.0, group=dist.group.WORLD)
-    (loss * (rank + 1)).backward()
+    (loss * weights[rank]).backward()
+    return image.grad
 
 
 def test_unequal_gradients_are_refused_by_every_process():
@@ -231,6 +258,28 @@ def test_unequal_gradients_are_refused_by_every_process():
         said
         == ["ValueError: siglip_loss(): backward must get the same gradient in every process of a group, got 1, 2"] * 2
     )
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_gradients_that_are_no_numbers_are_the_same(weight):
+    """As a loss scaler expects that skips the step."""
+    for grad in group_of(weighted, 2, weights=(weight, weight)):
+        assert not grad.isfinite().any()
+
+
+def copied(rank):
+    module = sigtorch.nn.SigLIPLoss(chunk_size=2, group=dist.group.WORLD)
+    module.train(False)
+    for given in (module, sigtorch.nn.SigLIPLoss(chunk_size=2).train(False)):
+        other = copy.deepcopy(torch.nn.Sequential(given))[0]
+        assert other is not given
+        assert (other.group is given.group, other.chunk_size, other.training) == (True, 2, False)
+    return "copied"
+
+
+def test_a_copy_of_the_module_shares_its_group():
+    """As one of a model's moving average is made."""
+    assert group_of(copied, 1) == ["copied"]
 
 
 def no_plain_tensor(rank):
@@ -294,6 +343,19 @@ def dtensor(rank):
     x = distribute_tensor(image.detach(), mesh, [Shard(0)])
     loss = sigtorch.linear_binary_cross_entropy(x, weight, None, hits).full_tensor()
     assert_close(loss, F.binary_cross_entropy_with_logits(image @ weight.full_tensor().T, targets.double()))
+    sparse = targets.double().to_sparse_csr()
+    pair = (sparse.crow_indices(), sparse.col_indices())
+    for given in (targets, sparse, pair, tuple(distribute_tensor(t, mesh, [Replicate()]) for t in pair)):
+        with pytest.raises(
+            TypeError, match="a DTensor goes with DTensors alone, targets too, as a bool matrix, got in"
+        ):
+            sigtorch.linear_binary_cross_entropy(x, weight, None, given)
+    with pytest.raises(TypeError, match="got input DTensor, weight DTensor, pos_weight Tensor, targets DTensor"):
+        sigtorch.linear_binary_cross_entropy(x, weight, None, hits, pos_weight=torch.ones(6))
+    with pytest.raises(
+        TypeError, match="DTensors alone, got image_features DTensor, text_features Tensor, logit_scale"
+    ):
+        sigtorch.siglip_loss(x, image, torch.ones(1))
     return "same"
 
 

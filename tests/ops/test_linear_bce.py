@@ -1,11 +1,16 @@
 """A linear layer's binary cross-entropy: the module, the weight's gradient, and every mistake."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from _measure import peak_extra_bytes
 from chunked_cases import CASES, csr, indices, linear_oracle, positives
+from torch.autograd.forward_ad import dual_level, make_dual
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
 from sigtorch import linear_binary_cross_entropy
@@ -22,6 +27,14 @@ def test_module_is_a_linear_layer():
     assert "in_features=4, out_features=9, bias=True, chunk_size=2, reduction='sum'" in repr(module)
     assert list(module.state_dict()) == ["weight", "bias", "pos_weight"]
     assert sigtorch.nn.LinearBCE(4, 9, bias=False).bias is None
+
+
+@pytest.mark.parametrize("size", [sys.maxsize, 2**62, 2**63])
+def test_a_chunk_may_hold_more_labels_than_there_are(size):
+    x, weight = torch.randn(5, 4), torch.randn(9, 4)
+    for targets in (positives(9), csr(positives(9)), indices(positives(9))):
+        loss = linear_binary_cross_entropy(x, weight, None, targets, chunk_size=size)
+        assert_close(loss, linear_oracle(x, weight))
 
 
 def test_a_pos_weight_may_want_a_gradient():
@@ -71,9 +84,10 @@ X = torch.ones(4, 3)
 W = torch.ones(6, 3)
 HITS = torch.zeros(4, 6, dtype=torch.bool)
 ROWS, COLUMNS = torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2])
+WRAPPING = torch.tensor([0, 2**31 - 1, -2, 3, 3], dtype=torch.int32)
 LINEAR_MISTAKES = [
     (([1.0], W, None, HITS), {}, TypeError, "input must be a Tensor, got list"),
-    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point, got torch.int32"),
+    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point of 16 bits or more, got torch.int32"),
     (
         (X, W[:, :2], None, HITS),
         {},
@@ -92,6 +106,7 @@ LINEAR_MISTAKES = [
     ((X, W, None, HITS[:3]), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
     ((X, W, None, csr(HITS[:3])), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
     ((X, W, None, csr(HITS.float() + 2)), {}, ValueError, "targets must hold ones alone, got 2"),
+    ((X, W, None, csr(HITS.float() + 2).requires_grad_()), {}, ValueError, "targets get no gradient, got a sparse CSR"),
     ((X, W, None, HITS.float()), {}, TypeError, "got torch.strided of torch.float32"),
     ((X, W, None, [ROWS]), {}, TypeError, "a tuple of its indices, got list"),
     (
@@ -103,7 +118,9 @@ LINEAR_MISTAKES = [
     ((X, W, None, (ROWS[1:], COLUMNS)), {}, ValueError, "crow_indices must have 5 entries, got 4"),
     ((X, W, None, (ROWS + 1, COLUMNS)), {}, ValueError, "must rise from 0 to the 3 col_indices, got 1 to 4"),
     ((X, W, None, (ROWS, COLUMNS[:2])), {}, ValueError, "must rise from 0 to the 2 col_indices, got 0 to 3"),
-    ((X, W, None, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "with a smallest step of -2"),
+    ((X, W, None, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "got 0 to 3, with 3 before 1"),
+    ((X, W, None, (WRAPPING, COLUMNS)), {}, ValueError, "got 0 to 3, with 2147483647 before -2"),
+    ((X, W, None, (WRAPPING.long() << 32, COLUMNS)), {}, ValueError, "with 9223372032559808512 before -8589934592"),
     ((X, W, None, (ROWS, COLUMNS + 1)), {}, ValueError, "targets name label 6, expected 0 to 5"),
     ((X, W, None, (ROWS, COLUMNS - 1)), {}, ValueError, "targets name label -1, expected 0 to 5"),
     ((X, W, None, (ROWS, torch.tensor([5, 2, 2]))), {}, ValueError, "sample 2 names label 2 twice"),
@@ -123,3 +140,71 @@ def test_linear_mistakes(given, options, kind, said, backend):
     assert str(error.value).startswith("linear_binary_cross_entropy(): ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def in_inference_mode(call, targets):
+    with torch.inference_mode():
+        targets = tuple(t.clone() for t in targets) if isinstance(targets, tuple) else targets.clone()
+    return call(X.clone().requires_grad_(), targets)
+
+
+def counting_flops(call, targets):
+    with FlopCounterMode(display=False):
+        return call(X, targets)
+
+
+def with_tangents(call, targets):
+    with dual_level():
+        return call(make_dual(X, X), targets)
+
+
+# Where the formula runs, but what targets hold can be seen.
+WATCHED = [
+    in_inference_mode,
+    counting_flops,
+    with_tangents,
+    lambda call, targets: torch.func.grad(call)(X, targets),
+    lambda call, targets: torch.vmap(lambda x: call(x, targets))(X[None]),
+]
+
+
+@pytest.mark.parametrize("watched", WATCHED)
+def test_what_is_malformed_is_said_whoever_watches(watched):
+    call = lambda x, targets: linear_binary_cross_entropy(x, W, None, targets)  # noqa: E731
+    for targets, said in (
+        ((ROWS, COLUMNS - 1), "targets name label -1, expected 0 to 5"),
+        ((ROWS, COLUMNS + 4), "targets name label 9, expected 0 to 5"),
+        ((ROWS, torch.tensor([5, 2, 2])), "sample 2 names label 2 twice"),
+        ((ROWS[[0, 3, 1, 3, 4]], COLUMNS), "got 0 to 3, with 3 before 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            watched(call, targets)
+    if watched is not WATCHED[3]:  # which takes no CSR tensor
+        with pytest.raises(ValueError, match=r"targets must hold ones alone, got 0\.5"):
+            watched(call, csr(HITS.float() + 0.5))
+
+
+TRACERS = [
+    lambda call: torch.func.grad(call)(X),
+    lambda call: make_fx(call)(X),
+    lambda call: torch.jit.trace(call, (X,)),
+    lambda call: torch.export.export(Calls(call), (X,), strict=False),
+]
+
+
+class Calls(torch.nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x):
+        return self.call(x)
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_traces_takes_indices_for_a_csr_tensor(tracer):
+    targets, pair = csr(HITS), indices(HITS)
+    tracer(lambda x: linear_binary_cross_entropy(x, W, None, pair))
+    with pytest.raises(RuntimeError, match=r"CSR tensor; give its crow_indices\(\) and col_indices\(\) in a tuple$"):
+        tracer(lambda x: linear_binary_cross_entropy(x, W, None, targets))

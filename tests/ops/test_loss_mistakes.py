@@ -19,6 +19,7 @@ class Duck:
 
 
 X = torch.zeros(3, 4)
+F8 = X.to(torch.float8_e4m3fn)
 ROW = torch.zeros(3, dtype=torch.int64)
 # What is no number, though some of it has a __float__ or an __index__.
 NO_NUMBERS = [
@@ -126,7 +127,20 @@ BAD = [
     (LOSSES[0], (X, X[0]), {}, ValueError, r"\(3, 4\), got \(4,\)"),
     (LOSSES[0], (X, X), {"weight": X[:2]}, ValueError, r"weight of shape \(2, 4\) does not broadcast to \(3, 4\)"),
     (LOSSES[0], (X, X), {"pos_weight": X[None]}, ValueError, r"pos_weight of shape \(1, 3, 4\)"),
-    (LOSSES[0], (X.long(), X), {}, TypeError, "input must be floating point, got torch.int64"),
+    (LOSSES[0], (X.long(), X), {}, TypeError, "input must be floating point of 16 bits or more, got torch.int64"),
+    *(
+        (LOSSES[0], given, options, TypeError, "of 16 bits or more, .*got torch.float8_e4m3fn")
+        for given, options in (
+            ((F8, X), {}),
+            ((F8, ROW), {}),
+            ((X, F8), {}),
+            ((X, F8), {"ignore_index": 1}),
+            ((X, X), {"weight": F8}),
+            ((X, X), {"pos_weight": F8}),
+        )
+    ),
+    (LOSSES[1], (F8, X), {}, TypeError, "of 16 bits or more, got torch.float8_e4m3fn"),
+    (LOSSES[1], (X, F8), {"ignore_index": 1}, TypeError, "of 16 bits or more, .*got torch.float8_e4m3fn"),
     (LOSSES[0], (X, X.int()), {}, TypeError, "got torch.int32"),
     (LOSSES[0], (X, X.to(torch.complex64)), {}, TypeError, "got torch.complex64"),
     (LOSSES[0], (X, 1.0), {}, TypeError, "target must be a Tensor, got float"),

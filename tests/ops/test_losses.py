@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from loss_cases import (
     DTYPES,
     FOCAL_RTOL,
+    IMAGES,
     KINDS,
     LOSSES,
     OPTIONS,
@@ -18,6 +19,7 @@ from loss_cases import (
     every_engine,
     every_loss,
     exact_engine,
+    images,
     make,
     running,
     suit,
@@ -93,6 +95,20 @@ def test_any_strides(loss, strides, backend, device):
         target = strides(target.unsqueeze(-1)).squeeze(-1) if kind == "index" else strides(target)
         weight = torch.rand(4, 1, device=device)
         check(loss, strides(x.detach()).requires_grad_(), target, backend, reduction=reduction, weight=weight)
+
+
+@every_backend
+@every_loss
+@pytest.mark.parametrize("layout", [*IMAGES][:6])  # whose strides all say something
+def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
+    """As those of PyTorch's pointwise operators lie, so that a view of contiguous ones works."""
+    x, target = images(torch.float32, layout, device)
+    targets = {1: target, -1: torch.zeros(x.shape[:-1], dtype=torch.int64, device=device), 0: x.detach() > 0}
+    for (class_dim, target), number in itertools.product(targets.items(), (255, None)):
+        target = target.masked_fill(target == 255, -1) if number is None and class_dim == 1 else target
+        with running(backend):
+            out = loss(x, target, reduction="none", class_dim=class_dim, ignore_index=number)
+        assert (out.shape, out.stride()) == (x.shape, F.softplus(x).stride())
 
 
 @every_backend

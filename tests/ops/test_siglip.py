@@ -1,9 +1,12 @@
 """SigLIP's loss as others have it, and every mistake with it."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn.functional as F
-from chunked_cases import CASES
+from chunked_cases import CASES, every_backend, siglip_oracle
 from torch.testing import assert_close
 
 import sigtorch
@@ -38,6 +41,21 @@ def test_forward_is_open_clips(bias):
     assert_close(siglip_loss(*given[:2], 6.0, -3.0), siglip_loss(*given[:2], torch.tensor(6.0), torch.tensor(-3.0)))
 
 
+@every_backend
+@pytest.mark.parametrize("numbers", [(0.1, -0.3), (Fraction(1, 10), Decimal("-0.3")), (2**70, None)], ids=str)
+def test_a_number_is_what_it_is(numbers, backend, device):
+    """Not rounded to the default dtype, nor on the default device."""
+    image, text = torch.randn(2, 7, 4, dtype=torch.float64, device=device)
+    expected = siglip_oracle(image, text, *(float(t) for t in numbers if t is not None))
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"), sigtorch.use_backend(backend):
+            loss = siglip_loss(image, text, *numbers)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
 def test_equals_transformers():
     transformers = pytest.importorskip("transformers")
     text = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -60,6 +78,7 @@ def test_equals_transformers():
 
 
 X = torch.ones(4, 3)
+F8 = X.to(torch.float8_e4m3fn)
 SIGLIP_MISTAKES = [
     (
         (X, X[:3], 1.0),
@@ -70,16 +89,20 @@ SIGLIP_MISTAKES = [
     ((X, X[:, :2], 1.0), ValueError, "got image_features (4, 3), text_features (4, 2)"),
     ((X[:0], X[:0], 1.0), ValueError, "there are no pairs, got features of shape (0, 3)"),
     (([1.0], X, 1.0), TypeError, "image_features must be a Tensor, got list"),
-    ((X, X.long(), 1.0), TypeError, "text_features must be floating point, got torch.int64"),
-    ((X, X.cfloat(), 1.0), TypeError, "text_features must be floating point, got torch.complex64"),
+    ((X, X.long(), 1.0), TypeError, "text_features must be floating point of 16 bits or more, got torch.int64"),
+    ((X, X.cfloat(), 1.0), TypeError, "text_features must be floating point of 16 bits or more, got torch.complex64"),
     ((X, X.to("meta"), 1.0), ValueError, "tensors on several devices: image_features on cpu, text_features on meta"),
     ((X, X, X[0]), ValueError, "logit_scale must be a scalar, got shape (3,)"),
     ((X, X, 1.0, X), ValueError, "logit_bias must be a scalar, got shape (4, 3)"),
     ((X, X, None), TypeError, "logit_scale must be a number, got NoneType"),
     ((X, X, 1.0, "1"), TypeError, "logit_bias must be a number, got str"),
-    ((X, X, torch.tensor(1)), TypeError, "logit_scale must be floating point, got torch.int64"),
+    ((X, X, 10**400), ValueError, "logit_scale must fit into a float, got 1000"),
+    ((X, X, 1.0, -(10**400)), ValueError, "logit_bias must fit into a float, got -1000"),
+    ((F8, F8, 1.0), TypeError, "image_features must be floating point of 16 bits or more, got torch.float8_e4m3fn"),
+    ((X, X, torch.tensor(1)), TypeError, "logit_scale must be floating point of 16 bits or more, got torch.int64"),
     ((X, X, torch.ones(1, device="meta")), ValueError, "several devices: image_features on cpu, logit_scale on meta"),
     ((X, X, 1.0, None, 0), ValueError, "chunk_size must be at least 1, got 0"),
+    ((X, X, 1.0, None, True), TypeError, "chunk_size must be a whole number, got bool"),
     ((X, X, 1.0, None, 2.5), TypeError, "chunk_size must be a whole number, got float"),
 ]
 

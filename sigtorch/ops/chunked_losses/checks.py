@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType, get_interpreter_stack, is_batchedtensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sigtorch import _backend, _checks
 
 
-def features(where: str, image: Any, text: Any) -> None:
-    both = {"image_features": image, "text_features": text}
-    floating(where, **both)
+def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
     if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
-        seen = ", ".join(f"{name} {tuple(t.shape)}" for name, t in both.items())
+        seen = f"image_features {tuple(image.shape)}, text_features {tuple(text.shape)}"
         raise ValueError(f"{where}: features must have one shape (n, d), got {seen}")
     if not image.shape[0]:
         raise ValueError(f"{where}: there are no pairs, got features of shape {tuple(image.shape)}")
@@ -25,30 +25,44 @@ def floating(where: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             raise _checks.no_tensor(where, name, value)
-        if not value.is_floating_point():
-            raise TypeError(f"{where}: {name} must be floating point, got {value.dtype}")
+        _checks.floating(where, name, value)
     _checks.one_device(where, **arguments)
 
 
-def scalars(where: str, like: torch.Tensor, **arguments: Any) -> None:
-    """Numbers, or tensors of one element; None for those that may be left out."""
-    for name, value in arguments.items():
-        if value is None and name != "logit_scale":
-            continue
-        if not isinstance(value, torch.Tensor):
-            _checks.number(where, **{name: value})
-            continue
-        floating(where, **{name: value})
-        if value.numel() != 1:
-            raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
-        if value.device != like.device and (value.dim() or value.device.type != "cpu"):
-            raise _checks.several_devices(where, image_features=like, **{name: value})
+def distributed(where: str, targets: Sequence[torch.Tensor] = (), /, **arguments: Any) -> None:
+    """Why a formula failed, where that is for DTensors beside others; those without dimensions go with any."""
+    given = {name: t for name, t in arguments.items() if isinstance(t, torch.Tensor)}
+    every = [*given.values(), *targets]
+    plain = [t for t in every if not hasattr(t, "device_mesh")]
+    if len(plain) < len(every) and (len(targets) > 1 or any(t.dim() for t in plain)):
+        seen = [f"{name} {type(t).__name__}" for name, t in given.items()]
+        seen += [f"targets {type(t).__name__}" for t in targets]
+        matrix = ", targets too, as a bool matrix" if targets else ""
+        raise TypeError(f"{where}: a DTensor goes with DTensors alone{matrix}, got {', '.join(seen)}") from None
+
+
+def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
+    """A tensor of one element as it is; a number as Python's float, or as one that is traced."""
+    if not isinstance(value, torch.Tensor):
+        _checks.number(where, **{name: value})
+        try:
+            return torch.sym_float(value)
+        except OverflowError:
+            raise ValueError(f"{where}: {name} must fit into a float, got {value}") from None
+    floating(where, **{name: value})
+    if value.numel() != 1:
+        raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
+    if value.device != like.device and (value.dim() or value.device.type != "cpu"):
+        raise _checks.several_devices(where, image_features=like, **{name: value})
+    return value
 
 
 def chunk_size(where: str, value: Any) -> int | None:
     if value is None:
         return None
     value = _checks.whole(where, "chunk_size", value)
+    if isinstance(value, bool):
+        raise TypeError(f"{where}: chunk_size must be a whole number, got bool")
     if value < 1:
         raise ValueError(f"{where}: chunk_size must be at least 1, got {value}")
     return int(value)
@@ -70,9 +84,9 @@ def no_group(where: str) -> RuntimeError:
     )
 
 
-def uneven(op: str, seen: Sequence[tuple[int, int, torch.dtype]]) -> ValueError:
-    listed = ", ".join(f"({n}, {d}) {dtype}" for n, d, dtype in seen)
-    return ValueError(f"{op}(): every process of a group must give features of one shape and dtype, got {listed}")
+def uneven(where: str, seen: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> ValueError:
+    listed = ", ".join(f"{u} {dtype}" if u == v else f"{u} with {v} {dtype}" for u, v, dtype in seen)
+    return ValueError(f"{where}: every process of a group must give features of one shape and dtype, got {listed}")
 
 
 def unequal(op: str, seen: Sequence[float]) -> ValueError:
@@ -114,11 +128,7 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
     """A bool matrix, or the row pointers and columns of a CSR, which may still be wrong."""
     samples = len(input)
     if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
-        _matrix(where, value, samples, labels)
-        parts: tuple[Any, ...] = (value.crow_indices(), value.col_indices())
-        values = value.values()
-        if _backend.plain(values) and not bool((values == 1).all()):
-            raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
+        parts: tuple[Any, ...] = _parts(where, value, samples, labels)
     elif isinstance(value, torch.Tensor):
         if value.dtype != torch.bool or value.layout != torch.strided:
             raise _no_targets(where, f"{value.layout} of {value.dtype}")
@@ -138,6 +148,40 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
     return parts
 
 
+def _parts(where: str, value: torch.Tensor, samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The indices of a CSR tensor, whose values have nothing more to say."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise _no_csr(where)
+    _matrix(where, value, samples, labels)
+    try:
+        crow, col, values = value.crow_indices(), value.col_indices(), value.values()
+    except RuntimeError:  # as under torch.func.grad and make_fx
+        raise _no_csr(where) from None
+    if values.requires_grad:
+        raise ValueError(f"{where}: targets get no gradient, got a sparse CSR tensor that requires one")
+    if readable(values) and not bool((values == 1).all()):
+        raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
+    return crow, col
+
+
+def _no_csr(where: str) -> RuntimeError:
+    return RuntimeError(
+        f"{where}: exported, traced and transformed code knows no sparse CSR tensor; give its crow_indices() and "
+        "col_indices() in a tuple"
+    )
+
+
+def readable(*tensors: torch.Tensor) -> bool:
+    """Whether values can be looked at, for they are there, and nothing that traces or batches them is at work."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if any(hasattr(mode, "_mode_key") for mode in _get_current_dispatch_mode_stack()):  # PyTorch's own tracers have one
+        return False
+    if any(transform.key() == TransformType.Functionalize for transform in get_interpreter_stack() or ()):
+        return False
+    return all(type(t) in _backend.PLAIN_TYPES and not t.is_meta and not is_batchedtensor(t) for t in tensors)
+
+
 def _no_targets(where: str, seen: str) -> TypeError:
     return TypeError(
         f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, got {seen}"
@@ -152,17 +196,9 @@ def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
 def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Label and sample of each positive in the order of labels; what they hold is looked at once, on a device too."""
     crow, col = parts
-    counts = crow.diff()
-    ends = torch.stack((crow[0], crow[-1], counts.min()))
-    edges = torch.stack((col.min(), col.max())) if len(col) else ends.new_zeros(2)
-    first, last, least, low, high = torch.cat((ends, edges)).tolist()
-    if first != 0 or last != len(col) or least < 0:
-        raise ValueError(
-            f"{where}: crow_indices must rise from 0 to the {len(col)} col_indices, "
-            f"got {first} to {last}, with a smallest step of {least}"
-        )
-    if low < 0 or high >= labels:
-        raise ValueError(f"{where}: targets name label {low if low < 0 else high}, expected 0 to {labels - 1}")
+    rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
+    if not rises & ((col >= 0) & (col < labels)).all():
+        raise _malformed(where, crow, col, labels)
     label, sample = pairs(parts, samples)
     key = (label * samples + sample).sort().values
     twice = key[1:] == key[:-1]
@@ -170,6 +206,17 @@ def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: in
         again = int(key[1:][twice][0])
         raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
     return torch.div(key, samples, rounding_mode="floor"), key % samples
+
+
+def _malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -> ValueError:
+    first, last, falls = int(crow[0]), int(crow[-1]), (crow[1:] < crow[:-1]).nonzero().flatten()
+    if first == 0 and last == len(col) and not len(falls):
+        label = col[(col < 0) | (col >= labels)][0]
+        return ValueError(f"{where}: targets name label {int(label)}, expected 0 to {labels - 1}")
+    seen = f"{first} to {last}"
+    if len(falls):
+        seen += f", with {int(crow[falls[0]])} before {int(crow[falls[0] + 1])}"
+    return ValueError(f"{where}: crow_indices must rise from 0 to the {len(col)} col_indices, got {seen}")
 
 
 def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sigtorch import _backend
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
 from sigtorch.ops.chunked_losses.products import Positives, Work, unrounded, work_for
@@ -52,10 +51,11 @@ def linear_binary_cross_entropy(
         weight and bias.
 
     Raises:
-        TypeError: what is no tensor, or of no dtype above.
+        TypeError: what is no tensor, or of no dtype above; DTensors beside plain tensors, or beside a CSR.
         ValueError: shapes that do not fit, an empty batch, an unknown reduction, a malformed CSR, a label that is not
             there, a chunk size below 1, several devices.
-        RuntimeError: differentiated twice.
+        RuntimeError: differentiated twice; a sparse CSR tensor in exported, traced or transformed code, which takes its
+            indices in a tuple.
 
     Source:
         Zhang et al., "ELMO: Efficiency via Low-precision and Peak Memory Optimization in Large Output Spaces", 2025, for
@@ -73,13 +73,17 @@ def linear_binary_cross_entropy(
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
     if work.step == "formula" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
-        dense = parts[0] if len(parts) == 1 else _dense(where, parts, samples, labels)
-        return _formula(work, input, weight, bias, dense, pos_weight)
+        try:
+            dense = parts[0] if len(parts) == 1 else _dense(where, parts, samples, labels)
+            return _formula(work, input, weight, bias, dense, pos_weight)
+        except RuntimeError:
+            checks.distributed(where, parts, input=input, weight=weight, bias=bias, pos_weight=pos_weight)
+            raise
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
     if len(parts) == 1:
         find: Any = _Dense(parts[0], weights)
     else:
-        find = _Sparse(*checks.sparse(where, parts, samples, labels), weights, work.chunk_size, labels)
+        find = _Sparse(*checks.sparse(where, parts, samples, labels), weights, min(work.chunk_size, labels), labels)
     work = replace(work, find=find, held=tuple(t for t in (pos_weight, *parts) if t is not None))
     return loss_of(work, weight, input, None, bias)
 
@@ -117,7 +121,7 @@ class _Dense:
 
 def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
     """Targets as a bool matrix."""
-    if _backend.plain(*parts):
+    if checks.readable(*parts):
         label, sample = checks.sparse(where, parts, samples, labels)
     else:  # whose values nobody can look at
         label, sample = checks.pairs(parts, samples)

@@ -56,6 +56,7 @@ class Work:
     find: Find | None = None
     held: tuple[torch.Tensor, ...] = ()  # tensors that find reads
     group: Any = None  # of processes that hold a part of the rows and cols each
+    wanted: bool = False  # whether any of them wants the gradient of its cols
 
     @property
     def wide(self) -> torch.dtype:
@@ -76,20 +77,25 @@ def work_for(
     op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[torch.Tensor], chunk_size: int | None, **rest: Any
 ) -> Work:
     """Fills in what follows from the tensors, and from autocast."""
-    dtype = narrow = torch.promote_types(rows.dtype, cols.dtype)
+    narrow, dtype = rounding(rows, cols)
+    kind = rows.device.type
+    beside = [t for t in others if t.device == rows.device]
+    step = _backend.select(rows, beside=[cols, *beside], cpu_pass=True)  # of dtypes that may differ
+    if any(type(t) not in _backend.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
+        step = "formula"
+    step = "kernels" if step == "triton" else step
+    size = chunk_size or max(CHUNK_ROWS.get(kind, 1), chunk_elements(rows) // max(1, len(cols)))
+    return Work(op, dtype=dtype, narrow=narrow, step=step, chunk_size=size, **rest)
+
+
+def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """What rows and cols are multiplied in, by autocast too, and the dtype of the result."""
+    narrow = dtype = torch.promote_types(rows.dtype, cols.dtype)
     kind = rows.device.type
     if narrow != torch.float64 and _backend.autocasts(kind):
         narrow = torch.get_autocast_dtype(kind)
         dtype = torch.float32 if dtype in HALF_DTYPES else dtype
-    beside = [t for t in others if t.device == rows.device]
-    step = _backend.select(rows, cols, beside=beside, cpu_pass=True)
-    if any(type(t) not in _backend.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
-        step = "formula"
-    step = "kernels" if step == "triton" else step
-    if step == "kernels" and len(cols) < 2:  # a kernel sums over columns
-        step = "cpu"
-    size = chunk_size or max(CHUNK_ROWS.get(kind, 1), chunk_elements(rows) // max(1, len(cols)))
-    return Work(op, dtype=dtype, narrow=narrow, step=step, chunk_size=size, **rest)
+    return narrow, dtype
 
 
 def chunk_elements(t: torch.Tensor) -> int:
@@ -183,7 +189,7 @@ class Sums:
             self.grad_rows[start : start + len(part)] += of_part.mul_(self.factor)
 
 
-NOWHERE = torch.empty(0, dtype=torch.int64)
+NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from sigtorch import _backend
+from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks
-from sigtorch.ops.chunked_losses.products import Needs, Sums, Work
+from sigtorch.ops.chunked_losses.products import Needs, Sums, Work, rounding
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DIMS = 8  # of a shape, that others are told of
 
 
 def around(
@@ -26,8 +28,7 @@ def around(
 ) -> tuple[Sums, torch.Tensor | None]:
     """The sums of all blocks, and the gradient of this process's cols."""
     size = work.group.size()
-    wanted = _agreed(work, needs, rows)
-    sums = Sums(work, needs._replace(cols=wanted), rows, scale, bias)
+    sums = Sums(work, needs._replace(cols=work.wanted), rows, scale, bias)
     visiting, passed = cols.to(work.narrow).contiguous(), None  # cols, and the gradient of those that were here before
     for step in range(size):
         arriving = torch.empty_like(visiting) if step + 1 < size else None
@@ -45,20 +46,33 @@ def around(
     return sums, passed if needs.cols else None
 
 
-def _agreed(work: Work, needs: Needs, rows: torch.Tensor) -> bool:
-    """Whether any process wants the gradient of its cols; an error in each of them where their blocks are not alike."""
-    mine = (*rows.shape, DTYPES.index(work.narrow), needs.cols)
-    seen = _gathered(work.group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
-    if any(other[:3] != seen[0][:3] for other in seen):
-        raise checks.uneven(work.op, [(n, d, DTYPES[dtype]) for n, d, dtype, _ in seen])
-    return any(other[3] for other in seen)
+def agreed(where: str, group: Any, rows: torch.Tensor, cols: torch.Tensor) -> bool:
+    """Whether any process wants the gradient of its cols; an error in each of them where what they give is not alike.
+
+    Of whatever shapes, which are looked at later: a process that fails before this leaves the others waiting.
+    """
+    if not _backend.plain(rows, cols):
+        raise checks.no_group(where)
+    shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
+    wanted = cols.requires_grad and torch.is_grad_enabled()
+    mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), wanted)
+    seen = _gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
+    if any(other[:-1] != seen[0][:-1] for other in seen):
+        raise checks.uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
+    return any(other[-1] for other in seen)
+
+
+def _shape(padded: list[int]) -> tuple[int, ...]:
+    return tuple(n for n in padded if n >= 0)
 
 
 def same_gradient(work: Work, needs: Needs, grad: torch.Tensor) -> None:
     """An error in every process where they differ: the gradients of cols are sums over all processes already."""
-    seen = _gathered(work.group, grad.detach().double().reshape(1)).flatten().tolist()
-    if any(other != seen[0] for other in seen):
-        raise checks.unequal(work.op, seen)
+    seen = _gathered(work.group, grad.detach().double().reshape(1)).flatten()
+    if not seen.isclose(
+        seen[0], rtol=0, atol=0, equal_nan=True
+    ).all():  # a step whose gradient is NaN is skipped by all
+        raise checks.unequal(work.op, seen.tolist())
 
 
 def _gathered(group: Any, mine: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from sigtorch.ops.chunked_losses import checks
+from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
 from sigtorch.ops.chunked_losses.products import Positives, Work, unrounded, work_for
 
@@ -49,7 +50,7 @@ def siglip_loss(
         A scalar of the features' dtype; under autocast float32 for half types. Differentiable once in every tensor given.
 
     Raises:
-        TypeError: what is no tensor or number, or not floating.
+        TypeError: what is no tensor or number, or not floating; DTensors beside plain tensors.
         ValueError: shapes that are not (n, d) and the same, n = 0, a scale or bias of several elements, a chunk size
             below 1, several devices, processes that give different shapes or dtypes, or get different gradients.
         RuntimeError: differentiated twice; a group with what is no plain tensor, compiled or transformed.
@@ -58,21 +59,36 @@ def siglip_loss(
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
     """
     where = "siglip_loss()"
-    checks.features(where, image_features, text_features)
-    checks.scalars(where, image_features, logit_scale=logit_scale, logit_bias=logit_bias)
+    checks.floating(where, image_features=image_features, text_features=text_features)
+    logit_scale = checks.scalar(where, image_features, "logit_scale", logit_scale)
+    if logit_bias is not None:
+        logit_bias = checks.scalar(where, image_features, "logit_bias", logit_bias)
     chunk_size = checks.chunk_size(where, chunk_size)
+    group = checks.group(where, group)
+    wanted = group is not None and ring.agreed(where, group, image_features, text_features)
+    checks.features(where, image_features, text_features)
     n = len(image_features)
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
         "siglip_loss", image_features, text_features, numbers, chunk_size,
-        find=_Diagonal(image_features.device), divisor=n, group=checks.group(where, group),
+        find=_Diagonal(image_features.device), divisor=n, group=group, wanted=wanted,
     )  # fmt: skip
     if work.step == "formula":
-        if work.group is not None:
+        if group is not None:
             raise checks.no_group(where)
-        return _formula(work, image_features, text_features, logit_scale, logit_bias)
-    given = [t if t is None or isinstance(t, torch.Tensor) else torch.tensor(t) for t in (logit_scale, logit_bias)]
+        try:
+            return _formula(work, image_features, text_features, logit_scale, logit_bias)
+        except RuntimeError:
+            both = {"image_features": image_features, "text_features": text_features}
+            checks.distributed(where, **both, logit_scale=logit_scale, logit_bias=logit_bias)
+            raise
+    given = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
     return loss_of(work, image_features, text_features, *given)
+
+
+def _exact(number: float) -> torch.Tensor:
+    """Whatever the default dtype and device are."""
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 class _Diagonal:
@@ -129,6 +145,13 @@ class SigLIPLoss(torch.nn.Module):
             image_features, text_features, logit_scale, logit_bias, chunk_size=self.chunk_size, group=self.group
         )
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SigLIPLoss:
+        """With the same group, of which there is no copy."""
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def extra_repr(self) -> str:
         return f"chunk_size={self.chunk_size}"

@@ -20,14 +20,14 @@ def right(input: Any, target: Any, reduction: Any, *weights: Any) -> bool:
         return False
     if type(input) not in _backend.PLAIN_TYPES or type(target) not in _backend.PLAIN_TYPES:
         return False
-    if not input.is_floating_point() or target.device != input.device:
+    if input.dtype not in _checks.FLOATS or target.device != input.device:
         return False
     for w in weights:
         if w is not None:
             return False
     if target.dtype == torch.int64:
         return input.dim() > 0 and target.shape == input.shape[:-1] and input.shape[-1] >= 2
-    return target.shape == input.shape and (target.is_floating_point() or target.dtype in MASKS)
+    return target.shape == input.shape and (target.dtype in _checks.FLOATS or target.dtype in MASKS)
 
 
 def right_numbers(alpha: Any, gamma: Any, background_index: Any, normalizer: Any, reduction: Any) -> bool:
@@ -165,8 +165,7 @@ def class_dim(value: Any, where: str, name: str, x: Any) -> int:
 
 
 def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, class_dim: int) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"{where}: {names[0]} must be floating point, got {x.dtype}")
+    _checks.floating(where, names[0], x)
     if target.dtype == torch.int64:
         if not x.dim() or target.shape != x.shape[:class_dim] + x.shape[class_dim:][1:]:
             which = "last dimension" if class_dim == -1 else f"class_dim={class_dim}"
@@ -180,9 +179,10 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
                 f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
             )
         return
-    if not target.is_floating_point() and target.dtype not in MASKS:
+    if target.dtype not in _checks.FLOATS and target.dtype not in MASKS:
         raise TypeError(
-            f"{where}: {names[1]} must be floating point, bool, uint8 or int64 class indices, got {target.dtype}"
+            f"{where}: {names[1]} must be floating point of 16 bits or more, bool, uint8 or int64 class indices, "
+            f"got {target.dtype}"
         )
     if target.shape != x.shape:
         raise ValueError(
@@ -242,6 +242,8 @@ def broadcasts(where: str, x: torch.Tensor, **tensors: torch.Tensor | None) -> N
             continue
         if t.is_complex():
             raise TypeError(f"{where}: {name} must be real, got {t.dtype}")
+        if t.is_floating_point():
+            _checks.floating(where, name, t)
         if not fits(t, x):
             raise ValueError(f"{where}: {name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
 

@@ -37,12 +37,19 @@ class Loss(NamedTuple):
         target = target.masked_fill(ignored, 0)
         if self.indexed(target):
             ignored = ignored.unsqueeze(-1)
-        return x.masked_fill(ignored, 0), target, ignored
+        if self.reduction == "none":
+            ignored = _lying_as(x, ignored)
+        return torch.where(ignored, 0, x), target, ignored
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """The dtype to compute in."""
         dtype = torch.promote_types(x.dtype, self.dtype)
         return torch.float32 if dtype in HALF_DTYPES else dtype
+
+
+def _lying_as(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """Of x's shape and strides: a result of torch.where lies as its condition does."""
+    return torch.ones_like(x, dtype=torch.bool) & condition
 
 
 def formula(
@@ -71,7 +78,7 @@ def _reduced(
 ) -> torch.Tensor:
     """Of every element's loss: what was asked for, divided, in the result's dtype."""
     if ignored is not None:
-        values = values.masked_fill(ignored, 0)
+        values = torch.where(ignored, 0, values)
     if loss.reduction == "mean" and ignored is not None:
         normalizer = _count(ignored, values) if normalizer is None else normalizer
         values = values.sum(dtype=loss.wide(values))
@@ -156,5 +163,7 @@ def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: to
     if pos_weight is not None:
         pos_weight = pos_weight.expand(x.shape).gather(-1, at)
     hit = torch.where(column, _one(loss, x.gather(-1, at), 1.0, pos_weight), values.gather(-1, at))
-    known = ((index >= 0) & (index <= classes)) | background
-    return torch.where(known.unsqueeze(-1), values.scatter(-1, at, hit), torch.nan)
+    known = (((index >= 0) & (index <= classes)) | background).unsqueeze(-1)
+    if loss.reduction == "none":
+        known = _lying_as(x, known)
+    return torch.where(known, values.scatter(-1, at, hit), torch.nan)
