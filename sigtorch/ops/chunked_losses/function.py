@@ -88,7 +88,7 @@ class ChunkedLoss(Function):
         work, grads, ctx.grads = ctx.work, ctx.grads, None
         given = saved(ctx, work.op)[: len(ctx.needs)]
         if work.group is not None:
-            ring.same_gradient(work, ctx.needs, grad)
+            ring.same_gradient(work, grad)
         in_place = _backend.plain(grad)  # else a batched one, say, which makes a batch of each
         with torch.no_grad():
             if grads is None:

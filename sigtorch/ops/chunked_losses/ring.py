@@ -66,10 +66,10 @@ def _shape(padded: list[int]) -> tuple[int, ...]:
     return tuple(n for n in padded if n >= 0)
 
 
-def same_gradient(work: Work, needs: Needs, grad: torch.Tensor) -> None:
+def same_gradient(work: Work, grad: torch.Tensor) -> None:
     """An error in every process where they differ: the gradients of cols are sums over all processes already."""
     seen = _gathered(work.group, grad.detach().double().reshape(1)).flatten()
-    if not seen.isclose(seen[0], rtol=0, atol=0, equal_nan=True).all():  # NaN is like NaN: all skip that step
+    if not seen.isclose(seen[0], rtol=0, atol=0, equal_nan=True).all():  # NaN in all of them is a step to skip
         raise checks.unequal(work.op, seen.tolist())
 
 
