@@ -151,7 +151,7 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
 
 def _readable(value: Any) -> bool:
     """Whether a number's value can be looked at: not a tensor's that is transformed, traced, or has none."""
-    return not isinstance(value, torch.Tensor) or _backend.plain(value)
+    return not isinstance(value, torch.Tensor) or _backend.readable(value)
 
 
 def class_dim(value: Any, where: str, name: str, x: Any) -> int:
@@ -213,8 +213,8 @@ def _mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None)
 
 
 def _unread(t: torch.Tensor) -> bool:
-    """Whether t's values stay unseen: on a device, looking would stall; under a transform there is nothing to look at."""
-    return t.device.type != "cpu" or not t.numel() or not _backend.plain(t)
+    """Whether t's values stay unseen: on a device, looking would stall; transformed or traced, there is nothing to look at."""
+    return t.device.type != "cpu" or not t.numel() or not _backend.readable(t)
 
 
 def _classes(
