@@ -177,7 +177,7 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         if x.shape[class_dim] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
             raise ValueError(
                 f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
-                f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
+                f"for 0 or 1 a row give {names[1]}.unsqueeze({class_dim}).to({names[0]}.dtype)"
             )
         return
     if not target.is_floating_point() and target.dtype not in MASKS:
