@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -225,19 +226,23 @@ def _named() -> str:
 
 @functools.cache
 def _triton_missing() -> str | None:
+    """Why Triton, or what kernels take of it, cannot be imported, in a line."""
     try:
         import triton  # noqa: F401
-    except ImportError as error:
-        return str(error)
+
+        importlib.import_module("sigtorch.kernels._launch")
+    except Exception as error:  # a broken one raises anything, one that is too old lacks an attribute
+        return _checks.in_a_line(error)
     return None
 
 
 @functools.cache
 def _runs_on(index: int) -> bool:
     """Whether kernels run on a CUDA device; where Triton is there but fails, a warning says so once."""
-    if torch.version.hip is not None or _triton_missing() or torch.cuda.get_device_capability(index) < CAPABILITY:
+    installed = importlib.util.find_spec("triton") is not None
+    if torch.version.hip is not None or not installed or torch.cuda.get_device_capability(index) < CAPABILITY:
         return False
-    failure = _probe(index)
+    failure = _triton_missing() or _probe(index)
     if failure is not None:
         warnings.warn(_checks.triton_fails(index, failure), RuntimeWarning, stacklevel=2)
     return failure is None
