@@ -122,3 +122,15 @@ def test_recomputed_another_way(call, inputs, forth, device):
             assert "recomput" in str(found).lower(), found
         else:
             torch.testing.assert_close([t.cpu() for t in found], expected, msg=lambda m: f"{forth}, then {back}: {m}")
+
+
+def test_torchvisions_focal_loss_recomputed_by_its_own():
+    """Backward runs without patched_functions, whoever calls it: the two save as many tensors, of the same shapes."""
+    focal = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
+    x, target = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6)
+    for counted in (contextlib.nullcontext, counting):
+        with sigtorch.patched_functions(), counted():
+            (expected,) = torch.autograd.grad(focal(x, target).sum(), x)
+            out = checkpoint(focal, x, target, use_reentrant=False).sum()
+        assert expected.any()
+        assert "recomput" in str(gradients_or_error(out, [x])).lower()
