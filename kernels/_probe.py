@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sigtorch import _checks
+
 
 @triton.jit
 def _probe_kernel(ptr):
@@ -14,9 +16,11 @@ def _probe_kernel(ptr):
 
 def failure(index: int) -> str | None:
     """Why a small kernel does not compile and load on a CUDA device, in one line; None where it does."""
+    if triton.knobs.runtime.interpret:  # which compiles none
+        return None
     try:
         with torch.cuda.device(index):
             _probe_kernel.warmup(torch.float32, grid=(1,), enable_fp_fusion=True).run  # noqa: B018, whose look-up loads the binary
     except Exception as error:  # no compiler, no headers, no driver, no assembler for the chip: each raises its own
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return _checks.in_a_line(error)
     return None

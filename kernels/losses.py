@@ -80,7 +80,7 @@ def _operands(
     weight = 1 if weight is None else weight
     if loss.indexed(target):
         return x, target.unsqueeze(-1), None, float(loss.background_index), float(x.shape[-1]), weight, *rest
-    return x, target.view(torch.uint8) if target.dtype == torch.bool else target, weight, *rest
+    return x, target, weight, *rest
 
 
 def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,28 @@ def saved(ctx: Any, op: str) -> list[torch.Tensor]:
     return tensors
 
 
+def marked(x: torch.Tensor, op: str) -> torch.Tensor:
+    """x, behind a marker: for what stands in for another's function, which a checkpoint may recompute by that one."""
+    if not _backend.readable(x) or torch._C._are_functorch_transforms_active():
+        return x
+    return Marked.apply(x, op)  # type: ignore[no-any-return]
+
+
+class Marked(Function):
+    """Changes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, op: str) -> torch.Tensor:
+        ctx.op = op
+        ctx.save_for_backward(marker(op))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        saved(ctx, ctx.op)
+        return grad, None
+
+
 def formula_grads(
     needs: Sequence[bool], formula: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,12 @@ from torch._C import (
     DispatchKey,
     DispatchKeySet,
     _dispatch_keys,
+    _dispatch_tls_is_dispatch_key_included,
+    _get_dispatch_mode,
     _get_tracing_state,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
+    _TorchDispatchModeKey,
 )
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
@@ -32,6 +36,9 @@ KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.f
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)  # a tuple: Dynamo in torch 2.8 looks into no frozenset
 
 CAPABILITY = (8, 0)  # Triton's own floor
+
+# Dispatch modes under which a value is none, or would be taken for a constant.
+TRACING_MODES = (_TorchDispatchModeKey.FAKE, _TorchDispatchModeKey.PROXY)
 
 # Function modes that leave what exists alone, and so do not watch it: a default device is one.
 TRANSPARENT_MODES: set[type] = {DeviceContext}
@@ -82,6 +89,22 @@ def unwatched() -> bool:
 
 def _function_modes_watch() -> bool:
     return any(type(mode) not in TRANSPARENT_MODES for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def readable(t: torch.Tensor) -> bool:
+    """Whether the value of a tensor can be looked at: a dense one's that nothing transforms, traces or differentiates forward.
+
+    Who merely watches, such as a counter of operations, is in nobody's way: that must not change what a loss saves.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(t) in PLAIN_TYPES
+        and _dispatch_keys(t).raw_repr() in _ORDINARY
+        and _get_tracing_state() is None
+        and not any(map(_get_dispatch_mode, TRACING_MODES))
+        and not _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # of one more that traces
+        and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
+    )
 
 
 def aten_sigmoid(x: torch.Tensor) -> torch.Tensor:
@@ -142,14 +165,14 @@ def knows_autocast(device: str) -> bool:
     return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
 
 
-def eager_on_cpu(*tensors: Any) -> bool:
-    """Whether these are plain CPU tensors that eager code is given, whoever watches, and nobody chose the kernels."""
+def eager_on_cpu(*tensors: Any, refused: bool = False) -> bool:
+    """Whether these are plain CPU tensors that eager code is given, whoever watches, and no kernel is chosen, or it refused."""
     if torch.compiler.is_compiling():
         return False
     for t in tensors:
         if type(t) not in PLAIN_TYPES or not t.is_cpu:
             return False
-    return (_forced.get() or _named()) != "triton"
+    return refused or (_forced.get() or _named()) != "triton"
 
 
 @contextmanager
@@ -203,19 +226,23 @@ def _named() -> str:
 
 @functools.cache
 def _triton_missing() -> str | None:
+    """Why Triton, or what kernels take of it, cannot be imported, in a line."""
     try:
         import triton  # noqa: F401
-    except ImportError as error:
-        return str(error)
+
+        importlib.import_module("sigtorch.kernels._launch")
+    except Exception as error:  # a broken one raises anything, one that is too old lacks an attribute
+        return _checks.in_a_line(error)
     return None
 
 
 @functools.cache
 def _runs_on(index: int) -> bool:
     """Whether kernels run on a CUDA device; where Triton is there but fails, a warning says so once."""
-    if torch.version.hip is not None or _triton_missing() or torch.cuda.get_device_capability(index) < CAPABILITY:
+    installed = importlib.util.find_spec("triton") is not None
+    if torch.version.hip is not None or not installed or torch.cuda.get_device_capability(index) < CAPABILITY:
         return False
-    failure = _probe(index)
+    failure = _triton_missing() or _probe(index)
     if failure is not None:
         warnings.warn(_checks.triton_fails(index, failure), RuntimeWarning, stacklevel=2)
     return failure is None

@@ -33,6 +33,10 @@ def quoted(value: object) -> str:
     return " ".join(repr(value).split())
 
 
+def in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def tensors(where: str, **arguments: Any) -> None:
     """Tensors, or what overrides torch functions and so passes for one."""
     for name, value in arguments.items():
@@ -99,7 +103,13 @@ def number(where: str, **arguments: Any) -> None:
         if getattr(value, "shape", ()):
             raise ValueError(f"{where}: {name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
         dtype: Any = getattr(value, "dtype", None)
-        if dtype.is_complex if isinstance(value, torch.Tensor) else getattr(dtype, "kind", "f") not in "biuf":
+        if not isinstance(value, torch.Tensor):
+            real = getattr(dtype, "kind", "f") in "biuf"
+        elif value.layout != torch.strided:
+            raise TypeError(f"{where}: {name} must be a number or a dense tensor, got {value.layout}")
+        else:
+            real = not value.is_complex() and not value.is_quantized
+        if not real:
             raise TypeError(f"{where}: {name} must be a real number, got {dtype}")
 
 

@@ -228,6 +228,28 @@ def test_triton_forced_where_it_fails(seen, quoted, on_cuda):
         refused(RuntimeError, lambda: _backend.select(*tensors), *quoted)
 
 
+def test_auto_says_that_triton_is_broken(on_cuda, monkeypatch):
+    monkeypatch.setattr(_backend, "_triton_missing", lambda: "OSError: libtriton: cannot open")
+    with pytest.warns(RuntimeWarning, match="PyTorch's operators on cuda:0, .*: OSError: libtriton: cannot open"):
+        assert _backend.select(*on_cuda([torch.float32])) == "formula"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("raise OSError('libtriton:\\n cannot open')", "OSError: libtriton: cannot open"), ("", "AttributeError: ")],
+    ids=["broken", "too old"],
+)
+def test_why_triton_cannot_be_imported_is_a_line(source, said, tmp_path):
+    for name in ("__init__", "language"):
+        (tmp_path / "triton").mkdir(exist_ok=True)
+        (tmp_path / "triton" / f"{name}.py").write_text(source)
+    code = "import sigtorch, torch\nwith sigtorch.use_backend('triton'): sigtorch.sigmoid(torch.randn(3))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"RuntimeError: backend 'triton' was asked for, but triton cannot be imported: {said}"), last
+
+
 PROBE = """
 import sys
 sys.path.insert(0, "tests")
@@ -257,8 +279,9 @@ standin.install({arch})
         (BELIEVED, {}, "libcuda"),
         (STAND_IN.format(arch=999), {}, "sm_999"),
         (STAND_IN.format(arch=90), {}, "None"),
+        ("", {"TRITON_INTERPRET": "1"}, "None"),
     ],
-    ids=["no device", "no compiler", "no driver", "a chip newer than the assembler", "none"],
+    ids=["no device", "no compiler", "no driver", "a chip newer than the assembler", "none", "interpreted"],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a driver that is there")
 def test_why_triton_fails_is_a_line(before, env, said, tmp_path):

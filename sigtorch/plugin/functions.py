@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from sigtorch import _backend, _checks
+from sigtorch._autograd import marked
 from sigtorch.ops import gates, sigmoid
 from sigtorch.ops.losses import functions as losses
 from sigtorch.ops.losses.checks import pytorch_takes, torchvision_takes
@@ -100,6 +101,7 @@ class _Focal:
             and pytorch_takes(inputs, targets, None, reduction, None)
             and torchvision_takes(alpha, gamma)
         ):
+            inputs = marked(inputs, "patched_functions")  # torchvision saves tensors of the same shapes
             return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
         return self.original(inputs, targets, alpha, gamma, reduction)
 

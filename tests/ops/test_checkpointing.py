@@ -1,12 +1,15 @@
 """A checkpoint that recomputes forward by another path: right gradients, or an error that names the cause."""
 
 import contextlib
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from cases import CASES
 from loss_cases import LOSSES
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,11 +24,27 @@ def patched(save):
         yield
 
 
+@contextlib.contextmanager
+def counting(backend="auto"):
+    with sigtorch.use_backend(backend), FlopCounterMode(display=False):
+        yield
+
+
+class Watching(TorchFunctionMode):
+    """Changes nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
 SETTINGS = {
     "auto": lambda: sigtorch.use_backend("auto"),
     "aten": lambda: sigtorch.use_backend("aten"),
     "triton": lambda: sigtorch.use_backend("triton"),
-    "mode": lambda: FlopCounterMode(display=False),
+    "mode": counting,
+    "triton, mode": lambda: counting("triton"),
+    "function mode": Watching,
+    "dual": forward_ad.dual_level,
     "patched": lambda: patched("output"),
     "patched-input": lambda: patched("input"),
     "thread": None,
@@ -43,8 +62,29 @@ def calls():
         x, mask = torch.randn(4, 6, requires_grad=True), torch.tensor([0, 1, 255]).byte().expand(4, 3).repeat(1, 2)
         given = {"reduction": "mean", "ignore_index": 255}
         yield pytest.param(lambda x, t=mask, f=loss, g=given: f(x, t, **g), [x], id=f"{loss.__name__}-mask")
+    yield from calls_eager_or_not()
     x = torch.randn(4, 6, requires_grad=True)
     yield pytest.param(lambda x: sigtorch.swiglu(torch.sigmoid(sigtorch.glu(x)), x[:, :3]), [x], id="several")
+
+
+def calls_eager_or_not():
+    """Losses that a CPU runs by PyTorch's own arithmetic or by the formula, which save tensors of the same shapes."""
+    x, soft, bce, focal = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6), *LOSSES
+    hard = soft > 0.5
+    for loss, target, given in (
+        (bce, soft, {}),
+        (bce, soft, {"label_smoothing": torch.tensor(0.1)}),
+        (bce, soft, {"ignore_index": 2**24}),
+        (bce, soft.clone().requires_grad_(), {}),
+        (focal, soft, {"alpha": torch.tensor(0.25), "normalizer": torch.tensor(2)}),
+        (focal, hard, {"gamma": torch.tensor(3.0), "pos_weight": torch.tensor(2.0)}),
+        (focal, hard, {"gamma": 0, "weight": torch.tensor(0.5), "normalizer": 3}),
+    ):
+        call = functools.partial(loss, **{"reduction": "none", **given})
+        yield pytest.param(lambda x, t=target, f=call: f(x, t.to(x.device)), [x], id=f"{loss.__name__}-{[*given]}")
+        batched = torch.vmap(call)
+        if target is soft:
+            yield pytest.param(lambda x, f=batched: f(x, soft.to(x.device)), [x], id=f"{loss.__name__}-{[*given]}-vmap")
 
 
 def under(setting, call):
@@ -78,7 +118,19 @@ def test_recomputed_another_way(call, inputs, forth, device):
         found = under(back, lambda: gradients_or_error(out, leaves))
         if isinstance(found, Exception):
             # PyTorch's backward, called under a function mode, runs without it.
-            assert forth != back or "patched" in forth, found
+            assert forth != back or "patched" in forth or forth == "function mode", found
             assert "recomput" in str(found).lower(), found
         else:
             torch.testing.assert_close([t.cpu() for t in found], expected, msg=lambda m: f"{forth}, then {back}: {m}")
+
+
+def test_torchvisions_focal_loss_recomputed_by_its_own():
+    """Backward runs without patched_functions, whoever calls it: the two save as many tensors, of the same shapes."""
+    focal = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
+    x, target = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6)
+    for counted in (contextlib.nullcontext, counting):
+        with sigtorch.patched_functions(), counted():
+            (expected,) = torch.autograd.grad(focal(x, target).sum(), x)
+            out = checkpoint(focal, x, target, use_reentrant=False).sum()
+        assert expected.any()
+        assert "recomput" in str(gradients_or_error(out, [x])).lower()

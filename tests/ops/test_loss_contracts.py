@@ -355,3 +355,14 @@ def test_modules():
     torch.testing.assert_close(focal(x, target, normalizer=3), expected.float())
     assert list(focal.state_dict()) == ["weight"]
     assert "gamma=1.0" in repr(focal)
+
+
+@pytest.mark.parametrize("module", [BCEWithLogitsLoss(label_smoothing=0.1), SigmoidFocalLoss(class_dim=0)], ids=repr)
+def test_torch_fx_traces_a_module(module):
+    """As one call, which looks at its tensors when it is run."""
+    traced = torch.fx.symbolic_trace(module)
+    x, target = make((4, 6), torch.float32, "index", "cpu")
+    for given in ((x, torch.rand(4, 6)), (x.t(), target) if isinstance(module, SigmoidFocalLoss) else (x, target)):
+        torch.testing.assert_close(traced(*given), module(*given), rtol=0, atol=0)
+    with pytest.raises(TypeError, match=r"got torch\.int32"):
+        traced(x, x.int())

@@ -1,11 +1,16 @@
 """What a user of the losses is told of a mistake: each time one line that quotes what was seen."""
 
+import contextlib
 import math
+import warnings
 
 import numpy
 import pytest
 import torch
 from loss_cases import LOSSES
+from torch.autograd.forward_ad import dual_level
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
@@ -21,11 +26,16 @@ class Duck:
 X = torch.zeros(3, 4)
 F8 = X.to(torch.float8_e4m3fn)
 ROW = torch.zeros(3, dtype=torch.int64)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch means to remove them
+    QUANTIZED = torch.quantize_per_tensor(torch.tensor(0.5), 0.1, 0, torch.quint8)
 # What is no number, though some of it has a __float__ or an __index__.
 NO_NUMBERS = [
     (torch.rand(2), ValueError, r"a number or a 0-d tensor, got shape \(2,\)"),
     (torch.rand(1), ValueError, r"a number or a 0-d tensor, got shape \(1,\)"),
     (numpy.zeros((2, 3)), ValueError, r"a number or a 0-d tensor, got shape \(2, 3\)"),
+    (torch.tensor(0.5).to_sparse(), TypeError, "a number or a dense tensor, got torch.sparse_coo"),
+    (QUANTIZED, TypeError, "a real number, got torch.quint8"),
     (torch.tensor(1j), TypeError, "a real number, got torch.complex64"),
     (numpy.complex64(1j), TypeError, "a real number, got complex64"),
     (numpy.array("a"), TypeError, "a real number, got <U1"),
@@ -155,6 +165,7 @@ BAD = [
         ValueError,
         r"two classes or more, got input of shape \(3, 1\); .*target.unsqueeze",
     ),
+    (LOSSES[0], (X[:, None], X.long()), {"class_dim": 1}, ValueError, r"give target.unsqueeze\(1\).to\(input.dtype\)"),
     (LOSSES[1], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 1\)"),
     (LOSSES[1], (X[:, :0], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 0\)"),
     (LOSSES[1], (X[0, :1], ROW[0]), {}, ValueError, r"two classes or more, got inputs of shape \(1,\)"),
@@ -191,3 +202,17 @@ def test_bad_input_is_said_in_a_line(call, args, given, error, said):
         call(*args, **given)
     assert "\n" not in str(raised.value)
     assert f"{call.__name__}(): " in str(raised.value)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_targets_are_looked_at_whoever_watches(loss):
+    """A counter of operations, forward-mode AD of something else, and inference mode, in which a target was made."""
+    x = torch.zeros(2, 4, requires_grad=True)
+    with torch.inference_mode():
+        mask, index = torch.tensor([0, 255, 1, 0], dtype=torch.uint8).expand(2, 4).clone(), torch.tensor([1, 9])
+    for watching in (contextlib.nullcontext, lambda: FlopCounterMode(display=False), BaseTorchFunctionMode, dual_level):
+        for target, said in ((mask, "holds 255"), (index, "holds class 9")):
+            with watching(), pytest.raises(ValueError, match=said):
+                loss(x, target)
+    with pytest.raises(ValueError, match="holds 255"):
+        torch.vmap(lambda x: loss(x, mask[0]))(x)

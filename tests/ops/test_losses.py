@@ -54,6 +54,22 @@ def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
     check(loss, x, target, "triton", reduction=reduction)
 
 
+@every_engine
+@every_loss
+@pytest.mark.parametrize("ignore_index", [None, 0, 1])
+def test_a_bool_is_true_whatever_its_byte(loss, ignore_index, backend, device):
+    """As where a mask of 0 and 255 is viewed as bool."""
+    x, mask = make((3, 24), torch.float32, "bool", device)
+    odd = (mask.byte() * 255).view(torch.bool)
+    for reduction in REDUCTIONS:
+        with running(backend):
+            given = {"reduction": reduction, "ignore_index": ignore_index}
+            values, expected = loss(x, odd, **given), ORACLES[loss](x, mask, **given)
+            (grad,), (slope,) = (torch.autograd.grad(v.sum(), x) for v in (values, expected))
+        torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(grad, slope, rtol=1e-5, atol=1e-6)
+
+
 @every_backend
 @every_loss
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1), (5, 4, 6), (2, 3, 4, 8), (1, 4100)], ids=str)

@@ -151,7 +151,7 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
 
 def _readable(value: Any) -> bool:
     """Whether a number's value can be looked at: not a tensor's that is transformed, traced, or has none."""
-    return not isinstance(value, torch.Tensor) or _backend.plain(value)
+    return not isinstance(value, torch.Tensor) or _backend.readable(value)
 
 
 def class_dim(value: Any, where: str, name: str, x: Any) -> int:
@@ -176,7 +176,7 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         if x.shape[class_dim] < 2:  # of one class, the index 0 would be the positive and 1 no class: labels upside down
             raise ValueError(
                 f"{where}: class indices need two classes or more, got {names[0]} of shape {tuple(x.shape)}; "
-                f"for 0 or 1 a row give {names[1]}.unsqueeze(-1).to({names[0]}.dtype)"
+                f"for 0 or 1 a row give {names[1]}.unsqueeze({class_dim}).to({names[0]}.dtype)"
             )
         return
     if target.dtype not in _checks.FLOATS and target.dtype not in MASKS:
@@ -213,8 +213,8 @@ def _mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None)
 
 
 def _unread(t: torch.Tensor) -> bool:
-    """Whether t's values stay unseen: on a device, looking would stall; under a transform there is nothing to look at."""
-    return t.device.type != "cpu" or not t.numel() or not _backend.plain(t)
+    """Whether t's values stay unseen: on a device, looking would stall; transformed or traced, there is nothing to look at."""
+    return t.device.type != "cpu" or not t.numel() or not _backend.readable(t)
 
 
 def _classes(

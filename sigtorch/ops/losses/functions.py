@@ -70,8 +70,9 @@ def binary_cross_entropy_with_logits(
     Raises:
         TypeError: what is no tensor, or of no dtype above, or no whole number where one is meant.
         ValueError: a shape or dimension that does not fit, an unknown reduction, a smoothing outside of [0, 1], a class index
-            out of range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, and
-            in kernels, such an index makes its row's losses NaN, and such a uint8 its element's.
+            out of range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, in
+            kernels, in compiled, traced or transformed code and in subclasses of tensors such an index makes its row's
+            losses NaN, and such a uint8 its element's.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.
@@ -153,8 +154,9 @@ def sigmoid_focal_loss(
         TypeError: what is no tensor, or of no dtype above, or no whole number where one is meant.
         ValueError: a shape or dimension that does not fit, an unknown reduction, an alpha, gamma or normalizer out of range,
             a normalizer with ``"mean"``, an ignore_index of class indices that is the background_index, a class index out of
-            range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, and in
-            kernels, such an index makes its row's losses NaN, and such a uint8 its element's.
+            range, a uint8 above 1 that is not ignored. On a device other than the CPU, where looking would stall, in kernels,
+            in compiled, traced or transformed code and in subclasses of tensors such an index makes its row's losses NaN, and
+            such a uint8 its element's.
 
     Source:
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
@@ -207,7 +209,7 @@ def _number(value: Any) -> Any:
     """Python's, or a tensor as it is where its value is differentiated, transformed or traced."""
     if isinstance(value, torch.Tensor):
         differentiated = value.requires_grad and torch.is_grad_enabled()
-        return value if differentiated or not _backend.plain(value) else float(value)
+        return value if differentiated or not _backend.readable(value) else float(value)
     return torch.sym_float(value)
 
 
@@ -234,6 +236,8 @@ def _run(
     backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
+    if _eager_serves(loss, input, target, given, refused=True):
+        return eager(loss, input, target, *others)
     where, name = TARGETS[loss.name]
     checks.values(where, name, input, target, (loss.background_index, loss.ignore_index))
     return formula(loss, input, target, *others)
@@ -244,18 +248,28 @@ def _classes_last(weight: torch.Tensor | None, class_dim: int, dims: int) -> tor
     return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(class_dim, -1)
 
 
-def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
-    """Where PyTorch's own arithmetic takes the loss, and is what a CPU runs fastest.
+def _eager_serves(
+    loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor], refused: bool = False
+) -> bool:
+    """Where PyTorch's own arithmetic takes the loss, and is what a CPU runs fastest: unless kernels are chosen and take it.
 
-    Whoever watches changes nothing here: a checkpoint's recompute has to save what forward did.
+    Whoever watches changes nothing here, nor do kernels that refuse: a checkpoint's recompute has to save what forward did,
+    and what saves other tensors of the same shapes would give wrong gradients.
     """
     return (
-        _backend.eager_on_cpu(input, *given)
+        _backend.eager_on_cpu(input, *given, refused=refused)
         and (target.is_floating_point() or target.dtype == torch.bool)
-        and not _differentiated(loss, given)
+        and (not _differentiated(loss, given) or _pytorchs(loss, *given))
         and not 0 < loss.gamma < 1  # infinitely steep where it is 0
         and (loss.normalizer is None or loss.normalizer >= TINY)
     )
+
+
+def _pytorchs(loss: Loss, target: torch.Tensor, *weights: torch.Tensor) -> bool:
+    """What binary_cross_entropy_with_logits() hands to PyTorch before all else: that differentiates a target, but no weight."""
+    plain = loss.name == "binary_cross_entropy_with_logits" and loss.ignore_index is None
+    plain = plain and type(loss.label_smoothing) is float and loss.label_smoothing == 0
+    return plain and target.is_floating_point() and not any(w.requires_grad for w in weights)
 
 
 def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from sigtorch import _checks
-from sigtorch.ops.losses import checks, functions
+from sigtorch.ops.losses import checks
+from sigtorch.ops.losses.functions import binary_cross_entropy_with_logits, sigmoid_focal_loss
+
+# Calls in what torch.fx traces, for a loss looks at its tensors, which a proxy has none of.
+torch.fx.wrap("binary_cross_entropy_with_logits")
+torch.fx.wrap("sigmoid_focal_loss")
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -51,7 +56,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, or of input's shape for ``"none"``."""
-        return functions.binary_cross_entropy_with_logits(
+        return binary_cross_entropy_with_logits(
             input, target, self.weight, self.reduction, self.pos_weight,
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index, class_dim=self.class_dim,
         )  # fmt: skip
@@ -110,7 +115,7 @@ class SigmoidFocalLoss(torch.nn.Module):
         self, inputs: torch.Tensor, targets: torch.Tensor, *, normalizer: float | torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss; normalizer, which changes from batch to batch, divides it."""
-        return functions.sigmoid_focal_loss(
+        return sigmoid_focal_loss(
             inputs, targets, self.alpha, self.gamma, self.reduction,
             weight=self.weight, normalizer=normalizer, background_index=self.background_index,
             pos_weight=self.pos_weight, ignore_index=self.ignore_index, class_dim=self.class_dim,
