@@ -250,8 +250,8 @@ def _runs_on(index: int) -> bool:
 
 def _probe(index: int) -> str | None:
     """Why no kernel compiles and loads on a CUDA device, in a line; None where one does."""
-    why: str | None = importlib.import_module("sigtorch.kernels._probe").failure(index)
-    return why
+    error = importlib.import_module("sigtorch.kernels._probe").failure(index)
+    return None if error is None else _checks.in_a_line(error)
 
 
 def _require_kernels(index: int, dtypes: Sequence[torch.dtype]) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack, is_batchedtensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 
 from sigtorch import _backend, _checks
 
@@ -171,15 +170,11 @@ def _no_csr(where: str) -> RuntimeError:
     )
 
 
-def readable(*tensors: torch.Tensor) -> bool:
-    """Whether values can be looked at, for they are there, and nothing that traces or batches them is at work."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
-    if any(hasattr(mode, "_mode_key") for mode in _get_current_dispatch_mode_stack()):  # PyTorch's own tracers have one
-        return False
-    if any(transform.key() == TransformType.Functionalize for transform in get_interpreter_stack() or ()):
-        return False
-    return all(type(t) in _backend.PLAIN_TYPES and not t.is_meta and not is_batchedtensor(t) for t in tensors)
+def readable(t: torch.Tensor) -> bool:
+    """Whether values can be looked at, also through what torch.func.grad wraps around all that it is given."""
+    while is_gradtrackingtensor(t):
+        t = get_unwrapped(t)
+    return _backend.readable(t)
 
 
 def _no_targets(where: str, seen: str) -> TypeError:

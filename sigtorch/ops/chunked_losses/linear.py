@@ -121,7 +121,7 @@ class _Dense:
 
 def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
     """Targets as a bool matrix."""
-    if checks.readable(*parts):
+    if all(map(checks.readable, parts)):
         label, sample = checks.sparse(where, parts, samples, labels)
     else:  # whose values nobody can look at
         label, sample = checks.pairs(parts, samples)
