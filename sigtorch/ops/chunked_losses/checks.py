@@ -172,7 +172,7 @@ def _no_csr(where: str) -> RuntimeError:
 
 def readable(t: torch.Tensor) -> bool:
     """Whether values can be looked at, also through what torch.func.grad wraps around all that it is given."""
-    while is_gradtrackingtensor(t):
+    while not torch.compiler.is_compiling() and is_gradtrackingtensor(t):
         t = get_unwrapped(t)
     return _backend.readable(t)
 
