@@ -254,8 +254,8 @@ PROBE = """
 import sys
 sys.path.insert(0, "tests")
 {before}
-from sigtorch.kernels import _probe
-print(_probe.failure(0))
+from sigtorch import _backend
+print(_backend._probe(0))
 """
 BELIEVED = """
 import contextlib, torch
