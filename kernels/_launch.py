@@ -49,18 +49,23 @@ class Plan:
         self.call = call
         self.columns = columns  # which input is None, or -1
         self.direct: tuple[Any, ...] | None = None  # before the first launch; empty where there is no direct one
+        self.compiled: Any = None  # kept, for the direct launch knows its function by a number
 
     def launch(self, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> None:
         at = self.columns
         if at >= 0:  # older versions of Triton take no None in a tuple, and compile a 1 as a constant
             inputs = (*inputs[:at], 1, *inputs[at + 1 :])
         direct = self.direct
-        if not direct or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls:
+        try:
+            public = not direct or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls
+        except AttributeError:  # somebody put something else than a chain of hooks there
+            public = True
+        if public:
             call = self.call
             with torch.cuda.device_of(outputs[0]):
                 compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, **OPTIONS)
                 if direct is None:  # asked once, and here, where the operands' device is the current one
-                    self.direct = _direct(compiled, call, inputs, outputs)
+                    self.direct, self.compiled = _direct(compiled, call, inputs, outputs), compiled
             return
         launch, x, y, z, between, arguments, device, current_device, current_stream = direct
         if current_device() == device:
@@ -90,7 +95,8 @@ def _direct(
         launcher(*call.grid, stream, compiled.function, compiled.packed_metadata, *no_hooks, *arguments)
         ((x, y, z, given_stream, *between, given),) = seen
         as_expected = (x, y, z) == call.grid and given_stream is stream and [*map(id, given)] == [*map(id, arguments)]
-    except (AttributeError, TypeError, ValueError):
+        seen.clear()  # the launcher may be kept, and these are somebody's tensors
+    except Exception:  # whatever a launcher raises that is not like this one
         return ()
     if not as_expected or any(hasattr(b, "data_ptr") for b in between):  # scratch memory, of that one launch
         return ()

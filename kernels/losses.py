@@ -31,7 +31,7 @@ def loss_forward(
         divisor = None if counted else _divisor(loss, x, normalizer)
         total, divisor = reduce(fn, (1, *operands), x, divisor, loss.dtype, ignoring)
         return total, divisor if counted else normalizer
-    out = torch.empty_like(x, dtype=loss.dtype)
+    out = _result(loss, x, target, loss.dtype)
     launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), HALF_A_TILE, ignoring)
     return out, normalizer
 
@@ -45,7 +45,7 @@ def loss_backward(
     pos_weight: Operand,
     normalizer: Operand,
 ) -> torch.Tensor:
-    grad_x = torch.empty_like(x)
+    grad_x = _result(loss, x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
     fn = _function(loss.name, target.dtype, "d")
     ignoring = 0 if loss.ignore_index is None else 3
@@ -90,6 +90,14 @@ def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     indexed = loss.indexed(target)  # by an axis that is found by its stride, which must be one axis' alone
     led = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
     return x if led and reachable(axes_of((x, x), x, indexed)) else x.contiguous()
+
+
+def _result(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As x lies, or contiguous, where x has more rows of matrices than a grid has programs for."""
+    out = torch.empty_like(x, dtype=dtype)
+    if out.is_contiguous() or not loss.indexed(target) or reachable(axes_of((out,), out, True)):
+        return out
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand) -> Operand:

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import triton
 from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
 from sigtorch.kernels import _map, _math, _reduce, gates
@@ -91,6 +92,14 @@ def test_a_gate_that_no_kernel_sums_keeps_its_precision(dtype, device, monkeypat
     monkeypatch.setattr(gates, "launch_map_sum", lambda *args, **kwargs: None)
     (case,) = (c for c in CASES if c.name == "gate-channel")
     check(case, case.inputs((2, 3, 5, 4), dtype, device), backend="triton")
+
+
+@every_case
+def test_a_hook_may_hand_back_another_kind_of_tensor(case, device):
+    """Whose memory a kernel would read wrongly: here a negative one that is still to be negated."""
+    unpack = lambda t: torch._neg_view(-t) if t.is_floating_point() else t  # noqa: E731
+    with saved_tensors_hooks(lambda t: t, unpack):  # the formula runs backward, and rounds after every operator
+        check(replace(case, fused=False), case.inputs((4, 6), torch.float32, device), backend="triton")
 
 
 @every_case

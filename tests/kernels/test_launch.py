@@ -1,5 +1,7 @@
 """The one launch where Triton is not as expected, and what it keeps; tests/host compares it with Triton's own."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +58,11 @@ class Scratch(Launcher):
         self.launch(x, y, z, stream, function, torch.empty(1), arguments)
 
 
+class Refuses(Launcher):
+    def __call__(self, *given):
+        raise AssertionError(given)
+
+
 class OtherArguments(Launcher):
     def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
         self.launch(x, y, z, stream, function, False, arguments[:-1])
@@ -98,7 +105,9 @@ def test_a_second_launch_is_direct(launched):
 
 
 @pytest.mark.parametrize(
-    "strange", [NoInnerLaunch, Signature, Flat, Twice, OtherOrder, Scratch, OtherArguments], ids=lambda c: c.__name__
+    "strange",
+    [NoInnerLaunch, Signature, Flat, Twice, OtherOrder, Scratch, Refuses, OtherArguments],
+    ids=lambda c: c.__name__,
 )
 def test_strange_internals_launch_publicly(strange, launched):
     ready = plan_with(strange, launched)
@@ -106,6 +115,30 @@ def test_strange_internals_launch_publicly(strange, launched):
         ready.launch((torch.zeros(1),), (torch.ones(1),))
     assert [way for way, _ in launched] == ["public"] * 3
     assert ready.direct == ()  # not asked again
+
+
+@direct
+@pytest.mark.parametrize("hook", [None, print])
+def test_strange_hooks_launch_publicly(hook, launched, monkeypatch):
+    """Where a chain of hooks is expected."""
+    ready = plan_with(Launcher, launched)
+    ready.launch((torch.zeros(1),), (torch.ones(1),))
+    monkeypatch.setattr(triton.knobs.runtime, "launch_exit_hook", hook)
+    ready.launch((torch.zeros(1),), (torch.ones(1),))
+    assert [way for way, _ in launched] == ["public"] * 2
+
+
+@direct
+def test_a_plan_keeps_its_kernel_and_no_tensors(launched):
+    """A direct launch knows the kernel's function by a number, which is gone with the kernel."""
+    ready, out = plan_with(Launcher, launched), torch.ones(1)
+    ready.launch((torch.zeros(1),), (out,))
+    assert ready.compiled.function == "function"
+    launched.clear()
+    there = weakref.ref(out)
+    del out
+    gc.collect()
+    assert there() is None
 
 
 def test_a_strange_driver_launches_publicly(launched, monkeypatch):

@@ -127,6 +127,16 @@ def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
         assert (out.shape, out.stride()) == (x.shape, F.softplus(x).stride())
 
 
+@pytest.mark.kernels
+@every_loss
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_more_images_than_a_grid_is_long(loss, reduction, device, monkeypatch):
+    monkeypatch.setattr("sigtorch.kernels._layout.MAX_GRID", 4)
+    x, target = images(torch.float32, "contiguous", device)
+    x, target = (torch.cat([t] * 3).detach() for t in (x, target.clamp(0, 2)))
+    check(loss, x.requires_grad_(), target, "triton", reduction=reduction, class_dim=1)
+
+
 @every_backend
 @pytest.mark.parametrize("shape", [(), (1,), (6,), (4, 1), (3, 1, 1), (3, 1, 6), (3, 4, 6)], ids=str)
 def test_weights_broadcast(shape, backend, device):

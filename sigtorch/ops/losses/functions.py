@@ -312,7 +312,7 @@ class LossFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *others = saved(ctx, ctx.loss.name)
-        if fused(grad, x):
+        if fused(grad, x, *[t for t in others if t is not None]):
             grad_x = ctx.backward_pass(ctx.loss, grad, x, *others)
         else:
             (grad_x,) = formula_grads([True], lambda x: formula(ctx.loss, x, *others), (x,), grad)
