@@ -31,7 +31,13 @@ def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
 
     What was saved was plain then; a hook may have made something else of it.
     """
-    return not torch.is_grad_enabled() and _backend.plain(grad, *saved)
+    if torch.is_grad_enabled() or not _backend.plain(grad):
+        return False
+    for t in saved:  # noqa: SIM110, a generator costs more
+        # Of all else that a plain type may be, only a tensor still to be negated has memory that reads as another number.
+        if type(t) not in _backend.PLAIN_TYPES or t.is_neg():
+            return False
+    return True
 
 
 _numbers = itertools.count(1)
