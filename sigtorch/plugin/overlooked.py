@@ -65,7 +65,7 @@ class Search:
         for node in sorted((n for n in ast.walk(tree) if _factors(n)), key=lambda n: n.lineno):  # type: ignore[attr-defined]
             factors = _factors(node)
             if any(self.looks(f) for f in factors) and not any(is_number(f, self.kinds, self.me) for f in factors):
-                in_place = isinstance(node, ast.AugAssign) or _last(getattr(node, "func", node)) == "mul_"  # type: ignore[arg-type]
+                in_place = isinstance(node, ast.AugAssign) or last(getattr(node, "func", node)) == "mul_"  # type: ignore[arg-type]
                 yield node, IN_PLACE if in_place else OTHERWISE  # type: ignore[misc]
 
     def looks(self, node: ast.expr) -> bool:
@@ -82,14 +82,14 @@ class Search:
         if not isinstance(node, ast.Call):
             return False
         seen = isinstance(node.func, ast.Attribute) and node.func.attr in _SAME and self.looks(node.func.value)
-        return seen or self.computes(node.func) or _last(node.func) in _FUNCTIONS
+        return seen or self.computes(node.func) or last(node.func) in _FUNCTIONS
 
     def computes(self, called: ast.expr) -> bool:
         """Whether calling this gives one."""
         if isinstance(called, ast.Subscript):
             return holds_activations(found(called.value, self.function))
         if isinstance(called, ast.Call):
-            return _last(called.func) in _MODULES
+            return last(called.func) in _MODULES
         if isinstance(called, ast.Name) and called.id in self.called:
             return True
         kind = kind_of_attribute(called, self.kinds, self.me)
@@ -102,13 +102,13 @@ def _factors(node: ast.AST) -> list[ast.expr]:
         return [node.left, node.right]
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult):
         return [node.target, node.value]
-    if not isinstance(node, ast.Call) or _last(node.func) not in ("mul", "multiply", "mul_"):
+    if not isinstance(node, ast.Call) or last(node.func) not in ("mul", "multiply", "mul_"):
         return []
     if len(node.args) == 2:
         return node.args
     return [node.func.value, *node.args] if isinstance(node.func, ast.Attribute) else []
 
 
-def _last(node: ast.expr) -> str:
+def last(node: ast.expr) -> str:
     """The last part of a name."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

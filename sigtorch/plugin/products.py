@@ -32,9 +32,11 @@ class Activated:
             s = self.called(self.gate)
         return s if self.expanded is None else s.expand(self.expanded)
 
-    def _seen_as(self, gate: torch.Tensor) -> Any:
+    def _seen_as(self, gate: torch.Tensor, expanded: torch.Size | None = None) -> Any:
         self._unchanged()
-        return Activated(self.kind, self.called, gate, self.version)
+        seen = Activated(self.kind, self.called, gate, self.version, expanded)
+        seen.graph = self.graph
+        return seen
 
     def unsqueeze(self, dim: int) -> Any:
         """As of a tensor: an elementwise function of a view is the view of the function."""
@@ -50,7 +52,7 @@ class Activated:
         if self.expanded is not None or not isinstance(other, torch.Tensor):
             return self.computed().expand_as(other)
         self.gate.expand(other.shape)  # which says what does not fit
-        return Activated(self.kind, self.called, self.gate, self.version, other.shape)
+        return self._seen_as(self.gate, other.shape)
 
     def _unchanged(self) -> None:
         if self.version is not None and self.gate._version != self.version:

@@ -86,15 +86,16 @@ def _names(function: Any) -> set[str]:
 
 def _rewritten(cls: type, attribute: Any, activations: frozenset[tuple[str, str]]) -> Rewritten:
     function = inspect.unwrap(attribute)
-    tree, again = source.parsed(function), source.parsed(function)
-    if tree is None or again is None:
+    tree = source.parsed(function)
+    if tree is None:
         place = f"{_file(function)}:{function.__code__.co_firstlineno}"
         unread = (Site(place, "", "its source cannot be read"),) if source.multiplies(function.__code__) else ()
         return Rewritten(None, unread)
     writer = _Writer(cls, function, activations)
+    alike = [*overlooked.Search(function, writer.kinds, writer.me).products(tree)]  # before it is written anew
     anew = writer.visit(tree)
-    writer.overlooked(again)
-    sites = tuple(writer.sites)
+    left = [Site(writer.place(node), "", why) for node, why in alike if _span(node) not in writer.written]
+    sites = (*writer.sites, *left)
     if all(site.reason for site in sites):
         return Rewritten(None, sites)
     made = source.compiled(anew, function, writer.helpers)
@@ -208,12 +209,6 @@ class _Writer(ast.NodeTransformer):
     def place(self, node: ast.stmt | ast.expr) -> str:
         return f"{_file(self.function)}:{node.lineno}"
 
-    def overlooked(self, tree: ast.FunctionDef) -> None:
-        """Adds the products that look like one and were not written anew."""
-        for node, reason in overlooked.Search(self.function, self.kinds, self.me).products(tree):
-            if _span(node) not in self.written:
-                self.sites.append(Site(self.place(node), "", reason))
-
     def kind(self, node: ast.expr) -> str | None:
         """What an operand is, sigmoid or silu, maybe seen as another shape."""
         if isinstance(node, ast.Name):
@@ -304,7 +299,7 @@ def _changed(statement: ast.stmt) -> set[str]:
     for node in ast.walk(statement):
         if isinstance(node, ast.AugAssign):
             changed.append(node.target)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_"):
+        elif isinstance(node, ast.Call) and overlooked.last(node.func).endswith("_"):
             changed += [node.func, *node.args]
     return {_owner(part) for part in changed}
 

@@ -128,7 +128,7 @@ def autograd_switched(self, x):
     torch.set_grad_enabled(False)
     gate = torch.sigmoid(self.w1(x))
     torch.set_grad_enabled(True)
-    return self.w2(self.act(self.w3(x)) * self.w3(x) + gate * self.w3(x))
+    return self.w2(self.act(self.w3(x)) * self.w3(x) + gate.view(4, 10) * self.w3(x))
 
 
 def nested(self, x):
