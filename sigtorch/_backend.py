@@ -31,7 +31,7 @@ from torch.utils._device import DeviceContext
 from sigtorch import _checks
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-KERNEL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+KERNEL_DTYPES = frozenset(_checks.FLOATS)
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)  # a tuple: Dynamo in torch 2.8 looks into no frozenset
 
@@ -165,14 +165,19 @@ def knows_autocast(device: str) -> bool:
     return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
 
 
-def eager_on_cpu(*tensors: Any, refused: bool = False) -> bool:
-    """Whether these are plain CPU tensors that eager code is given, whoever watches, and no kernel is chosen, or it refused."""
+def on_cpu(*tensors: Any) -> bool:
+    """Whether these are plain CPU tensors that eager code is given, whoever watches."""
     if torch.compiler.is_compiling():
         return False
-    for t in tensors:
+    for t in tensors:  # noqa: SIM110, a generator costs more
         if type(t) not in PLAIN_TYPES or not t.is_cpu:
             return False
-    return refused or (_forced.get() or _named()) != "triton"
+    return True
+
+
+def kernels_chosen() -> bool:
+    """Whether somebody chose the kernels, for tensors of any device."""
+    return (_forced.get() or _named()) == "triton"
 
 
 @contextmanager

@@ -146,8 +146,8 @@ def running(backend):
     """A backend, or "formula": what runs where neither a kernel nor eager PyTorch does."""
     with pytest.MonkeyPatch.context() as patch, sigtorch.use_backend("aten" if backend == "formula" else backend):
         if backend == "formula":
-            patch.setattr("sigtorch.ops.losses.functions._eager_serves", lambda *_, **__: False)
-            patch.setattr("sigtorch._backend.eager_on_cpu", lambda *_, **__: False)
+            patch.setattr("sigtorch.ops.losses.functions._eager_serves", lambda *_: False)
+            patch.setattr("sigtorch._backend.on_cpu", lambda *_: False)
         yield
 
 

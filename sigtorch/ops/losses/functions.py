@@ -80,7 +80,8 @@ def binary_cross_entropy_with_logits(
     where = "binary_cross_entropy_with_logits()"
     plain = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
     plain = plain and ignore_index is None and type(class_dim) is int and class_dim == -1
-    if plain and _backend.eager_on_cpu(input, target) and input.is_floating_point() and target.is_floating_point():
+    eagerly = plain and _backend.on_cpu(input, target) and not _backend.kernels_chosen()
+    if eagerly and input.is_floating_point() and target.is_floating_point():
         try:  # PyTorch's own, first: what is right costs no check
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
         except (RuntimeError, TypeError, ValueError):
@@ -230,13 +231,14 @@ def _run(
         out = _run(loss, -1, input.movedim(class_dim, -1), target, *weights, others[2])
         return out.movedim(-1, class_dim) if loss.reduction == "none" else out
     given = [t for t in (target, *others) if t is not None]
-    if _eager_serves(loss, input, target, given):
+    serves = _eager_serves(loss, input, target, given)
+    if serves and not _backend.kernels_chosen():
         return eager(loss, input, target, *others)
     floating = [t for t in given if t.is_floating_point()]
     backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
     if backend != "formula" and _fused(loss, input, target, given):
         return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
-    if _eager_serves(loss, input, target, given, refused=True):
+    if serves:  # the kernels that were chosen refused
         return eager(loss, input, target, *others)
     where, name = TARGETS[loss.name]
     checks.values(where, name, input, target, (loss.background_index, loss.ignore_index))
@@ -248,16 +250,14 @@ def _classes_last(weight: torch.Tensor | None, class_dim: int, dims: int) -> tor
     return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(class_dim, -1)
 
 
-def _eager_serves(
-    loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor], refused: bool = False
-) -> bool:
+def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
     """Where PyTorch's own arithmetic takes the loss, and is what a CPU runs fastest: unless kernels are chosen and take it.
 
     Whoever watches changes nothing here, nor do kernels that refuse: a checkpoint's recompute has to save what forward did,
     and what saves other tensors of the same shapes would give wrong gradients.
     """
     return (
-        _backend.eager_on_cpu(input, *given, refused=refused)
+        _backend.on_cpu(input, *given)
         and (target.is_floating_point() or target.dtype == torch.bool)
         and (not _differentiated(loss, given) or _pytorchs(loss, *given))
         and not 0 < loss.gamma < 1  # infinitely steep where it is 0
