@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from sigtorch.plugin.recognise import NUMBER, SIGMOID, SILU, activation
+from sigtorch.plugin.recognise import SIGMOID, SILU, activation, is_number, kind_of_attribute
 from sigtorch.plugin.source import found
 
 _FUNCTIONS, _MODULES = {"sigmoid", "sigmoid_", "silu", "silu_", "expit"}, {"Sigmoid", "SiLU"}
@@ -23,27 +23,6 @@ _SAME = {
 def holds_activations(value: Any) -> bool:
     """Whether this is a dictionary of activations by their names, as transformers' is."""
     return isinstance(value, dict) and "silu" in value
-
-
-def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
-    """Whether an expression is a number for certain, or an attribute that is one (or a tensor of no dimensions)."""
-    if isinstance(node, ast.UnaryOp):
-        return is_number(node.operand, kinds, me)
-    if isinstance(node, ast.BinOp):
-        return is_number(node.left, kinds, me) and is_number(node.right, kinds, me)
-    if isinstance(node, ast.Subscript):
-        return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
-    if isinstance(node, ast.Call):
-        called = ast.unparse(node.func)
-        length = called.endswith(".size") and node.args != []
-        return length or called in ("len", "int", "float") or called.startswith("math.")
-    return isinstance(node, ast.Constant) or kind_of_attribute(node, kinds, me) == NUMBER
-
-
-def kind_of_attribute(node: ast.expr, kinds: dict[str, str], me: str) -> str | None:
-    """What an attribute of the module is."""
-    owner, _, name = ast.unparse(node).partition(".")
-    return kinds.get(name) if owner == me else None
 
 
 class Search:

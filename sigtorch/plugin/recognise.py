@@ -1,4 +1,4 @@
-"""Which functions and modules of anybody's are a sigmoid or a silu, and nothing else."""
+"""What of anybody's is a sigmoid or a silu and nothing else, function or module; and what in a source is a number."""
 
 from __future__ import annotations
 
@@ -105,3 +105,24 @@ def _of_forward(forward: Any) -> str | None:
     if len(value.args) != 1 or ast.unparse(value.args[0]) != parameters[1]:
         return None
     return _function(found(value.func, forward))
+
+
+def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
+    """Whether an expression is a number for certain, or an attribute that is one (or a tensor of no dimensions)."""
+    if isinstance(node, ast.UnaryOp):
+        return is_number(node.operand, kinds, me)
+    if isinstance(node, ast.BinOp):
+        return is_number(node.left, kinds, me) and is_number(node.right, kinds, me)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        length = called.endswith(".size") and node.args != []
+        return length or called in ("len", "int", "float") or called.startswith("math.")
+    return isinstance(node, ast.Constant) or kind_of_attribute(node, kinds, me) == NUMBER
+
+
+def kind_of_attribute(node: ast.expr, kinds: dict[str, str], me: str) -> str | None:
+    """What an attribute of the module is."""
+    owner, _, name = ast.unparse(node).partition(".")
+    return kinds.get(name) if owner == me else None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sigtorch.plugin import overlooked, products, source
-from sigtorch.plugin.recognise import NUMBER, SIGMOID, SILU, activation, sigmoid_method
+from sigtorch.plugin.recognise import NUMBER, SIGMOID, SILU, activation, is_number, kind_of_attribute, sigmoid_method
 
 _PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _VIEWS = ("expand_as", "unsqueeze", "view")  # of a product's operand, which the activation may come after
@@ -167,7 +167,7 @@ class _Writer(ast.NodeTransformer):
                 found_ = (*node.args, node.func)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in ("mul", "multiply"):
                 found_ = (node.func.value, node.args[0], ast.Constant(node.func.attr))
-        no_pair = (isinstance(f, ast.Starred) or overlooked.is_number(f, self.kinds, self.me) for f in found_[:2])
+        no_pair = (isinstance(f, ast.Starred) or is_number(f, self.kinds, self.me) for f in found_[:2])
         return () if any(no_pair) else found_
 
     def product(self, node: ast.expr) -> ast.AST | None:
@@ -224,7 +224,7 @@ class _Writer(ast.NodeTransformer):
             return inner[0]
         if len(node.args) != 1 or isinstance(node.args[0], ast.Starred):
             return None
-        kind = overlooked.kind_of_attribute(called, self.kinds, self.me)
+        kind = kind_of_attribute(called, self.kinds, self.me)
         return kind if kind in (SIGMOID, SILU) else activation(source.found(called, self.function))
 
     def operand(self, node: Any, still: bool) -> ast.expr:
