@@ -216,6 +216,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
     if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
+    if args.host and args.device.type == "cpu" and torch.cuda.is_available():
+        parser.error("--host --device cpu: there is a GPU, and nothing stands in for its driver; leave out --device")
     if args.machine_code:
         if os.environ.get("TRITON_INTERPRET", "0") != "0":
             parser.error("--machine-code: TRITON_INTERPRET is set, and the interpreter makes no machine code")

@@ -144,6 +144,8 @@ def expected_of(case, tensors, incoming=1.0):
 def close(actual, expected, dtype=None):
     """To the rounding of the actual dtype and of float32 sums, relative to the largest of a tensor."""
     rtol = RTOL[dtype or actual.dtype]
+    if actual.is_cuda and dtype == torch.bfloat16:
+        rtol *= 4  # it multiplies the logits' gradients as such, which then may cancel
     assert_close(actual.double(), expected, rtol=rtol, atol=rtol * max(expected.abs().max().item(), 1e-3))
 
 

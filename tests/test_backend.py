@@ -67,7 +67,7 @@ def test_an_unknown_backend_changes_nothing(variable):
         refused(ValueError, lambda: use("cuda"), "'cuda'", "'triton'")
         refused(ValueError, lambda: use(None), "None")
         refused(ValueError, lambda: use(numpy.zeros(2)), "array([0., 0.])")
-        assert (_backend._forced.get() or _backend._named()) == "aten"
+        assert _backend.chosen() == "aten"
     variable("tritn")
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
 
@@ -86,10 +86,11 @@ def test_the_variable_and_the_context(variable, device):
     assert sigtorch.backend_of(torch.randn(3)) == "aten"
 
 
-def test_triton_forced_where_it_cannot_be(monkeypatch):
+def test_triton_forced_where_it_cannot_be(monkeypatch, device):
     with sigtorch.use_backend("triton"):
-        refused(TypeError, lambda: sigtorch.sigmoid(torch.arange(3)), "torch.int64")
-        refused(TypeError, lambda: sigtorch.sigmoid(torch.randn(3, dtype=torch.complex64)), "torch.complex64")
+        refused(TypeError, lambda: sigtorch.sigmoid(torch.arange(3, device=device)), "torch.int64")
+        x = torch.randn(3, dtype=torch.complex64, device=device)
+        refused(TypeError, lambda: sigtorch.sigmoid(x), "torch.complex64")
         monkeypatch.setattr(_backend, "_interprets_or_stands_in", lambda kind: False)
         for missing, kind, quoted in [
             (None, ValueError, ("cpu", "TRITON_INTERPRET")),
@@ -126,7 +127,7 @@ def test_a_choice_inside_of_what_is_compiled(name):
     x = torch.randn(3)
     for function in (compiled, decorated):
         torch.testing.assert_close(function(x), torch.sigmoid(x) * x)
-    assert (_backend._forced.get() or _backend._named()) == "auto"
+    assert _backend.chosen() == "auto"
 
 
 def test_works_where_triton_is_missing():
@@ -143,7 +144,7 @@ def test_works_where_triton_is_missing():
 def test_a_choice_is_the_threads_own():
     seen = []
     with sigtorch.use_backend("triton"):
-        thread = threading.Thread(target=lambda: seen.append(_backend._forced.get() or _backend._named()))
+        thread = threading.Thread(target=lambda: seen.append(_backend.chosen()))
         thread.start()
         thread.join()
     assert seen == ["auto"]
@@ -153,7 +154,7 @@ def test_a_choice_is_the_tasks_own():
     async def choose(name):
         with sigtorch.use_backend(name):
             await asyncio.sleep(0.01)
-            return _backend._forced.get() or _backend._named()
+            return _backend.chosen()
 
     async def both():
         return await asyncio.gather(choose("aten"), choose("triton"), choose("auto"))

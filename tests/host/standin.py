@@ -63,6 +63,8 @@ def launches() -> int:
 @functools.cache
 def _libcuda() -> ctypes.CDLL:
     """Builds the stand-in and loads it where Triton's launchers find it."""
+    if torch.cuda.is_available():
+        raise RuntimeError("there is a GPU: its own driver is loaded, and nothing stands in for it")
     folder = tempfile.mkdtemp(prefix="standin.")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # till then launchers are linked against it
     library = Path(folder, "libcuda.so.1")

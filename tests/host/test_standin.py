@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from device import DEVICE
 
 SCRIPT = """
 import sys, warnings
@@ -30,6 +31,7 @@ def run(arch, **variables):
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.skipif(DEVICE == "cuda", reason="nothing stands in for a driver that is there")
 @pytest.mark.parametrize("arch", [80, 90])
 def test_launches_are_counted(arch, tmp_path):
     done = run(arch, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
@@ -43,3 +45,8 @@ def test_launches_are_counted(arch, tmp_path):
 def test_interpreter_is_refused():
     done = run(90, TRITON_INTERPRET="1")
     assert "RuntimeError: TRITON_INTERPRET is set: the interpreter launches nothing" in done.stderr
+
+
+@pytest.mark.gpu
+def test_a_driver_that_is_there_is_not_replaced():
+    assert "RuntimeError: there is a GPU" in run(90, TRITON_INTERPRET="0").stderr

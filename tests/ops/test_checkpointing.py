@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
+from sigtorch import _backend
 
 pytestmark = pytest.mark.kernels
 
@@ -58,10 +60,11 @@ def calls():
     for loss in LOSSES:
         for name, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(4))):
             x = torch.randn(4, 6, requires_grad=True)
-            yield pytest.param(lambda x, t=target, f=loss: f(x, t, reduction="sum"), [x], id=f"{loss.__name__}-{name}")
+            call = functools.partial(loss, reduction="sum")
+            yield pytest.param(lambda x, t=target, f=call: f(x, t.to(x.device)), [x], id=f"{loss.__name__}-{name}")
         x, mask = torch.randn(4, 6, requires_grad=True), torch.tensor([0, 1, 255]).byte().expand(4, 3).repeat(1, 2)
-        given = {"reduction": "mean", "ignore_index": 255}
-        yield pytest.param(lambda x, t=mask, f=loss, g=given: f(x, t, **g), [x], id=f"{loss.__name__}-mask")
+        call = functools.partial(loss, reduction="mean", ignore_index=255)
+        yield pytest.param(lambda x, t=mask, f=call: f(x, t.to(x.device)), [x], id=f"{loss.__name__}-mask")
     yield from calls_eager_or_not()
     x = torch.randn(4, 6, requires_grad=True)
     yield pytest.param(lambda x: sigtorch.swiglu(torch.sigmoid(sigtorch.glu(x)), x[:, :3]), [x], id="several")
@@ -122,6 +125,46 @@ def test_recomputed_another_way(call, inputs, forth, device):
             assert "recomput" in str(found).lower(), found
         else:
             torch.testing.assert_close([t.cpu() for t in found], expected, msg=lambda m: f"{forth}, then {back}: {m}")
+
+
+class Deep(torch.autograd.Function):
+    """Calls backward in its backward, and so on. From 60 on PyTorch does it in a thread of its own, as it does for a GPU."""
+
+    @staticmethod
+    def forward(ctx, x, depth, call):
+        ctx.depth, ctx.call = depth, call
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if not ctx.depth:
+            return ctx.call(), None, None
+        with torch.enable_grad():
+            x = torch.zeros_like(grad, requires_grad=True)
+            return torch.autograd.grad(Deep.apply(x, ctx.depth - 1, ctx.call), x, grad)[0], None, None
+
+
+@pytest.mark.parametrize("setting", ["auto", "aten", "triton"])
+def test_what_holds_where_backward_is_called_holds_in_its_threads(setting, device):
+    x = torch.randn(4, 6, device=device, requires_grad=True)
+    seen = []
+
+    def gradient():
+        seen.append((threading.get_ident(), _backend.chosen()))
+        with sigtorch.use_backend("triton"):  # of the thread's own
+            assert _backend.chosen() == "triton"
+        assert _backend.chosen() == setting
+        return torch.autograd.grad(out, x)[0]
+
+    with sigtorch.use_backend(setting):
+        out = checkpoint(sigtorch.sigmoid, x, use_reentrant=False).sum()
+        y = torch.zeros(4, 6, device=device, requires_grad=True)
+        Deep.apply(y, 70, gradient).sum().backward()
+    assert seen[0][0] != threading.get_ident()
+    assert seen[0][1] == setting
+    torch.testing.assert_close(y.grad, torch.sigmoid(x) * torch.sigmoid(-x))
+    Deep.apply(y, 70, lambda: seen.append(_backend.chosen()) or y).sum().backward()
+    assert seen[-1] == "auto"
 
 
 def test_torchvisions_focal_loss_recomputed_by_its_own():

@@ -18,7 +18,7 @@ from chunked_cases import (
     every_traced_case,
     expected_of,
 )
-from device import TORCH_2_8
+from device import TORCH
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -268,7 +268,7 @@ def test_exports_and_traces(case):
     expected = case.oracle(*[t.double() for t in tensors])
     close(case.ours(*tensors), expected)
     # The tests' targets are in a closure, which strict export in 2.8 does not look into; test_linear_bce.py has others.
-    for strict in (False,) if TORCH_2_8 else (False, True):
+    for strict in (False,) if TORCH == (2, 8) else (False, True):
         close(torch.export.export(Model(), tuple(tensors), strict=strict).module()(*tensors), expected)
     close(make_fx(lambda *given: case.ours(*given))(*tensors)(*tensors), expected)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import triton
-from device import TORCH_2_8
+from device import TORCH
 from loss_cases import (
     DTYPES,
     IMAGES,
@@ -273,6 +273,7 @@ def test_transforms(loss, options, kind, backend, device):
     x, target = masked((4, 6), torch.float64, kind, device)
     target[3] = IGNORED[kind]  # a sample of which nothing is left
     x, tangent = x.detach(), torch.randn(4, 6, dtype=torch.float64, device=device)
+    options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     given = {"reduction": "mean", "ignore_index": IGNORED[kind]} | options
     oracle = functools.partial(ORACLES[loss], **given)
     with sigtorch.use_backend(backend):
@@ -339,7 +340,7 @@ def test_checkpointing(loss, kind, backend, device):
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(TORCH_2_8, reason="its DTensor has no rule for softplus")
+@pytest.mark.skipif(TORCH == (2, 8), reason="its DTensor has no rule for softplus")
 @every_loss
 def test_dtensor(loss, tmp_path):
     """By the formula, of logits that are sharded and of such that are not."""

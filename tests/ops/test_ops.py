@@ -214,7 +214,7 @@ def test_autocast_is_as_the_oracles(case, device):
     with torch.autocast(device, torch.bfloat16):
         mine, theirs = case.ours(*inputs), case.oracle(*inputs)
     assert mine.dtype == theirs.dtype
-    torch.testing.assert_close(mine, theirs, **tolerance(mine.dtype))
+    torch.testing.assert_close(mine, theirs, **tolerance(mine.dtype, 4))  # the oracle, too, rounds after every operator
     half = [t.detach().bfloat16() for t in inputs]
     with torch.autocast(device, torch.bfloat16):
         assert case.ours(*half).dtype == case.oracle(*half).dtype

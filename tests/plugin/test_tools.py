@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from patching import MLP, agree, run, spy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import sigtorch
@@ -60,8 +61,8 @@ def test_exported_with_dynamic_shapes(calls):
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])
-def test_traced_by_jit(backend):
-    model, x = Gated().eval(), torch.randn(4, 6)
+def test_traced_by_jit(backend, device):
+    model, x = Gated().eval().to(device), torch.randn(4, 6, device=device)
     expected = model(x)
     with sigtorch.patch(model), sigtorch.use_backend(backend):
         traced = torch.jit.trace(model, x)
@@ -104,11 +105,11 @@ def group(tmp_path):
 def test_sharded(first, group, calls):
     model, x = Gated(), torch.randn(4, 6)
     expected = run(model, x)
-    classes = [type(m) for m in model.modules()]
+    classes, mesh = [type(m) for m in model.modules()], init_device_mesh("cpu", (1,))
 
     def shard():
         for module in (model.first, model.second, model):
-            fully_shard(module)
+            fully_shard(module, mesh=mesh)
 
     if first == "shard":
         shard()

@@ -12,9 +12,8 @@ from sigtorch import _backend
 from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved
 from sigtorch._backend import HALF_DTYPES
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.formulas import Loss, eager, formula
+from sigtorch.ops.losses.formulas import TINY, Loss, eager, formula
 
-TINY = torch.finfo(torch.float32).tiny
 # How a loss and its target are called where a value of that is refused.
 TARGETS = {
     "binary_cross_entropy_with_logits": ("binary_cross_entropy_with_logits()", "target"),
