@@ -154,7 +154,7 @@ def _sum_kernel(
 def _sum(lanes):
     """A thread's own elements in float32, as a tree; float64 is slow on many chips, and left to what threads share."""
     SIZE: tl.constexpr = lanes.shape[0] * lanes.shape[1]
-    return tl.sum(tl.sum(tl.reshape(lanes, [SIZE // 8, 8]), 1).to(tl.float64), 0)
+    return tl.sum(tl.sum(tl.reshape(lanes, [SIZE // 4, 4]), 1).to(tl.float64), 0)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -217,8 +217,9 @@ def _sum_call(
     fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: tuple[torch.dtype, int]
 ) -> Call:
     at, (dtype, ignoring) = layout(inputs, outputs), option
-    # Eight elements a thread: a newer compiler spends 231 registers on sixteen.
-    block_m, block_n = tile_of(at, outputs[0], 2 * HALF_A_TILE if outputs[0].element_size() == 2 else HALF_A_TILE)
+    # In one row four elements a thread, for few registers let many threads wait for memory; where rows have addresses, two.
+    size = outputs[0].element_size()
+    block_m, block_n = tile_of(at, outputs[0], 16 // size if at.row_strides is None else max(2, 8 // size))
     programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
     arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn
     of = form(at, inputs, [dtype], ignoring)

@@ -205,7 +205,7 @@ def _basic_blocks(sass: str) -> dict[str, Block]:
 
 
 def _full_blocks(blocks: dict[str, Block]) -> list[str]:
-    """The way from entry to an exit with the most wide accesses that no mask guards; of these, the shortest."""
+    """The way from entry to an exit with the widest accesses that no mask guards, in sum; of these, the shortest."""
     ways: dict[str, list[str] | None] = {}
 
     def best(label: str) -> list[str] | None:
@@ -221,4 +221,4 @@ def _full_blocks(blocks: dict[str, Block]) -> list[str]:
 
 
 def _unmasked_width(way: list[str]) -> tuple[int, int]:
-    return sum(op.startswith(("LDG", "STG")) and _access(op).endswith(("128", "256")) for op in way), -len(way)
+    return sum(int(_access(op).split()[1]) for op in way if op.startswith(("LDG", "STG"))), -len(way)

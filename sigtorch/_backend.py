@@ -6,11 +6,10 @@ import functools
 import importlib
 import importlib.util
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from torch._C import (
     _is_key_in_tls,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
-    _stash_obj_in_tls,
     _TorchDispatchModeKey,
 )
 from torch._C._functorch import peek_interpreter_stack
@@ -51,10 +49,6 @@ TRANSPARENT_MODES: set[type] = {DeviceContext}
 DIVERTING_MODES: set[type] = set()
 
 _forced: ContextVar[str | None] = ContextVar("sigtorch_backend", default=None)
-
-# PyTorch's backward passes run on threads of its own, as for a GPU. They get what the thread that called backward has
-# stashed, and no context: so the choice is stashed too, with that thread's number. It is empty once it no longer holds.
-_STASHED = "sigtorch_backend"
 
 
 def _ordinary(device: str) -> tuple[int, int]:
@@ -133,7 +127,7 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     """
     if torch.compiler.is_compiling():  # before a ContextVar is read, which Dynamo refuses under fullgraph
         return "formula"
-    choice = _forced.get() or _chosen_elsewhere()  # as chosen(), without its call
+    choice = chosen()
     if choice == "aten" or (choice == "auto" and not cpu_pass and getattr(tensors[0], "is_cuda", False) is not True):
         return "formula"  # whatever watches
     if not _ordinary_tensors((*tensors, *beside) if beside else tensors) or not unwatched():
@@ -190,27 +184,25 @@ def kernels_chosen() -> bool:
 
 def chosen() -> str:
     """The choice that holds here."""
-    return _forced.get() or _chosen_elsewhere()
+    return _forced.get() or _callers() or _named()
 
 
-def _chosen_elsewhere() -> str:
-    """Of the thread that called backward, whose stash one of PyTorch's own has, or everywhere."""
-    choice = _stashed()
-    if choice and choice[1] != threading.get_ident():
-        return choice[0]  # type: ignore[no-any-return]
-    return _named()
+def _callers() -> str | None:
+    """The choice of the thread that called backward, where PyTorch does it in threads of its own, as for a GPU.
 
-
-def _stashed() -> list[Any]:
-    return _get_obj_in_tls(_STASHED) if _is_key_in_tls(_STASHED) else []  # type: ignore[no-any-return]
+    Newer releases hand them the caller's context under this name; 2.11 does not.
+    """
+    context = _get_obj_in_tls("context") if _is_key_in_tls("context") else None
+    return context.get(_forced) if isinstance(context, Context) else None
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Choose what runs sigtorch's operations inside the ``with`` block, or the decorated function.
 
-    Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread; what a
-    checkpoint recomputes in it runs what holds where backward is called.
+    Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread. What a
+    checkpoint recomputes for a GPU runs what holds where backward is called; with a PyTorch before 2.14, what the
+    environment variable says.
     The environment variable ``SIGTORCH_BACKEND``, read once, by the first operation, sets the choice everywhere else.
 
     Args:
@@ -226,15 +218,11 @@ def use_backend(name: str) -> Iterator[None]:
     if torch.compiler.is_compiling():  # which runs PyTorch's in any case
         yield
         return
-    token, before, mine = _forced.set(name), _stashed(), [name, threading.get_ident()]
-    _stash_obj_in_tls(_STASHED, mine)
+    token = _forced.set(name)
     try:
         yield
     finally:
         _forced.reset(token)
-        if _stashed() is mine:  # else another task's, which goes on
-            _stash_obj_in_tls(_STASHED, before)
-        mine.clear()
 
 
 def backend_of(tensor: torch.Tensor, *tensors: torch.Tensor) -> str:

@@ -24,8 +24,13 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY_TEXT = tuple(
     f"--device cpu --dim 16 --layers 2 --heads 2 --context 32 --batch 8 --data {SCRIPTS / 'benchmark.py'}".split()
 )
-# Warnings are errors, but for what dependencies say of themselves: Triton and Dynamo on Python 3.13, and what Dynamo hides.
-IGNORED = ("AnnAssign.__init__ missing", "Guards may run slower on Python", "The .grad attribute of a Tensor")
+# Warnings are errors, but for what dependencies say of themselves: Triton and Dynamo on new Pythons, and what Dynamo hides.
+IGNORED = (
+    "AnnAssign.__init__ missing",
+    "Guards may run slower on Python",
+    "The .grad attribute of a Tensor",
+    "`torch.jit.script_method` is deprecated",
+)
 # Importing torch takes longer than these trainings: one process does it, and forks for each of them.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch._dynamo", "matplotlib.backends.backend_agg", "train_text", "train_digits"])

@@ -264,11 +264,11 @@ torch.cuda.is_available = lambda: True
 torch.cuda.device = lambda index: contextlib.nullcontext()
 """
 STAND_IN = (
-    BELIEVED
-    + """
+    """
 from host import standin
 standin.install({arch})
 """
+    + BELIEVED
 )
 
 

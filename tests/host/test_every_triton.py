@@ -14,7 +14,8 @@ from host import standin
 from sigtorch.kernels import chunked_losses
 
 pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret or DEVICE == "cuda", reason="compiles for a GPU that is not there: see `make test-tritons`"
+    triton.knobs.runtime.interpret or DEVICE == "cuda",
+    reason="compiles for a GPU that is not there: see `make test-tritons`",
 )
 SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3, 4, 6)}
 

@@ -15,7 +15,8 @@ from sigtorch.kernels import _map, _reduce
 from sigtorch.kernels._launch import Plan
 
 pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret or DEVICE == "cuda", reason="launches for a GPU that is not there: see `make test-tritons`"
+    triton.knobs.runtime.interpret or DEVICE == "cuda",
+    reason="launches for a GPU that is not there: see `make test-tritons`",
 )
 DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 INPUTS = {c.name: (c.ours, lambda c=c: c.inputs((4, 6, 16), torch.bfloat16)) for c in CASES if c.fused}

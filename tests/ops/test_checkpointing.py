@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cases import CASES
+from device import DEVICE, TORCH
 from loss_cases import LOSSES
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -120,8 +121,9 @@ def test_recomputed_another_way(call, inputs, forth, device):
         out = under(forth, lambda: checkpoint(call, *leaves, use_reentrant=False).sum())
         found = under(back, lambda: gradients_or_error(out, leaves))
         if isinstance(found, Exception):
-            # PyTorch's backward, called under a function mode, runs without it.
-            assert forth != back or "patched" in forth or forth == "function mode", found
+            # PyTorch's backward, called under a function mode, runs without it; and for a GPU in a thread of its own.
+            elsewhere = "thread" if DEVICE == "cuda" and TORCH < (2, 14) and forth == "aten" else back
+            assert forth != elsewhere or "patched" in forth or forth == "function mode", found
             assert "recomput" in str(found).lower(), found
         else:
             torch.testing.assert_close([t.cpu() for t in found], expected, msg=lambda m: f"{forth}, then {back}: {m}")
@@ -144,27 +146,25 @@ class Deep(torch.autograd.Function):
             return torch.autograd.grad(Deep.apply(x, ctx.depth - 1, ctx.call), x, grad)[0], None, None
 
 
+@pytest.mark.skipif(TORCH < (2, 14), reason="its threads know nothing of who called backward")
 @pytest.mark.parametrize("setting", ["auto", "aten", "triton"])
-def test_what_holds_where_backward_is_called_holds_in_its_threads(setting, device):
-    x = torch.randn(4, 6, device=device, requires_grad=True)
+def test_what_holds_where_backward_is_called_holds_in_its_threads(setting):
+    x, y = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
     seen = []
 
-    def gradient():
+    def call(x):
         seen.append((threading.get_ident(), _backend.chosen()))
         with sigtorch.use_backend("triton"):  # of the thread's own
             assert _backend.chosen() == "triton"
-        assert _backend.chosen() == setting
-        return torch.autograd.grad(out, x)[0]
+        return x.sin()
 
     with sigtorch.use_backend(setting):
-        out = checkpoint(sigtorch.sigmoid, x, use_reentrant=False).sum()
-        y = torch.zeros(4, 6, device=device, requires_grad=True)
-        Deep.apply(y, 70, gradient).sum().backward()
-    assert seen[0][0] != threading.get_ident()
-    assert seen[0][1] == setting
-    torch.testing.assert_close(y.grad, torch.sigmoid(x) * torch.sigmoid(-x))
-    Deep.apply(y, 70, lambda: seen.append(_backend.chosen()) or y).sum().backward()
-    assert seen[-1] == "auto"
+        out = checkpoint(call, x, use_reentrant=False).sum()
+        Deep.apply(y, 60, lambda: torch.autograd.grad(out, x)[0]).sum().backward()
+    (here, forward), (there, recomputed) = seen
+    assert here != there
+    assert (forward, recomputed) == (setting, setting)
+    torch.testing.assert_close(y.grad, x.cos())
 
 
 def test_torchvisions_focal_loss_recomputed_by_its_own():

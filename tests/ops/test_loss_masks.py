@@ -331,6 +331,8 @@ def test_compiles_and_traces(loss, kind):
 @every_loss
 @every_kind
 def test_checkpointing(loss, kind, backend, device):
+    if backend == "formula" and device == "cuda" and TORCH < (2, 14):
+        pytest.skip("it recomputes in a thread that knows of no choice")
     x, target = masked((4, 6), torch.float32, kind, device)
     call = functools.partial(loss, reduction="mean", ignore_index=IGNORED[kind])
     grads = []

@@ -88,7 +88,9 @@ def _reduced(
     elif loss.reduction == "sum":
         values = values.sum()
     divisor = loss.normalizer if normalizer is None else normalizer
-    if isinstance(divisor, float) and divisor < TINY:  # a GPU multiplies by the inverse of a number, here an infinite one
+    if (
+        isinstance(divisor, float) and divisor < TINY
+    ):  # a GPU multiplies by the inverse of a number, here an infinite one
         divisor = torch.full((), divisor, dtype=torch.float64, device=values.device)
         values = values.double()
     return (values if divisor is None else values / divisor).to(loss.dtype)
