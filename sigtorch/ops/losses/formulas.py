@@ -88,9 +88,8 @@ def _reduced(
     elif loss.reduction == "sum":
         values = values.sum()
     divisor = loss.normalizer if normalizer is None else normalizer
-    if (
-        isinstance(divisor, float) and divisor < TINY
-    ):  # a GPU multiplies by the inverse of a number, here an infinite one
+    # A GPU multiplies by the inverse of a number, here an infinite one. What is compiled may not ask how large one is.
+    if not torch.compiler.is_compiling() and isinstance(divisor, float) and divisor < TINY:
         divisor = torch.full((), divisor, dtype=torch.float64, device=values.device)
         values = values.double()
     return (values if divisor is None else values / divisor).to(loss.dtype)
