@@ -7,6 +7,7 @@ that depends on the operands' dtypes, shapes, strides and alignment is a ``Plan`
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,16 +18,13 @@ from sigtorch.kernels._layout import ONE_A_COLUMN, Layout, Operand, reached
 
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
-# Four 16-byte accesses a thread and tensor: two in flight fill a B200's memory, four halve what addresses cost.
-TILE_BYTES = 4 * 16 * 32 * WARPS
-# The part of a tile for what computes so much of an element that a whole one would not fit a chip's registers.
-HALF_A_TILE = 2
+# Two 16-byte accesses a thread and tensor: with four, an H200 took up to 4 % longer, for the registers of more threads.
+TILE_BYTES = 2 * 16 * 32 * WARPS
 # Columns of a tile, of rows up to NARROW_ROWS and of longer ones: few widths, for each is a compilation.
 NARROW, WIDE = 16, 128
 NARROW_ROWS = 64
-OPTIONS: dict[str, Any] = {"num_warps": WARPS}
-if not triton.knobs.runtime.interpret:  # the interpreter has no such option
-    OPTIONS["enable_fp_fusion"] = True
+# The interpreter has no such option.
+OPTIONS: dict[str, Any] = {} if triton.knobs.runtime.interpret else {"enable_fp_fusion": True}
 MAX_PLANS = 4096
 RUNTIME = triton.knobs.runtime
 
@@ -40,6 +38,7 @@ class Call(NamedTuple):
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
     partials: int = 0  # of a sum: how many parts of it the kernel writes
+    warps: int = WARPS
 
 
 class Plan:
@@ -63,7 +62,7 @@ class Plan:
         if public:
             call = self.call
             with torch.cuda.device_of(outputs[0]):
-                compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, **OPTIONS)
+                compiled = call.kernel[call.grid](inputs, outputs, *call.arguments, num_warps=call.warps, **OPTIONS)
                 if direct is None:  # asked once, and here, where the operands' device is the current one
                     self.direct, self.compiled = _direct(compiled, call, inputs, outputs), compiled
             return
@@ -93,14 +92,25 @@ def _direct(
         RUNTIME.launch_enter_hook.calls, RUNTIME.launch_exit_hook.calls  # noqa: B018, profilers put theirs here
         stream, no_hooks = object(), (None, None, None)
         launcher(*call.grid, stream, compiled.function, compiled.packed_metadata, *no_hooks, *arguments)
-        ((x, y, z, given_stream, *between, given),) = seen
+        ((x, y, z, given_stream, *rest),) = seen
+        packed = isinstance(
+            rest[-1], tuple
+        )  # as from Triton 3.7 on; before, each argument is one of the launcher's own
+        at = -1 if packed else -len(arguments)
+        between, given = tuple(rest[:at]), rest[-1] if packed else rest[at:]
         as_expected = (x, y, z) == call.grid and given_stream is stream and [*map(id, given)] == [*map(id, arguments)]
         seen.clear()  # the launcher may be kept, and these are somebody's tensors
     except Exception:  # whatever a launcher raises that is not like this one
         return ()
     if not as_expected or any(hasattr(b, "data_ptr") for b in between):  # scratch memory, of that one launch
         return ()
-    return launch, *call.grid, tuple(between), call.arguments, current_device(), current_device, current_stream
+    if not packed:
+        launch = functools.partial(_unpacked, launch)
+    return launch, *call.grid, between, call.arguments, current_device(), current_device, current_stream
+
+
+def _unpacked(launch: Callable[..., None], *given: Any) -> None:
+    launch(*given[:-1], *given[-1])
 
 
 def plan(
@@ -157,11 +167,9 @@ def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype], 
     return at.sets, at.kinds, at.vector, precise, double, ignoring
 
 
-def tile_of(at: Layout, like: torch.Tensor, part: int = 1) -> tuple[int, int]:
-    """Rows and columns of a tile, or of that part of one."""
-    whole = TILE_BYTES // like.element_size()
-    size = whole // part
-    if at.row_strides is None or (at.cols >= whole and ONE_A_COLUMN not in at.kinds):
+def tile_of(at: Layout, size: int) -> tuple[int, int]:
+    """Rows and columns of a tile, of so many elements in one row."""
+    if at.row_strides is None or (at.cols >= 2 * size and ONE_A_COLUMN not in at.kinds):
         return 1, size
     # Each row has an address of its own, which takes registers.
     if at.cols <= NARROW_ROWS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import HALF_A_TILE, exact
+from sigtorch.kernels._launch import exact
 from sigtorch.kernels._layout import Operand
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_sum, reduce
@@ -29,7 +29,7 @@ def negatives_with_gradient(
         losses = launch_map_sum(_math.dnegative, inputs, (out,), summed=2)
     else:  # the bias has the shape of the logits, and there is nothing to sum to that
         losses = torch.empty_like(logits)
-        launch_map(_math.dnegative, inputs, (out, losses), HALF_A_TILE)
+        launch_map(_math.dnegative, inputs, (out, losses))
     return losses.sum(dtype=torch.float64), out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import HALF_A_TILE
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_sum
 
@@ -58,7 +57,7 @@ def sigmoid_lerp_backward(
 ) -> tuple[torch.Tensor, ...]:
     grad_x = torch.empty_like(x)
     grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
-    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads, HALF_A_TILE)
+    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads)
     return grads
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import HALF_A_TILE, exact
+from sigtorch.kernels._launch import exact
 from sigtorch.kernels._layout import Operand, axes_of, reachable
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import reduce
@@ -32,7 +32,7 @@ def loss_forward(
         total, divisor = reduce(fn, (1, *operands), x, divisor, loss.dtype, ignoring)
         return total, divisor if counted else normalizer
     out = _result(loss, x, target, loss.dtype)
-    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), HALF_A_TILE, ignoring)
+    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), ignoring)
     return out, normalizer
 
 
@@ -49,7 +49,7 @@ def loss_backward(
     operands = _operands(loss, x, target, weight, pos_weight)
     fn = _function(loss.name, target.dtype, "d")
     ignoring = 0 if loss.ignore_index is None else 3
-    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), HALF_A_TILE, ignoring)
+    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), ignoring)
     return grad_x
 
 

@@ -170,6 +170,38 @@ def picture(path: Path, records: Iterable[Record], metric: str, title: str) -> N
     figure.savefig(path)
 
 
+def overview(path: Path, records: Iterable[Record], title: str) -> None:
+    """Draw how many times as fast as eager PyTorch each operation is, forward and backward, at the largest size measured."""
+    records = [record for record in records if (record.metric, record.pass_) == ("speed", "both")]
+    largest = {op: max(r.elements for r in records if r.op == op) for op in dict.fromkeys(r.op for r in records)}
+    records = [r for r in records if r.elements == largest[r.op] and r.implementation != "eager"]
+    dtypes, ops, names = (
+        list(dict.fromkeys(getattr(r, k) for r in records)) for k in ("dtype", "op", "implementation")
+    )
+    figure = Figure(figsize=(1.5 + 4.5 * len(dtypes), max(3, 1.2 + 0.45 * len(ops))), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
+    for panel, dtype in zip(panels, dtypes, strict=True):
+        for number, name in enumerate(names):
+            speeds = {r.op: r.value for r in records if (r.dtype, r.implementation) == (dtype, name)}
+            places = [ops.index(op) + (number - (len(names) - 1) / 2) * 0.38 for op in speeds]
+            bars = panel.barh(
+                places, [speed - 1 for speed in speeds.values()], 0.36, left=1, color=f"C{number + 1}", label=name
+            )
+            panel.bar_label(bars, [f"{speed:.2f}" for speed in speeds.values()], padding=3, fontsize="small")
+        panel.axvline(1, color="C0", label="eager")
+        panel.set(xscale="log", title=dtype, xlabel="times as fast as eager PyTorch", yticks=range(len(ops)))
+        panel.set_yticklabels(ops)
+        panel.set_xlim(min(0.8, *(r.value for r in records)) * 0.9, max(r.value for r in records) * 1.5)
+        panel.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        panel.xaxis.set_minor_formatter("")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 1)
+    figure.suptitle(title, fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 if __name__ == "__main__":
     _stdout.escape_what_it_lacks()
     show(*read_json(Path(sys.argv[1])))

@@ -283,7 +283,11 @@ def main() -> None:
     for op in args.ops:
         mine = [record for record in records if record.op == op]
         _report.picture(args.out / f"{op}.png", mine, "bandwidth", f"{op}: useful bandwidth on {hardware}")
-    print(f"written: {args.out}{os.sep}benchmark.csv, benchmark.json, {', '.join(f'{op}.png' for op in args.ops)}")
+    pictures = [f"{op}.png" for op in args.ops]
+    if "both" in args.passes and {"eager", "sigtorch"} <= set(args.backends):
+        _report.overview(args.out / "speed.png", records, f"Forward and backward, {hardware}")
+        pictures.append("speed.png")
+    print(f"written: {args.out}{os.sep}benchmark.csv, benchmark.json, {', '.join(pictures)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     triton.knobs.runtime.interpret or DEVICE == "cuda",
     reason="launches for a GPU that is not there: see `make test-tritons`",
 )
-DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
+DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5)
 INPUTS = {c.name: (c.ours, lambda c=c: c.inputs((4, 6, 16), torch.bfloat16)) for c in CASES if c.fused}
 INPUTS |= {
     loss.__name__: (lambda x, loss=loss: loss(x, torch.rand_like(x)), lambda: [torch.randn(4, 16, requires_grad=True)])

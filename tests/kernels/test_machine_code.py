@@ -12,21 +12,21 @@ BOUNDS = {
     "sigmoid": {"bfloat16": (8, 8), "float32": (12, 8)},
     "sigmoid-input": {"bfloat16": (8, 13), "float32": (12, 18)},
     "gate": {"bfloat16": (10, 16), "float32": (13, 20)},
-    "gate-token": {"bfloat16": (8, 16), "float32": (9, 22)},  # backward with the end of a sum, as below
-    "lerp": {"bfloat16": (18, 24), "float32": (21, 27)},
-    "swiglu": {"bfloat16": (11, 18), "float32": (15, 22)},
-    "swiglu-packed": {"bfloat16": (11, 18), "float32": (16, 23)},
-    "glu": {"bfloat16": (10, 16), "float32": (15, 21)},
-    # Forward with the end of a sum, some 100 instructions a program, counted as if each added up one tile.
-    "binary_cross_entropy_with_logits": {"bfloat16": (43, 17), "float32": (58, 23)},
-    "sigmoid_focal_loss": {"bfloat16": (51, 47), "float32": (66, 54)},
+    "gate-token": {"bfloat16": (8, 17), "float32": (9, 15)},  # backward with the end of a sum, as below
+    "lerp": {"bfloat16": (16, 22), "float32": (21, 26)},
+    "swiglu": {"bfloat16": (11, 17), "float32": (14, 22)},
+    "swiglu-packed": {"bfloat16": (12, 18), "float32": (17, 24)},
+    "glu": {"bfloat16": (11, 17), "float32": (16, 22)},
+    # Forward with the end of a sum, some 100 instructions a thread of four elements, counted as if each added up one tile.
+    "binary_cross_entropy_with_logits": {"bfloat16": (54, 16), "float32": (65, 22)},
+    "sigmoid_focal_loss": {"bfloat16": (63, 46), "float32": (72, 52)},
 }
 ROWS = [(96, 6), (96, 136)]  # of few columns, and of several vectors
 REGISTERS = 168  # three blocks of 128 threads a multiprocessor; a loss computes more an element, on fewer of them
 LOSS_REGISTERS = 128
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
-OLDER = 5 if TRITON < (3, 5) else 1 if TRITON < (3, 9) else 0  # what an older compiler adds, at most
-STACK = 8 if TRITON < (3, 5) else 0  # bytes: a pair of registers, in one kernel
+OLDER = 1.2 if TRITON < (3, 7) else 1  # what an older compiler takes, at most
+STACK = 8 if TRITON < (3, 7) else 0  # bytes: a pair of registers, in one kernel
 SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
@@ -105,9 +105,11 @@ def test_kernels_are_as_lean_as_we_say(arch):
         for dtype, bounds in by_dtype.items():
             for counts, bound in zip(found[f"{name} torch.{dtype}"], bounds, strict=True):
                 assert counts, "nothing was launched"
-                assert sum(c["each"] for c in counts) <= bound + OLDER, (name, dtype, counts)
+                assert sum(c["each"] for c in counts) <= bound * OLDER, (name, dtype, counts)
                 for c in counts:
-                    assert all(a.endswith(" 128") or n == 1 for a, n in c["accesses"].items()), (name, dtype, c)
+                    narrow = "load 64" if c["name"] == "_sum_kernel" and dtype == "bfloat16" else None  # four elements
+                    wide = all(a.endswith(" 128") or a == narrow or n == 1 for a, n in c["accesses"].items())
+                    assert wide, (name, dtype, c)
                     assert c["stack"] <= STACK
                     assert not c["spills"]
                     assert not c["atomics"]

@@ -153,6 +153,7 @@ def test_bytes_of_eager_operators(op, expected):
 
 def test_benchmark_draws_a_picture(benchmark):
     assert_picture(benchmark[1] / "sigmoid.png")
+    assert_picture(benchmark[1] / "speed.png")
 
 
 @pytest.mark.skipif(DEVICE == "cpu" and not shutil.which("cc"), reason="a driver's stand-in needs a C compiler")
@@ -162,7 +163,7 @@ def test_benchmark_tells_what_a_call_costs_the_host():
     assert ("a stand-in that does nothing" in result.stdout) == (DEVICE == "cpu")
     rows = [line.split() for line in result.stdout.splitlines() if "sigtorch" in line or "autograd.Function" in line]
     floor, ours = (float(row[-2]) for row in rows[-2:])
-    assert 0 < float(ours) < 100
+    assert 0 < float(ours) < 1000
     assert floor
 
 
