@@ -93,9 +93,7 @@ def _direct(
         stream, no_hooks = object(), (None, None, None)
         launcher(*call.grid, stream, compiled.function, compiled.packed_metadata, *no_hooks, *arguments)
         ((x, y, z, given_stream, *rest),) = seen
-        packed = isinstance(
-            rest[-1], tuple
-        )  # as from Triton 3.7 on; before, each argument is one of the launcher's own
+        packed = isinstance(rest[-1], tuple)  # from Triton 3.7 on all arguments in one
         at = -1 if packed else -len(arguments)
         between, given = tuple(rest[:at]), rest[-1] if packed else rest[at:]
         as_expected = (x, y, z) == call.grid and given_stream is stream and [*map(id, given)] == [*map(id, arguments)]

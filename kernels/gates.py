@@ -13,11 +13,11 @@ from sigtorch.kernels._reduce import launch_map_sum
 
 
 def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    dtype = x.dtype
+    dtype = first = x.dtype
     for t in others:
         if t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    return torch.empty_like(x, dtype=dtype)
+    return torch.empty_like(x) if dtype is first else torch.empty_like(x, dtype=dtype)  # an argument less costs less
 
 
 def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -130,9 +130,9 @@ def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
         tensors(where, **{name: x})
     if type(dim) is not int:
         dim = whole(where, "dim", dim)
-    if not isinstance(x, torch.Tensor) or x.is_nested or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if not isinstance(x, torch.Tensor) or x.is_nested or torch._C._get_tracing_state() is not None:
         return dim
-    if not -x.dim() <= dim < x.dim():
+    if not -(dims := x.dim()) <= dim < dims:
         raise ValueError(f"{where}: dim={dim} is not one of {name}, whose shape is {tuple(x.shape)}")
     odd: int | torch.SymInt = x.shape[dim] % 2
     if isinstance(odd, torch.SymInt):
