@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
+from sigtorch.kernels._launch import WARPS
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_sum
+
+LERP_WARPS = 2 * WARPS  # three tensors and more are read at once: with more elements a thread, some compilers spill
 
 
 def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -48,7 +51,7 @@ def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tenso
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     out = _result(x, y, gate)
-    launch_map(_math.sigmoid_lerp, (x, y, gate), (out,))
+    launch_map(_math.sigmoid_lerp, (x, y, gate), (out,), warps=LERP_WARPS)
     return out
 
 
@@ -57,7 +60,7 @@ def sigmoid_lerp_backward(
 ) -> tuple[torch.Tensor, ...]:
     grad_x = torch.empty_like(x)
     grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
-    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads)
+    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads, warps=LERP_WARPS)
     return grads
 
 

@@ -13,7 +13,7 @@ BOUNDS = {
     "sigmoid-input": {"bfloat16": (8, 12), "float32": (13, 18)},
     "gate": {"bfloat16": (10, 16), "float32": (14, 20)},
     "gate-token": {"bfloat16": (6, 19), "float32": (9, 14)},  # backward with the end of a sum, as below
-    "lerp": {"bfloat16": (16, 22), "float32": (21, 26)},
+    "lerp": {"bfloat16": (18, 25), "float32": (25, 31)},
     "swiglu": {"bfloat16": (11, 17), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (12, 19), "float32": (18, 25)},
     "glu": {"bfloat16": (11, 17), "float32": (17, 23)},
@@ -25,9 +25,9 @@ ROWS = [(96, 6), (96, 136)]  # of few columns, and of several vectors
 REGISTERS = 168  # three blocks of 128 threads a multiprocessor; a loss computes more an element, on fewer of them
 LOSS_REGISTERS = 128
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
-OLDER = 1.2 if TRITON < (3, 7) else 1  # what an older compiler takes, at most
-# Bytes, in one kernel of older compilers; and what 3.7 spills of bfloat16's lerp and save="input", to use few registers.
-STACK, SPILLS = (24, 12) if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0, 0)
+OLDER = 1.2 if TRITON < (3, 8) else 1  # what an older compiler takes, at most
+# Bytes, in one kernel of older compilers; and what 3.7 spills of a few kernels of half types, to use few registers.
+STACK, SPILLS = (32, 2) if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0, 0)
 SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
@@ -79,7 +79,7 @@ def of_images(dtype):
             yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
 
 found = {}
-for dtype in (torch.bfloat16, torch.float32):
+for dtype in (torch.bfloat16, torch.float32, *([torch.float16] if rows else [])):
     for name, function, inputs in chain(many_rows(dtype), of_images(dtype)) if rows else one_row(dtype):
         with sigtorch.use_backend("triton"), compiled(arch) as launches:
             out = function(*inputs)
