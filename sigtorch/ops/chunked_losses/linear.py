@@ -83,7 +83,8 @@ def linear_binary_cross_entropy(
     if len(parts) == 1:
         find: Any = _Dense(parts[0], weights)
     else:
-        find = _Sparse(*checks.sparse(where, parts, samples, labels), weights, min(work.chunk_size, labels), labels)
+        size = min(work.chunk_size, labels)
+        find = _Sparse(*checks.sparse(where, parts, samples, labels), weights, size, labels, samples)
     work = replace(work, find=find, held=tuple(t for t in (pos_weight, *parts) if t is not None))
     return loss_of(work, weight, input, None, bias)
 
@@ -92,9 +93,15 @@ class _Sparse:
     """The positives of a chunk, of pairs in the order of their labels; rows of a chunk are labels, columns samples."""
 
     def __init__(
-        self, label: torch.Tensor, sample: torch.Tensor, weights: torch.Tensor | None, size: int, labels: int
+        self,
+        label: torch.Tensor,
+        sample: torch.Tensor,
+        weights: torch.Tensor | None,
+        size: int,
+        labels: int,
+        samples: int,
     ) -> None:
-        self.label, self.sample, self.weights, self.size = label, sample, weights, size
+        self.label, self.sample, self.weights, self.size, self.samples = label, sample, weights, size, samples
         starts = torch.arange(0, labels + size, size, device=label.device)
         self.starts = torch.searchsorted(label, starts).tolist()  # read once, for a device would wait each time
 
@@ -102,8 +109,9 @@ class _Sparse:
         number = top // self.size
         of = slice(self.starts[number], self.starts[number + 1])
         label, column = self.label[of], self.sample[of] - left
-        inside = (column >= 0) & (column < right - left)
-        label, column = label[inside], column[inside]
+        if right - left < self.samples:  # some lie elsewhere; how many, a device would have to tell
+            inside = (column >= 0) & (column < right - left)
+            label, column = label[inside], column[inside]
         at = (label - top) * (right - left) + column
         return Positives(at, None if self.weights is None else self.weights[label])
 
