@@ -241,6 +241,20 @@ def chunked(args: argparse.Namespace) -> None:
     print(f"written: {args.out}{os.sep}chunked.csv, chunked.json, chunked.png")
 
 
+def draw(args: argparse.Namespace, records: Sequence[Record], hardware: str) -> list[str]:
+    """Pictures of each operation's bandwidth, and of all operations' speed; of what was left out there is none."""
+    drawn = []
+    for op in args.ops:
+        mine = [record for record in records if (record.op, record.metric) == (op, "bandwidth")]
+        if mine:
+            _report.picture(args.out / f"{op}.png", mine, "bandwidth", f"{op}: useful bandwidth on {hardware}")
+            drawn.append(f"{op}.png")
+    if any((r.metric, r.pass_) == ("speed", "both") and r.implementation != "eager" for r in records):
+        _report.overview(args.out / "speed.png", records, f"Forward and backward, {hardware}")
+        drawn.append("speed.png")
+    return drawn
+
+
 def main() -> None:
     args = parse()
     if args.device.type == "cuda":
@@ -280,14 +294,9 @@ def main() -> None:
     _report.write_csv(args.out / "benchmark.csv", records)
     _report.write_json(args.out / "benchmark.json", head, records)
     hardware = head["gpu"] if args.device.type == "cuda" else f"{head['cpu']}, {head['threads']} threads"
-    for op in args.ops:
-        mine = [record for record in records if record.op == op]
-        _report.picture(args.out / f"{op}.png", mine, "bandwidth", f"{op}: useful bandwidth on {hardware}")
-    pictures = [f"{op}.png" for op in args.ops]
-    if "both" in args.passes and {"eager", "sigtorch"} <= set(args.backends):
-        _report.overview(args.out / "speed.png", records, f"Forward and backward, {hardware}")
-        pictures.append("speed.png")
-    print(f"written: {args.out}{os.sep}benchmark.csv, benchmark.json, {', '.join(pictures)}")
+    print(
+        f"written: {args.out}{os.sep}{', '.join(['benchmark.csv', 'benchmark.json', *draw(args, records, hardware)])}"
+    )
 
 
 if __name__ == "__main__":
