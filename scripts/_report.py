@@ -191,8 +191,9 @@ def overview(path: Path, records: Iterable[Record], title: str) -> None:
         panel.axvline(1, color="C0", label="eager")
         panel.set(xscale="log", title=dtype, xlabel="times as fast as eager PyTorch", yticks=range(len(ops)))
         panel.set_yticklabels(ops)
+        ticks = [2.0**power for power in range(-3, 6)]
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xlim(min(0.8, *(r.value for r in records)) * 0.9, max(r.value for r in records) * 1.5)
-        panel.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         panel.xaxis.set_minor_formatter("")
         panel.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
