@@ -1,6 +1,6 @@
 """One tile of an elementwise operation: where its elements lie, and what is loaded, computed and stored.
 
-An operation is a scalar function from ``_math.py`` or ``_math.py``, a constexpr parameter ``FN``. ``FORM`` is what
+An operation is a scalar function from ``_math.py``, a constexpr parameter ``FN``. ``FORM`` is what
 ``_launch.form`` gives; a ``tile`` is its batch, row and column, and its rows and columns from there.
 """
 
