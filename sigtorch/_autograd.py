@@ -6,7 +6,6 @@ watches (a transform, a double backward) is the formula's.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,9 +16,10 @@ from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointError
 
 from sigtorch import _backend, _checks
+from sigtorch._once import once
 
 
-@functools.cache
+@once
 def passes_of(backend: str, family: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """An operation's two passes; kernels are imported when the first tensor needs them."""
     module = importlib.import_module(f"sigtorch.{'cpu' if backend == 'cpu' else 'kernels'}.{family}")
@@ -40,18 +40,20 @@ def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
     return True
 
 
-_numbers = itertools.count(1)
+MARKER_DIMS = 12  # more dimensions than a tensor of a user's has, so that no shape is taken for a marker's
+_numbers = itertools.count(MARKER_DIMS)
 
 
-@functools.cache
+@once
 def marker(op: str) -> torch.Tensor:
-    """An empty tensor that an operation saves first, of a shape of its own.
+    """A tensor of 8 bytes that an operation saves first, with a number of dimensions of its own.
 
     Non-reentrant checkpointing hands saved tensors back by position. Where the recompute takes another path than forward
-    did, this tensor's place shows it, to the checkpoint or to backward: no other path saves this shape there.
+    did, another shape comes back in this tensor's place. Its values may change: a hook may quantize what is saved. There
+    are two of them, for a hook may ask for the largest, or divide by their range.
     """
     with torch.inference_mode(False):
-        return torch.empty((0, next(_numbers)), dtype=torch.uint8, device="cpu")
+        return torch.arange(2.0, dtype=torch.float32, device="cpu").view(2, *[1] * (next(_numbers) - 1))
 
 
 def saved(ctx: Any, op: str) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("sigtorch/**/*.py") if "kernels" not in p.parts)
 KERNELS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py"))
 # Downwards only: a file may import what stands in a line below its own; within a folder, what stands beside it.
-FLOORS = ["__init__", "plugin", "nn", "ops", "cpu", "_autograd", "_backend", "_checks"]
+FLOORS = ["__init__", "plugin", "nn", "ops", "cpu", "_autograd", "_backend", "_checks", "_once"]
 
 
 def imported(path):

@@ -181,7 +181,8 @@ def test_saved_tensor_hooks(case, backend, device):
             hooked = gradients(case.ours, inputs, torch.ones_like)
     torch.testing.assert_close(hooked, plain, rtol=0, atol=0)
     if backend == "triton" and case.fused:
-        assert sum(packed) <= sum(t.numel() * t.element_size() for t in inputs), "more saved than the inputs"
+        marker = 64  # bytes at most
+        assert sum(packed) <= sum(t.numel() * t.element_size() for t in inputs) + marker, "more saved than the inputs"
 
 
 @every_case
