@@ -7,10 +7,10 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._C import (
@@ -31,6 +31,7 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from sigtorch import _checks
+from sigtorch._once import once
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 KERNEL_DTYPES = frozenset(_checks.FLOATS)
@@ -48,7 +49,8 @@ TRANSPARENT_MODES: set[type] = {DeviceContext}
 # Function modes that send torch.sigmoid here.
 DIVERTING_MODES: set[type] = set()
 
-_forced: ContextVar[str | None] = ContextVar("sigtorch_backend", default=None)
+F = TypeVar("F", bound=Callable[..., Any])
+_innermost: ContextVar[_Block | None] = ContextVar("sigtorch_backend", default=None)
 
 
 def _ordinary(device: str) -> tuple[int, int]:
@@ -144,7 +146,7 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
     return _runs(*kinds)
 
 
-@functools.cache
+@once
 def _runs(choice: str, index: int, *dtypes: torch.dtype) -> str:
     """What runs ordinary tensors of these dtypes on a CUDA device, or on the CPU, whose index is -1."""
     if 0 < dtypes.count(torch.float64) < len(dtypes):
@@ -178,13 +180,20 @@ def on_cpu(*tensors: Any) -> bool:
 
 
 def kernels_chosen() -> bool:
-    """Whether somebody chose the kernels, for tensors of any device."""
+    """Whether the kernels were chosen, for tensors of any device."""
     return chosen() == "triton"
 
 
 def chosen() -> str:
     """The choice that holds here."""
-    return _forced.get() or _callers() or _named()
+    return _named_by(_innermost.get()) or _callers() or _named()
+
+
+def _named_by(block: _Block | None) -> str | None:
+    """The choice of the innermost block that has not been left."""
+    while block is not None and not block.holds:
+        block = block.outer
+    return None if block is None else block.name
 
 
 def _callers() -> str | None:
@@ -193,16 +202,49 @@ def _callers() -> str | None:
     Newer releases hand them the caller's context under this name; 2.11 does not.
     """
     context = _get_obj_in_tls("context") if _is_key_in_tls("context") else None
-    return context.get(_forced) if isinstance(context, Context) else None
+    return _named_by(context.get(_innermost)) if isinstance(context, Context) else None
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+class _Block(AbstractContextManager[None]):
+    """A block in which a choice holds, until it is left: a generator's block may be left in another context."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entered = self.holds = False
+        self.outer: _Block | None = None
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():  # which runs PyTorch's in any case
+            return
+        if self.entered:
+            raise _checks.entered_twice(self.name)
+        self.entered = self.holds = True
+        self.outer = _innermost.get()
+        _innermost.set(self)
+
+    def __exit__(self, *exception: object) -> None:
+        if self.holds and not torch.compiler.is_compiling():
+            self.holds = False
+            if _innermost.get() is self:
+                _innermost.set(self.outer)
+
+    def __call__(self, function: F) -> F:
+        _checks.decorated("use_backend()", function)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _Block(self.name):
+                return function(*args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+
+def use_backend(name: str) -> _Block:
     """Choose what runs sigtorch's operations inside the ``with`` block, or the decorated function.
 
     Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread. What a
     checkpoint recomputes for a GPU runs what holds where backward is called; with a PyTorch before 2.14, what the
-    environment variable says.
+    environment variable says. A block in a generator holds for its caller too, until the block is left.
     The environment variable ``SIGTORCH_BACKEND``, read once, by the first operation, sets the choice everywhere else.
 
     Args:
@@ -211,18 +253,18 @@ def use_backend(name: str) -> Iterator[None]:
             don't take (CPU tensors are taken where Triton reaches them, as its interpreter does); ``"aten"``, PyTorch's
             operators for everything. Compiled, traced or transformed code and tensor subclasses always run PyTorch's.
 
+    Returns:
+        A context manager and decorator.
+
     Raises:
-        ValueError: for any other name.
+        ValueError: for any other name, at once.
+        TypeError: where it decorates a coroutine function or a generator function, whose body runs after the call.
+
+    Example:
+        >>> with sigtorch.use_backend("aten"):
+        ...     y = sigtorch.sigmoid(x)
     """
-    name = _checks.backend(name, "use_backend()")
-    if torch.compiler.is_compiling():  # which runs PyTorch's in any case
-        yield
-        return
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    return _Block(_checks.backend(name, "use_backend()"))
 
 
 def backend_of(tensor: torch.Tensor, *tensors: torch.Tensor) -> str:
@@ -241,13 +283,13 @@ def backend_of(tensor: torch.Tensor, *tensors: torch.Tensor) -> str:
     return "triton" if select(tensor, *tensors) == "triton" else "aten"
 
 
-@functools.cache
+@once
 def _named() -> str:
     named = os.environ.get("SIGTORCH_BACKEND")
     return _checks.backend(named, "the variable SIGTORCH_BACKEND") if named else "auto"
 
 
-@functools.cache
+@once
 def _triton_missing() -> str | None:
     """Why Triton, or what kernels take of it, cannot be imported, in a line."""
     try:
@@ -259,7 +301,7 @@ def _triton_missing() -> str | None:
     return None
 
 
-@functools.cache
+@once
 def _runs_on(index: int) -> bool:
     """Whether kernels run on a CUDA device; where Triton is there but fails, a warning says so once."""
     installed = importlib.util.find_spec("triton") is not None
@@ -283,13 +325,13 @@ def _probe(index: int) -> str | None:
 def _require_kernels(index: int, dtypes: Sequence[torch.dtype]) -> None:
     error = _obstacle(index)
     if error is not None:
-        raise error
+        raise type(error)(*error.args)  # a new one, for a raised error holds the frames that it passed
     for dtype in dtypes:
         if dtype not in KERNEL_DTYPES:
             raise _checks.triton_dtype(dtype, KERNEL_DTYPES)
 
 
-@functools.cache
+@once
 def _obstacle(index: int) -> Exception | None:
     """The error where "triton" is forced and cannot run on a device."""
     missing = _triton_missing()

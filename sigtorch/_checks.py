@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -10,6 +11,12 @@ import torch
 
 BACKENDS = ("auto", "triton", "aten")
 SAVES = ("output", "input")
+# Functions whose call runs nothing of their body.
+DEFERRED: dict[str, Callable[[object], bool]] = {
+    "coroutine function": inspect.iscoroutinefunction,
+    "generator function": inspect.isgeneratorfunction,
+    "async generator function": inspect.isasyncgenfunction,
+}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # a tuple: Dynamo in torch 2.8 looks into no set
 
 
@@ -17,6 +24,18 @@ def backend(name: object, where: str) -> str:
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{where}: unknown backend {quoted(name)}, expected one of {_listed(BACKENDS)}")
     return name
+
+
+def decorated(where: str, function: object) -> None:
+    """A function that runs when it is called: the body of any other kind would run outside of the block."""
+    for kind, is_one in DEFERRED.items():
+        if is_one(function):
+            name = getattr(function, "__qualname__", type(function).__name__)
+            raise TypeError(f"{where} cannot decorate the {kind} {name}; use a with block inside of it")
+
+
+def entered_twice(name: str) -> RuntimeError:
+    return RuntimeError(f"use_backend({name!r}): its block was entered before; call use_backend() anew for each block")
 
 
 def save(value: object, where: str) -> None:

@@ -314,3 +314,75 @@ def test_plain_means_that_nothing_watches():
     assert not _backend.plain(torch.randn(3, dtype=torch.complex64).conj())
     assert not _backend.plain(1.0)
     assert builtins.all(torch.func.vmap(lambda t: t if not _backend.plain(t) else 1 / 0)(x) == x)
+
+
+def test_a_wrong_choice_is_refused_where_it_is_made():
+    refused(ValueError, lambda: sigtorch.use_backend("tritn"), "'tritn'")
+
+
+async def coroutine():
+    return _backend.chosen()
+
+
+def generator():
+    yield _backend.chosen()
+
+
+async def asynchronous():
+    yield _backend.chosen()
+
+
+@pytest.mark.parametrize("function", [coroutine, generator, asynchronous, functools.partial(coroutine)])
+def test_what_runs_after_the_block_cannot_be_decorated(function):
+    refused(TypeError, lambda: sigtorch.use_backend("aten")(function), "use_backend()", "function")
+
+
+def test_a_block_is_entered_once():
+    block = sigtorch.use_backend("aten")
+    with block:
+        refused(RuntimeError, block.__enter__, "'aten'")
+        assert _backend.chosen() == "aten"
+    refused(RuntimeError, block.__enter__, "'aten'")
+    assert _backend.chosen() == "auto"
+
+
+def test_an_exception_ends_a_choice():
+    with pytest.raises(ZeroDivisionError), sigtorch.use_backend("aten"):
+        1 / 0  # noqa: B018
+    assert _backend.chosen() == "auto"
+
+
+def test_blocks_may_be_left_in_any_order():
+    outer, inner = sigtorch.use_backend("aten"), sigtorch.use_backend("triton")
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert _backend.chosen() == "triton"
+    inner.__exit__(None, None, None)
+    assert _backend.chosen() == "auto"
+
+
+def test_an_async_generator_left_early_ends_its_choice():
+    async def steps():
+        with sigtorch.use_backend("aten"):
+            yield _backend.chosen()
+
+    async def leave():
+        left = steps()
+        assert await anext(left) == "aten"
+        await asyncio.create_task(left.aclose())  # in a context of its own, as an event loop does at its end
+        return _backend.chosen()
+
+    assert asyncio.run(leave()) == "auto"
+
+
+def test_an_error_that_is_raised_again_holds_nothing_of_the_first_time(monkeypatch):
+    monkeypatch.setattr(_backend, "_obstacle", lambda index, error=ValueError("out of reach"): error)
+    raised = []
+    for _ in range(2):
+        try:
+            _backend._require_kernels(-1, ())
+        except ValueError as error:
+            raised.append(error)
+    assert raised[0] is not raised[1]
+    assert str(raised[1]) == "out of reach"
