@@ -377,7 +377,8 @@ def test_an_async_generator_left_early_ends_its_choice():
 
 
 def test_an_error_that_is_raised_again_holds_nothing_of_the_first_time(monkeypatch):
-    monkeypatch.setattr(_backend, "_obstacle", lambda index, error=ValueError("out of reach"): error)
+    obstacle = ValueError("out of reach")
+    monkeypatch.setattr(_backend, "_obstacle", lambda index: obstacle)
     raised = []
     for _ in range(2):
         try:

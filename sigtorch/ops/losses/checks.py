@@ -141,7 +141,7 @@ def normalizer(value: Any, reduction: str, where: str) -> None:
     if reduction == "mean":
         raise ValueError(f"{where}: normalizer={value!r} cannot divide reduction='mean', which divides by the count")
     if isinstance(value, torch.Tensor):
-        if _unread(value):
+        if not looked_at(value):
             return
         value = value.item()
     # Of a number that is being traced, a compiler can be asked no more than this.
@@ -190,17 +190,9 @@ def target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Te
         )
 
 
-def values(where: str, name: str, x: torch.Tensor, target: torch.Tensor, indices: tuple[int, int | None]) -> None:
-    """What a target holds, where that can be seen for nothing; indices are those for background and to ignore."""
-    if target.dtype == torch.int64:
-        _classes(where, name, x.shape[-1], target, *indices)
-    elif target.dtype == torch.uint8:
-        _mask(where, name, target, indices[1])
-
-
-def _mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None) -> None:
-    """As images store them, masks hold 0 and 255."""
-    if _unread(target):
+def mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None) -> None:
+    """Refuses a uint8 above 1, where that can be seen for nothing: images store masks of 0 and 255."""
+    if not target.numel() or not looked_at(target):
         return
     highest = int(target.max())
     if highest > 1 and highest == ignore_index:
@@ -212,27 +204,30 @@ def _mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None)
         )
 
 
-def _unread(t: torch.Tensor) -> bool:
-    """Whether t's values stay unseen: on a device, looking would stall; transformed or traced, there is nothing to look at."""
-    return t.device.type != "cpu" or not t.numel() or not _backend.readable(t)
+def looked_at(t: torch.Tensor) -> bool:
+    """Whether t's values can be seen for nothing: on a device, looking would stall; traced, there is nothing to look at."""
+    return t.device.type == "cpu" and _backend.readable(t)
 
 
-def _classes(
-    where: str, name: str, classes: int, target: torch.Tensor, background_index: int, ignore_index: int | None
+def classes(
+    where: str, name: str, target: torch.Tensor, count: int, background_index: int, ignore_index: int | None, none: str
 ) -> None:
-    if _unread(target):
+    """Refuses an index out of range, where that can be seen for nothing; none is how a caller says "no class"."""
+    if not target.numel() or not looked_at(target):
         return
     low, high = (int(v) for v in target.aminmax())
-    if low >= 0 and high <= classes:
+    if low >= 0 and high <= count:
         return
-    wrong = target[((target < 0) | (target > classes)) & (target != background_index)]
+    wrong = target[((target < 0) | (target > count)) & (target != background_index)]
     if ignore_index is not None:
         wrong = wrong[wrong != ignore_index]
     if wrong.numel():
-        ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
+        index = int(wrong[0])
+        advice = (
+            f"; ignore_index={index} leaves it out" if ignore_index is None else f", or ignore_index={ignore_index}"
+        )
         raise ValueError(
-            f"{where}: {name} holds class {int(wrong[0])}, expected 0 to {classes - 1}, or {classes} or "
-            f"background_index={background_index} for no class{ignored}"
+            f"{where}: {name} holds class {index}, expected 0 to {count - 1}, or {count} or {none} for no class{advice}"
         )
 
 

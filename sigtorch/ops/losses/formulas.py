@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sigtorch._backend import HALF_DTYPES, aten_sigmoid
+from sigtorch.ops.losses import checks
 
 FAR = 800.0  # exp(-800) is 0 in float64 too
 TINY = torch.finfo(torch.float32).tiny
@@ -19,6 +20,7 @@ class Loss(NamedTuple):
     name: str
     reduction: str
     dtype: torch.dtype  # of the result
+    class_dim: int = -1  # the dimension of the logits that class indices lack
     background_index: int = -1
     ignore_index: int | None = None  # that a target's dtype can hold
     # Numbers, or 0-d tensors that are differentiated, transformed or traced.
@@ -37,9 +39,8 @@ class Loss(NamedTuple):
         ignored = target == self.ignore_index
         target = target.masked_fill(ignored, 0)
         if self.indexed(target):
-            ignored = ignored.unsqueeze(-1)
-        if self.reduction == "none":
-            ignored = _lying_as(x, ignored)
+            ignored = ignored.unsqueeze(self.class_dim)
+        ignored = _lying_as(x, ignored)
         return torch.where(ignored, 0, x), target, ignored
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
@@ -49,8 +50,8 @@ class Loss(NamedTuple):
 
 
 def _lying_as(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    """Of x's shape and strides: a result of torch.where lies as its condition does."""
-    return torch.ones_like(x, dtype=torch.bool) & condition
+    """The condition with x's strides, which the result of torch.where takes from its condition."""
+    return condition if x.is_contiguous() else torch.ones_like(x, dtype=torch.bool) & condition
 
 
 def formula(
@@ -81,7 +82,7 @@ def _reduced(
     if ignored is not None:
         values = torch.where(ignored, 0, values)
     if loss.reduction == "mean" and ignored is not None:
-        normalizer = _count(ignored, values) if normalizer is None else normalizer
+        normalizer = _count(loss, ignored, values) if normalizer is None else normalizer
         values = values.sum(dtype=loss.wide(values))
     elif loss.reduction == "mean":
         values = values.mean()
@@ -95,10 +96,10 @@ def _reduced(
     return (values if divisor is None else values / divisor).to(loss.dtype)
 
 
-def _count(ignored: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _count(loss: Loss, ignored: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """How many values are not ignored; 1 where all are, for a mean of nothing is 0."""
     count = ignored.logical_not().sum()
-    return (count if ignored.shape == values.shape else count * values.shape[-1]).clamp(min=1)
+    return (count if ignored.shape == values.shape else count * values.shape[loss.class_dim]).clamp(min=1)
 
 
 def eager(
@@ -111,7 +112,7 @@ def eager(
 ) -> torch.Tensor:
     """The loss as PyTorch and torchvision compute it, with their rounding: fewer operators than the formula, none of ours."""
     x, target, ignored = loss.tamed(x, target)
-    t = target if target.is_floating_point() else target.to(x.dtype)
+    t = _matrix(loss, x, target) if loss.indexed(target) else _share(target, x.dtype)
     weight, pos_weight = (w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (weight, pos_weight))
     if loss.name == "binary_cross_entropy_with_logits":
         if loss.label_smoothing:
@@ -128,10 +129,28 @@ def eager(
     return _reduced(loss, values * missed**loss.gamma, ignored, normalizer)
 
 
-def _share(target: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    """Of the positive class; a uint8 other than 0 and 1, which nobody could look at before, is none."""
-    t = target.to(wide)
-    return torch.where(target > 1, torch.nan, t) if target.dtype == torch.uint8 else t
+def _share(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A dense target as the share of the positive class; NaN for a uint8 above 1 that could not be looked at before."""
+    t = target.to(dtype)
+    return t if target.dtype != torch.uint8 or checks.looked_at(target) else torch.where(target > 1, torch.nan, t)
+
+
+def _matrix(loss: Loss, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Class indices as a dense target; NaN in the row of an index that is out of range and could not be looked at."""
+    at, hit, known = _places(loss, x, index)
+    t, share = torch.zeros_like(x), hit.to(x.dtype)
+    if checks.looked_at(index):
+        return t.scatter_(loss.class_dim, at, share)  # in place, for else it would not have x's strides
+    return torch.where(known, t.scatter(loss.class_dim, at, share), torch.nan)
+
+
+def _places(loss: Loss, x: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A place for each row's index, whether there is a class, and whether the index is in range, of x's dimensions."""
+    index, classes = index.unsqueeze(loss.class_dim), x.shape[loss.class_dim]
+    background = index == loss.background_index
+    hit = (index >= 0) & (index < classes) & ~background
+    known = ((index >= 0) & (index <= classes)) | background
+    return torch.where(hit, index, 0), hit, known
 
 
 def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch.Tensor | None) -> torch.Tensor:
@@ -160,15 +179,9 @@ def _one(loss: Loss, x: torch.Tensor, t: torch.Tensor | float, pos_weight: torch
 
 def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: torch.Tensor | None) -> torch.Tensor:
     """A target of 0 everywhere, then one element a row replaced: no one-hot matrix."""
-    values = _one(loss, x, 0.0, pos_weight)
-    classes = x.shape[-1]
-    background = index == loss.background_index
-    column = ((index >= 0) & (index < classes) & ~background).unsqueeze(-1)
-    at = torch.where(column, index.unsqueeze(-1), 0)
+    values, dim = _one(loss, x, 0.0, pos_weight), loss.class_dim
+    at, hit, known = _places(loss, x, index)
     if pos_weight is not None:
-        pos_weight = pos_weight.expand(x.shape).gather(-1, at)
-    hit = torch.where(column, _one(loss, x.gather(-1, at), 1.0, pos_weight), values.gather(-1, at))
-    known = (((index >= 0) & (index <= classes)) | background).unsqueeze(-1)
-    if loss.reduction == "none":
-        known = _lying_as(x, known)
-    return torch.where(known, values.scatter(-1, at, hit), torch.nan)
+        pos_weight = pos_weight.expand(x.shape).gather(dim, at)
+    of_classes = torch.where(hit, _one(loss, x.gather(dim, at), 1.0, pos_weight), values.gather(dim, at))
+    return torch.where(_lying_as(x, known), values.scatter(dim, at, of_classes), torch.nan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,18 @@ from sigtorch._backend import HALF_DTYPES
 from sigtorch.ops.losses import checks
 from sigtorch.ops.losses.formulas import TINY, Loss, eager, formula
 
-# How a loss and its target are called where a value of that is refused.
-TARGETS = {
-    "binary_cross_entropy_with_logits": ("binary_cross_entropy_with_logits()", "target"),
-    "sigmoid_focal_loss": ("sigmoid_focal_loss()", "targets"),
+
+class _Spoken(NamedTuple):
+    """How a user knows a loss, its target, and the index of no class."""
+
+    where: str
+    target: str
+    background: str
+
+
+SPOKEN = {
+    "binary_cross_entropy_with_logits": _Spoken("binary_cross_entropy_with_logits()", "target", "{}"),
+    "sigmoid_focal_loss": _Spoken("sigmoid_focal_loss()", "targets", "background_index={}"),
 }
 
 
@@ -96,10 +104,10 @@ def binary_cross_entropy_with_logits(
         ignore_index = checks.ignorable(ignore_index, target.dtype)
         label_smoothing = _number(label_smoothing)
     loss = Loss(
-        "binary_cross_entropy_with_logits", reduction, _dtype(input, target),
+        "binary_cross_entropy_with_logits", reduction, _dtype(input, target), class_dim,
         ignore_index=ignore_index, label_smoothing=label_smoothing,
     )  # fmt: skip
-    return _run(loss, class_dim, input, target, weight, pos_weight, None)
+    return _run(loss, input, target, weight, pos_weight, None)
 
 
 def sigmoid_focal_loss(
@@ -178,12 +186,12 @@ def sigmoid_focal_loss(
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
     number = None if normalizer is None or divisor is not None else _number(normalizer)
     loss = Loss(
-        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), background_index, ignore_index,
+        "sigmoid_focal_loss", reduction, _dtype(inputs, targets), class_dim, background_index, ignore_index,
         alpha=alpha, gamma=gamma, normalizer=number,
     )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))
-    return _run(loss, class_dim, inputs, targets, weight, pos_weight, divisor)
+    return _run(loss, inputs, targets, weight, pos_weight, divisor)
 
 
 def _check_tensors(
@@ -221,27 +229,46 @@ def _dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def _run(
-    loss: Loss, class_dim: int, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
-) -> torch.Tensor:
+def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
     """The others are weight, pos_weight and normalizer."""
-    if class_dim != -1 and loss.indexed(target):
-        weights = [_classes_last(w, class_dim, input.dim()) for w in others[:2]]
-        out = _run(loss, -1, input.movedim(class_dim, -1), target, *weights, others[2])
-        return out.movedim(-1, class_dim) if loss.reduction == "none" else out
     given = [t for t in (target, *others) if t is not None]
     serves = _eager_serves(loss, input, target, given)
-    if serves and not _backend.kernels_chosen():
-        return eager(loss, input, target, *others)
-    floating = [t for t in given if t.is_floating_point()]
-    backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
-    if backend != "formula" and _fused(loss, input, target, given):
-        return LossFunction.apply(loss, backend, input, target, *others)  # type: ignore[no-any-return]
-    if serves:  # the kernels that were chosen refused
-        return eager(loss, input, target, *others)
-    where, name = TARGETS[loss.name]
-    checks.values(where, name, input, target, (loss.background_index, loss.ignore_index))
-    return formula(loss, input, target, *others)
+    if not serves or _backend.kernels_chosen():
+        floating = [t for t in given if t.is_floating_point()]
+        backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
+        if backend != "formula" and _fused(loss, input, target, given):
+            return _by_kernels(loss, backend, input, target, *others)
+    _check_values(loss, input, target)
+    return (eager if serves else formula)(loss, input, target, *others)
+
+
+def _check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
+    spoken = SPOKEN[loss.name]
+    if loss.indexed(target):
+        none = spoken.background.format(loss.background_index)
+        count = input.shape[loss.class_dim]
+        checks.classes(spoken.where, spoken.target, target, count, loss.background_index, loss.ignore_index, none)
+    elif target.dtype == torch.uint8:
+        checks.mask(spoken.where, spoken.target, target, loss.ignore_index)
+
+
+def _by_kernels(
+    loss: Loss,
+    backend: str,
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    normalizer: torch.Tensor | None,
+) -> torch.Tensor:
+    """The loss; kernels want the classes to be the last dimension of what they read, in whatever order it is stored."""
+    dim = loss.class_dim
+    if dim == -1 or not loss.indexed(target):
+        return LossFunction.apply(loss, backend, input, target, weight, pos_weight, normalizer)  # type: ignore[no-any-return]
+    weight, pos_weight = (_classes_last(w, dim, input.dim()) for w in (weight, pos_weight))
+    last = loss._replace(class_dim=-1)
+    out = LossFunction.apply(last, backend, input.movedim(dim, -1), target, weight, pos_weight, normalizer)
+    return out.movedim(-1, dim) if loss.reduction == "none" else out  # type: ignore[no-any-return]
 
 
 def _classes_last(weight: torch.Tensor | None, class_dim: int, dims: int) -> torch.Tensor | None:
@@ -257,7 +284,6 @@ def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: 
     """
     return (
         _backend.on_cpu(input, *given)
-        and (target.is_floating_point() or target.dtype == torch.bool)
         and (not _differentiated(loss, given) or _pytorchs(loss, *given))
         and not 0 < loss.gamma < 1  # infinitely steep where it is 0
         and (loss.normalizer is None or loss.normalizer >= TINY)
@@ -280,7 +306,7 @@ def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[to
     # Compared in float32.
     if loss.ignore_index is not None and abs(loss.ignore_index) >= 2**24 and input.dtype != torch.float64:
         return False
-    return not loss.indexed(target) or max(input.shape[-1], abs(loss.background_index)) < 2**24
+    return not loss.indexed(target) or max(input.shape[loss.class_dim], abs(loss.background_index)) < 2**24
 
 
 def _differentiated(loss: Loss, given: list[torch.Tensor]) -> bool:
