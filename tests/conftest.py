@@ -1,7 +1,6 @@
 """Where there is no GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
 import os
-import sys
 
 import pytest
 import torch
@@ -30,12 +29,17 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def forget_plans():
-    """A plan holds what a test may set: how many programs there are, how long a grid's axes."""
-    launch = sys.modules.get("sigtorch.kernels._launch")
-    if launch is not None:
-        launch._plans.clear()
+@pytest.fixture
+def plans(monkeypatch):
+    """Plans of a test's own, none at first: for one that sets what a plan is made from, or looks at what is kept.
+
+    All other tests run with the plans of those before them, so that a plan that serves the wrong operands is seen.
+    """
+    from sigtorch.kernels import _launch  # only now: the interpreter is chosen above
+
+    own = {}
+    monkeypatch.setattr(_launch, "_plans", own)
+    return own
 
 
 @pytest.fixture

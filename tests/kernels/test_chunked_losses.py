@@ -81,7 +81,7 @@ def test_every_element_is_right_relative_to_itself(step, dtype, device):
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("programs", [1, 3])
-def test_few_programs_add_many_tiles(programs, device, monkeypatch):
+def test_few_programs_add_many_tiles(programs, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "LOSS_PROGRAMS", programs)
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
     test_loss_and_gradient("kernels", torch.float32, (7, 4104), device)

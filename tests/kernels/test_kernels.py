@@ -67,14 +67,14 @@ def test_every_half_value(case, dtype, device):
 
 
 @every_case
-def test_nothing_is_launched_for_nothing(case, device, monkeypatch):
+def test_nothing_is_launched_for_nothing(case, device, plans, monkeypatch):
     monkeypatch.setattr(_map, "_map_kernel", None)
     check(case, case.inputs((0, 4), torch.float32, device), backend="triton")
 
 
 @pytest.mark.parametrize("name", ["swiglu-packed", "gate-token"])
 @pytest.mark.parametrize(("shape", "grid"), [((5, 9000), 4), ((3, 20000), 4), ((600, 22), 2)], ids=str)
-def test_the_long_axis_leads_the_grid(name, shape, grid, device, monkeypatch):
+def test_the_long_axis_leads_the_grid(name, shape, grid, device, plans, monkeypatch):
     monkeypatch.setattr(_map, "MAX_GRID", grid)
     (case,) = (c for c in CASES if c.name == name)
     check(case, case.inputs(shape, torch.float32, device), backend="triton")
@@ -82,7 +82,7 @@ def test_the_long_axis_leads_the_grid(name, shape, grid, device, monkeypatch):
 
 @pytest.mark.parametrize("programs", [1, 5])
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("gate-token", "gate-feature")], ids=lambda c: c.name)
-def test_few_programs_add_many_tiles(case, programs, device, monkeypatch):
+def test_few_programs_add_many_tiles(case, programs, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
     check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
 

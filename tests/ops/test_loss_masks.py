@@ -134,11 +134,11 @@ def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, devic
 
 @every_loss
 @pytest.mark.kernels
-def test_many_programs_count(loss, device, monkeypatch):
+def test_many_programs_count(loss, device, plans, monkeypatch):
     """In full and part blocks, rows and batches, and more tiles than programs."""
     for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 90, 9), 7))):
         monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", programs)
-        _launch._plans.clear()
+        plans.clear()
         for kind in ("uint8", "index")[: 1 + (len(shape) > 1)]:
             x, target = masked((*shape[:-1], cut) if kind == "index" else shape, torch.float32, kind, device)
             x = x.detach()[..., :cut].requires_grad_()

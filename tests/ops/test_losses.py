@@ -131,7 +131,7 @@ def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
 @pytest.mark.kernels
 @every_loss
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_more_images_than_a_grid_is_long(loss, reduction, device, monkeypatch):
+def test_more_images_than_a_grid_is_long(loss, reduction, device, plans, monkeypatch):
     monkeypatch.setattr("sigtorch.kernels._layout.MAX_GRID", 4)
     x, target = images(torch.float32, "contiguous", device)
     x, target = (torch.cat([t] * 3).detach() for t in (x, target.clamp(0, 2)))
@@ -316,7 +316,7 @@ def test_two_runs_are_bit_equal(loss, backend, device):
 
 @pytest.mark.kernels
 @every_loss
-def test_programs_share_what_there_is(loss, device, monkeypatch):
+def test_programs_share_what_there_is(loss, device, plans, monkeypatch):
     """More tiles than programs, in one row, in many, and in batches."""
     monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", 2)
     for shape, cut in (((9000,), 9000), ((40, 300), 280), ((3, 90, 9), 7)):
