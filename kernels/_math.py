@@ -42,6 +42,11 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
         return x.to(WIDE)
 
     @triton.jit
+    def halved(stride):
+        """Not by a shift: an integer in [2^31, 2^32) is unsigned here, and a shift would take it for a negative one."""
+        return stride // 2
+
+    @triton.jit
     def rounded(x, dtype: tl.constexpr):
         """x.to(dtype), to the nearest: the interpreter itself truncates to bfloat16."""
         if dtype == tl.bfloat16:
@@ -83,6 +88,10 @@ else:
             )
         else:
             return x.to(WIDE)
+
+    @triton.jit
+    def halved(stride):
+        return stride >> 1
 
     @triton.jit
     def rounded(x, dtype: tl.constexpr):

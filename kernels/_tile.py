@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels import _layout
-from sigtorch.kernels._math import rounded, widened
+from sigtorch.kernels._math import halved, rounded, widened
 
 ONE_A_ROW, ONE_A_COLUMN = tl.constexpr(_layout.ONE_A_ROW), tl.constexpr(_layout.ONE_A_COLUMN)
 EVERY_ELEMENT, NUMBER = tl.constexpr(_layout.EVERY_ELEMENT), tl.constexpr(_layout.NUMBER)
@@ -22,9 +22,9 @@ def pointers(ptr, strides, tile, STRIDES, KIND, VECTOR):
     batch, row, col, m, n = tile
     unit: tl.constexpr = 1 if KIND == ONE_A_ROW else VECTOR
     if batch_strides is not None:
-        ptr += batch * (batch_strides[STRIDES] >> 1) * unit
+        ptr += batch * halved(batch_strides[STRIDES]) * unit
     if row_strides is not None:
-        stride = row_strides[STRIDES] >> 1
+        stride = halved(row_strides[STRIDES])
         ptr += row * stride * unit
         m = (m * unit).to(tl.int64) * stride
     if KIND == ONE_A_COLUMN:  # whose stride from row to row is 0

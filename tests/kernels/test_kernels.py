@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance
+from device import vast
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
@@ -109,6 +110,27 @@ def test_saved_tensors_are_moved_and_found(case, device):
         check(case, inputs, backend="triton")
 
 
+FAR = {  # shapes and strides
+    "rows of vectors": ((17, 16), (2**27, 1)),  # the last row begins at 2^31
+    "rows of which two are 2^30 apart": ((3, 17), (2**30 + 1, 1)),
+    "rows of which two are 2^31 apart": ((2, 17), (2**31 + 1, 1)),
+    "batches": ((3, 2, 17), (2**30 + 1, 20, 1)),
+}
+
+
+@pytest.mark.parametrize(("shape", "strides"), FAR.values(), ids=FAR)
+def test_elements_far_apart(shape, strides, device):
+    """At offsets beyond what 32 bits count."""
+    x = vast(1 + sum((n - 1) * s for n, s in zip(shape, strides))).as_strided(shape, strides)
+    x.copy_(torch.randn(shape))
+    target = torch.rand(shape, device=device)
+    with sigtorch.use_backend("triton"):
+        out, loss = sigtorch.sigmoid(x), sigtorch.binary_cross_entropy_with_logits(x, target)
+    torch.testing.assert_close(out.double(), torch.sigmoid(x.double()), **tolerance(x.dtype))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(x.double(), target.double())
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.gpu
 @every_case
 def test_past_two_to_the_31_elements(case):
@@ -161,9 +183,9 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     gpu = getattr(triton.runtime.driver, "active", None) if not triton.knobs.runtime.interpret else None
     if not hasattr(gpu, "programs"):
         pytest.skip("needs an engine that runs some programs of many: see tests/ptx")
-    x = torch.zeros(2**31 - 1000, dtype=torch.bfloat16)  # pages that nobody touches take no memory
-    target = torch.zeros(x.shape, dtype=torch.bool)
-    operands = (1, x, target.view(torch.uint8), 1, 1, 1)
+    x = vast(2**31 - 1000)
+    target = vast(2**30).view(torch.uint8)[: len(x)]
+    operands = (1, x, target, 1, 1, 1)
     ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), (torch.float32, 0))
     partials = torch.empty(ready.call.partials, dtype=torch.float64)
     gpu.programs = [(0, 0, 0), (-1, 0, 0)]
