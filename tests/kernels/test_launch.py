@@ -2,14 +2,18 @@
 
 import gc
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import triton
+from cases import misaligned
 
 import sigtorch
-from sigtorch.kernels import _launch, _map, _math
+from sigtorch.kernels import _launch, _map, _math, _reduce
 from sigtorch.kernels._launch import Call, Plan, plan
 
 direct = pytest.mark.skipif(
@@ -217,39 +221,97 @@ def test_a_plan_is_of_its_operands_device(launched, monkeypatch):
     assert 7 in ready.direct
 
 
-def test_what_is_kept_is_bounded(monkeypatch, device):
+def test_what_is_kept_is_bounded(plans, monkeypatch, device):
     monkeypatch.setattr(_launch, "MAX_PLANS", 8)
     with sigtorch.use_backend("triton"):
         for n in range(1, 40):
             x = torch.randn(n, device=device)
             torch.testing.assert_close(sigtorch.sigmoid(x), torch.sigmoid(x))
-            assert len(_launch._plans) <= 8
+            assert len(plans) <= 8
 
 
-KEYS = {
-    "alike": lambda x: torch.empty_like(x),
-    "shape": lambda x: x.new_empty(x.shape[0], x.shape[1] + 1)[:, :-1],
-    "fewer": lambda x: x.new_empty(x.shape[0] - 1, x.shape[1]),
-    "dtype": lambda x: x.bfloat16(),
-    "strides": lambda x: x.new_empty(x.shape[::-1]).T,
-    "alignment": lambda x: x.new_empty(x.numel() + 1)[1:].view(x.shape),
+class Elsewhere(torch.Tensor):
+    """Says that it is on another device."""
+
+    def get_device(self):
+        return 7
+
+
+@dataclass
+class Launch:
+    """What a plan is asked for with."""
+
+    x: torch.Tensor
+    out: torch.Tensor
+    number: float | None = 2.0
+    make: Callable = _map._call
+    function: Any = _math.sigmoid
+    option: tuple = (0, 4)
+
+    def plan(self):
+        return plan(self.make, self.function, (self.x, self.number), (self.out,), self.option)[0]
+
+
+@pytest.fixture
+def like(device):
+    x = torch.randn(8, 16, device=device)
+    return Launch(x, torch.empty_like(x))
+
+
+# One part of a plan's key each: what another launch has in its place.
+PARTS = {
+    "maker": lambda like: {"make": lambda *given: _map._call(*given)},
+    "function": lambda like: {"function": _math.dsigmoid_from_output},
+    "option": lambda like: {"option": (0, 8)},
+    "output's device": lambda like: {"out": like.out.as_subclass(Elsewhere)},
+    "output's strides": lambda like: {"out": like.out.new_empty(8, 32)[:, :16]},
+    "output's alignment": lambda like: {"out": misaligned(like.out)},
+    "output's dtype": lambda like: {"out": like.out.bfloat16()},
+    "input's dtype": lambda like: {"x": like.x.bfloat16()},
+    "input's shape": lambda like: {"x": like.x.new_empty(1, 16)},
+    "input's strides": lambda like: {"x": like.x.new_empty(8, 32)[:, :16]},
+    "input's alignment": lambda like: {"x": misaligned(like.x)},
+    "number's kind": lambda like: {"number": 1},
 }
 
 
-@pytest.mark.parametrize("kind", KEYS)
-def test_a_plan_serves_what_lies_alike(kind, device):
-    x = torch.randn(8, 16, device=device)
-    first, _ = plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x),), (1, 0))
-    other = KEYS[kind](x)
-    second, _ = plan(_map._call, _math.sigmoid, (other,), (torch.empty_like(other),), (1, 0))
-    assert (first is second) == (kind == "alike")
+def differing(plans):
+    """Places of the parts in which two keys differ."""
+    return [i for i, parts in enumerate(zip(*plans, strict=True)) if parts[0] != parts[1]]
 
 
-def test_a_plan_knows_its_outputs_dtypes(device):
-    """Which inputs do not tell: a loss' sum is float64, whatever the loss is."""
-    x = torch.randn(8, 16, device=device)
-    plans = {
-        plan(_map._call, _math.sigmoid, (x,), (torch.empty_like(x, dtype=d),), (1, 0))[0]
-        for d in (None, torch.bfloat16)
-    }
-    assert len(plans) == 2
+@pytest.mark.parametrize("part", PARTS)
+def test_a_plan_depends_on_each_part_of_its_key(part, like, plans):
+    """Two launches that differ in that part alone: without it, the second would run the first's plan."""
+    first, second = like.plan(), replace(like, **PARTS[part](like)).plan()
+    assert first is not second
+    assert len(differing(plans)) == 1
+
+
+def test_no_part_of_a_key_is_untested(like, plans):
+    places = []
+    for other in PARTS.values():
+        plans.clear()
+        like.plan()
+        replace(like, **other(like)).plan()
+        places += differing(plans)
+        (key, _) = plans
+    assert sorted(places) == [*range(len(key))]
+
+
+def test_a_place_in_a_row_is_no_number(like):
+    """None stands for it: two kinds of what is no tensor."""
+    assert len({replace(like, number=n).plan() for n in (None, 1, 2.0)}) == 3
+
+
+def test_a_plan_serves_what_lies_alike(like):
+    """Other tensors and numbers of the same kinds."""
+    again = replace(like, x=like.x.clone(), out=like.out.clone(), number=3.0)
+    assert like.plan() is again.plan()
+
+
+def test_a_sums_plan_depends_on_the_results_dtype(like):
+    """Which no tensor shows: partial sums are float64, whatever is made of them."""
+    operands, dtypes = (1, like.x, like.x, 1, 1, 1), (torch.float32, torch.bfloat16)
+    found = [plan(_reduce._sum_call, _math.bce, operands, (like.x,), (dtype, 0)) for dtype in dtypes]
+    assert len({ready for ready, _ in found}) == 2
