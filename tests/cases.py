@@ -88,6 +88,10 @@ def chunk_half(t):
     return torch.cat([t, t], -1).chunk(2, -1)[1]
 
 
+def padded(t):
+    return torch.cat([t, t[..., :1]], -1)[..., :-1]
+
+
 def every_other(t):
     return torch.stack([t, t], -1)[..., 1]
 
@@ -100,7 +104,7 @@ def expanded(t):
     return t[:1].expand_as(t)
 
 
-STRIDES = [contiguous, transposed, chunk_half, every_other, misaligned, expanded]
+STRIDES = [contiguous, transposed, chunk_half, padded, every_other, misaligned, expanded]
 
 
 def gradients(fn, inputs, grad):

@@ -12,8 +12,8 @@ from device import vast
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
-from sigtorch.kernels import _map, _math, _reduce, gates
-from sigtorch.kernels._launch import plan
+from sigtorch.kernels import _layout, _map, _math, _reduce, gates
+from sigtorch.kernels._launch import Plan, plan
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -67,6 +67,20 @@ def test_every_half_value(case, dtype, device):
     check(case, [near.requires_grad_(), *inputs[1:]], backend="triton")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operands_alike_of_several_operations(dtype, device, plans):
+    """Each operation has plans of its own, whichever ran before: for halves of one gradient, too, and for two gradients."""
+    packed = torch.randn(4, 24, device=device, dtype=dtype)
+    halves = [t.detach().requires_grad_() for t in packed.clone().chunk(2, -1)]
+    together = {c.name: [packed.requires_grad_()] for c in CASES if c.name in ("sigmoid", "glu", "swiglu-packed")}
+    apart = {c.name: halves for c in CASES if c.name in ("gate", "swiglu")}
+    for names in (together | apart, apart | together):
+        plans.clear()
+        for name, inputs in names.items():
+            (case,) = (c for c in CASES if c.name == name)
+            check(case, inputs, backend="triton")
+
+
 @every_case
 def test_nothing_is_launched_for_nothing(case, device, plans, monkeypatch):
     monkeypatch.setattr(_map, "_map_kernel", None)
@@ -79,6 +93,20 @@ def test_the_long_axis_leads_the_grid(name, shape, grid, device, plans, monkeypa
     monkeypatch.setattr(_map, "MAX_GRID", grid)
     (case,) = (c for c in CASES if c.name == name)
     check(case, case.inputs(shape, torch.float32, device), backend="triton")
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4, 5])
+@pytest.mark.parametrize("rows", [48, 64, 80])  # of which a tile has 16
+def test_no_further_axis_of_a_grid_reaches_its_end(batches, rows, device, plans, monkeypatch):
+    monkeypatch.setattr(_map, "MAX_GRID", 4)
+    monkeypatch.setattr(_layout, "MAX_GRID", 4)
+    x = torch.randn(batches, rows + 1, 22, device=device)[:, :rows, :16]
+    grids, launch = [], Plan.launch
+    monkeypatch.setattr(Plan, "launch", lambda ready, *given: grids.append(ready.call.grid) or launch(ready, *given))
+    with sigtorch.use_backend("triton"):
+        torch.testing.assert_close(sigtorch.sigmoid(x), torch.sigmoid(x))
+    ((_, y, z),) = grids
+    assert max(y, z) < 4
 
 
 @pytest.mark.parametrize("programs", [1, 5])

@@ -15,6 +15,7 @@ from cases import misaligned
 import sigtorch
 from sigtorch.kernels import _launch, _map, _math, _reduce
 from sigtorch.kernels._launch import Call, Plan, plan
+from sigtorch.kernels._layout import layout
 
 direct = pytest.mark.skipif(
     not hasattr(triton.knobs.runtime.launch_enter_hook, "calls"), reason="this Triton always launches publicly"
@@ -315,3 +316,10 @@ def test_a_sums_plan_depends_on_the_results_dtype(like):
     operands, dtypes = (1, like.x, like.x, 1, 1, 1), (torch.float32, torch.bfloat16)
     found = [plan(_reduce._sum_call, _math.bce, operands, (like.x,), (dtype, 0)) for dtype in dtypes]
     assert len({ready for ready, _ in found}) == 2
+
+
+@pytest.mark.parametrize(("rows_of", "cols", "vector"), [(32, 16, 8), (24, 12, 1), (22, 16, 1)])
+def test_whole_vectors_fill_rows(rows_of, cols, vector, device):
+    """Of halves, say: what is written past the end of one would meet what is written to the next."""
+    half = torch.empty(4, rows_of, dtype=torch.bfloat16, device=device)[:, :cols]
+    assert layout((half,), (half,)).vector == vector
