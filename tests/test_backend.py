@@ -72,6 +72,13 @@ def test_an_unknown_backend_changes_nothing(variable):
     refused(ValueError, lambda: sigtorch.sigmoid(torch.randn(2)), "SIGTORCH_BACKEND", "'tritn'")
 
 
+def test_an_exception_ends_a_choice():
+    before = _backend.chosen()
+    with pytest.raises(ZeroDivisionError), sigtorch.use_backend("aten"):
+        raise ZeroDivisionError
+    assert _backend.chosen() == before
+
+
 def test_the_variable_and_the_context(variable, device):
     x = torch.randn(3, device=device)
     variable("triton")
@@ -204,6 +211,15 @@ def on_cuda(monkeypatch):
 )
 def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, seen, expected, on_cuda):
     assert _backend.select(*on_cuda(dtypes, **seen)) == expected
+
+
+def test_tensors_of_several_devices_are_pytorchs(on_cuda):
+    """Which names the mistake: a kernel would read what is not there."""
+    here, there = *on_cuda([torch.float32]), torch.zeros(3)
+    for given, beside in (((here, there), ()), ((here,), (there,)), ((here,), (there.long(),))):
+        for choice in ("auto", "triton"):
+            with sigtorch.use_backend(choice):
+                assert _backend.select(*given, beside=beside) == "formula"
 
 
 def test_auto_says_once_that_triton_fails(on_cuda):

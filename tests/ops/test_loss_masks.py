@@ -119,6 +119,15 @@ def test_numbers_to_ignore_may_be_any(loss, backend, device):
 
 @every_path
 @every_loss
+def test_a_class_next_to_a_large_number_to_ignore(loss, backend, device):
+    """Float32 holds no two of them."""
+    x, target = torch.randn(2, 3, device=device), torch.tensor([1, 2**24], device=device)
+    with running(backend), pytest.raises(ValueError, match="holds class 16777216"):
+        loss(x, target, ignore_index=2**24 + 1)
+
+
+@every_path
+@every_loss
 def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, device):
     """A class, or the number of classes, which else is none."""
     for number in (0, 3, 10):

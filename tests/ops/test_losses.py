@@ -234,6 +234,22 @@ def test_a_sum_of_small_losses_is_exact(n, backend, device):
 
 @exact_engine
 @every_loss
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_stays_nan(loss, dtype, backend, device):
+    """A logit's, and in a sum."""
+    for kind in ("soft", "uint8"):
+        x, target = make((4, 6), dtype, kind, device)
+        x.detach()[1, 2] = torch.nan
+        with running(backend):
+            values, total = loss(x, target, reduction="none"), loss(x, target, reduction="sum")
+            (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
+        assert torch.equal(values.isnan(), x.isnan())
+        assert torch.equal(grad.isnan(), x.isnan())
+        assert total.isnan()
+
+
+@exact_engine
+@every_loss
 def test_finite_at_every_finite_logit(loss, backend, device):
     options = [{}] if loss is LOSSES[0] else [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)]
     for dtype, given, kind in itertools.product(DTYPES, options, ("soft", "uint8")):

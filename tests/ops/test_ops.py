@@ -1,6 +1,9 @@
 """Every operation, whatever runs it: values, gradients, transforms, compilers, subclasses."""
 
+import itertools
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy
@@ -8,19 +11,22 @@ import pytest
 import torch
 from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
 from functorch.compile import aot_function, nop
+from loss_cases import LOSSES
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 every_backend = pytest.mark.parametrize("backend", ["auto", "triton"])
+# What a compiled kernel could get wrong where an interpreted one does not: these are the tests for other engines too.
+every_engine = pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=pytest.mark.kernels)])
 
 
 @every_case
@@ -105,6 +111,16 @@ def test_transforms(case, backend, device):
 
 
 @every_case
+@every_backend
+def test_a_constant_within_a_transform(case, backend, device):
+    """Nothing of it is transformed, but what runs beside it is."""
+    inputs, x = case.inputs((2, 4), torch.float64, device), torch.randn(3, dtype=torch.float64, device=device)
+    with sigtorch.use_backend(backend):
+        found = vmap(lambda a: a + case.ours(*inputs))(x)
+    torch.testing.assert_close(found, vmap(lambda a: a + case.oracle(*inputs))(x))
+
+
+@every_case
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_whole(case, compiler):
     if compiler == "inductor" and (case is not CASES[0] or shutil.which("g++") is None):
@@ -163,6 +179,41 @@ def test_activation_checkpointing(case, reentrant, backend, device):
         out = checkpoint(case.ours, *leaves, use_reentrant=reentrant)
         out.backward(torch.ones_like(out))
     torch.testing.assert_close((out.detach(), tuple(t.grad for t in leaves)), plain, rtol=0, atol=0)
+
+
+def saving_alike():
+    """Two operations each, and the inputs of both: what they save is of the same shapes."""
+    names = "sigmoid-input", "gate", "gate-residual", "lerp", "glu", "swiglu", "swiglu-packed"
+    operations = {c.name: (c.ours, [*c.shapes((4, 6))]) for c in CASES if c.name in names}
+    operations |= {f.__name__: (lambda x, f=f: f(x, torch.zeros_like(x)), [(4, 6), "targets"]) for f in LOSSES}
+    for (name, (call, shapes)), (other, (another, theirs)) in itertools.permutations(operations.items(), 2):
+        if shapes == theirs:
+            yield pytest.param(call, another, [torch.randn(s) for s in shapes if s != "targets"], id=f"{name}, {other}")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("call", "another", "inputs"), [*saving_alike()])
+def test_another_operation_that_saves_as_much_is_noticed(call, another, inputs, device):
+    """By a checkpoint that recomputes it."""
+    inputs = [t.to(device).requires_grad_() for t in inputs]
+    calls = [call, another]
+    with sigtorch.use_backend("triton"):
+        out = checkpoint(lambda *a: calls.pop(0)(*a), *inputs, use_reentrant=False)
+        with pytest.raises((RuntimeError, CheckpointError), match=r"(?i)recomput"):
+            out.sum().backward()
+
+
+def test_a_first_use_in_inference_mode():
+    """What an operation keeps of its first use serves a training step."""
+    code = (
+        "import torch, sigtorch\n"
+        "x = torch.randn(4, 6)\n"
+        "with torch.inference_mode(): sigtorch.sigmoid(x, save='input')\n"
+        "sigtorch.sigmoid(x.requires_grad_(), save='input').sum().backward()\n"
+        "print(x.grad.isfinite().all().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @every_case
@@ -288,15 +339,29 @@ def test_subclasses_modes_and_meta(case):
 
 
 @every_case
-def test_extreme_values(case, device):
-    """Far out, results and gradients are what float64 says, and NaN stays NaN."""
+@every_engine
+def test_extreme_values(case, backend, device):
+    """Far out in one input, results and gradients are what float64 says."""
     far = torch.tensor([0.0, -0.0, 1.0, 20.0, 88.0, 90.0, 104.0, 1e4, 3e38])
-    values = torch.cat([far, -far])
-    inputs = [values.clone().to(device).requires_grad_() for _ in case.shapes((1,))]
-    for backend in ("auto", "triton"):
-        check(case, inputs[:1] + [torch.ones_like(t).requires_grad_() for t in inputs[1:]], torch.ones_like, backend)
-    with sigtorch.use_backend("triton"):
-        assert case.ours(*[torch.full_like(t, torch.nan) for t in inputs]).isnan().all()
+    values = torch.cat([far, -far]).to(device)
+    ones = [torch.ones_like(values).requires_grad_() for _ in case.shapes((1,))]
+    for i in range(len(ones)):
+        check(case, [*ones[:i], values.clone().requires_grad_(), *ones[i + 1 :]], torch.ones_like, backend)
+
+
+@every_case
+@every_engine
+def test_nan_stays_nan(case, backend, device):
+    """Where it is in one of the inputs, and nowhere else."""
+    plain = case.inputs((4, 6), torch.float32, device)
+    for i in range(len(plain)):
+        inputs = [t.detach().clone().requires_grad_() for t in plain]
+        inputs[i].detach().view(-1)[1] = torch.nan
+        with sigtorch.use_backend(backend):
+            out, grads = gradients(case.ours, inputs, torch.ones_like)
+        expected, slopes = gradients(case.oracle, inputs, torch.ones_like)
+        for mine, theirs in zip((out, *grads), (expected, *slopes)):
+            assert torch.equal(mine.isnan(), theirs.isnan())
 
 
 @every_backend
