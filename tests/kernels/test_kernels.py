@@ -59,9 +59,9 @@ def test_takes_any_gradient_strides(case, strides, device):
 @pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_every_half_value(case, dtype, device):
-    """All values up to 86 in the first input."""
+    """All values from -86 to 24 in the first input: beyond, the oracle's own 1 - s cancels."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    near = values[values.abs() <= 86]
+    near = values[(values >= -86) & (values <= 24)]
     near = near[: len(near) // 8 * 8].view(4, -1).to(device)
     inputs = case.inputs(tuple(near.shape), dtype, device, scale=1.0)
     check(case, [near.requires_grad_(), *inputs[1:]], backend="triton")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from cases import HALF, assert_rounded_once
 from device import TORCH
 from torch.testing import assert_close
 
@@ -138,6 +139,28 @@ def test_dtypes(dtype):
     for _, grads in found:
         for name, p in towers.named_parameters():
             assert_close(grads[name].double(), p.grad, rtol=rtol, atol=rtol * p.grad.abs().max().item())
+
+
+def features(processes, dtype):
+    return [F.normalize(t.double(), dim=-1).to(dtype) for t in batch(processes, dtype)]
+
+
+def of_features(rank, dtype):
+    """The gradients of this process's features."""
+    mine = slice(rank * EACH, (rank + 1) * EACH)
+    inputs = [t[mine].requires_grad_() for t in features(dist.get_world_size(), dtype)]
+    loss = sigtorch.siglip_loss(*inputs, 6.0, -3.0, group=dist.group.WORLD)
+    return torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_gradients_are_rounded_once(dtype):
+    """Not once a block: to half a unit of the last place."""
+    found = group_of(of_features, 3, dtype=dtype)
+    whole = [t.double().requires_grad_() for t in features(3, dtype)]
+    expected = torch.autograd.grad(oracle(*whole, 6.0, -3.0) * 3, whole)  # which DDP divides again
+    for mine, theirs in zip(map(torch.cat, zip(*found)), expected):
+        assert_rounded_once(mine, theirs, atol=1e-6)
 
 
 def counted(rank, grad):
