@@ -1,0 +1,99 @@
+"""Products that look as if a kernel took them, and are PyTorch's; and blocks of patched functions that nest."""
+
+import pytest
+import torch
+from patching import spy
+from torch import nn
+
+import sigtorch
+
+
+class Expanded(nn.Module):
+    """Its product has a shape that neither factor had before."""
+
+    def forward(self, x, g, like):
+        return x * torch.sigmoid(g).expand_as(like)
+
+
+class View(nn.Module):
+    def forward(self, x, g):
+        return x * torch.sigmoid(g).view(-1)
+
+
+class Switched(nn.Module):
+    """Computes its gate without a graph, and goes on with one."""
+
+    def forward(self, x, g):
+        torch.set_grad_enabled(False)
+        gate = torch.sigmoid(g)
+        torch.set_grad_enabled(True)
+        return x * gate
+
+
+class Global(nn.Module):
+    def forward(self, x, g):
+        global kept
+        kept = torch.sigmoid(g)
+        return x * kept
+
+
+class Backwards(nn.Sequential):
+    """Its modules run in an order of its own."""
+
+    def __iter__(self):
+        return reversed([*super().__iter__()])
+
+
+class Ordered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = Backwards(nn.Sigmoid(), nn.Linear(6, 6))
+
+    def forward(self, x):
+        return x * self.fc(x)
+
+
+GUARDED = {
+    "a gate expanded to another shape": (Expanded, lambda: (*torch.randn(2, 4, 1), torch.randn(4, 5))),
+    "a view of a gate that is not contiguous": (View, lambda: (torch.randn(6), torch.randn(3, 4)[:, :2])),
+    "a gate without a graph": (Switched, lambda: (torch.randn(6), torch.randn(6, requires_grad=True))),
+    "a gate with a global name": (Global, lambda: (torch.randn(6), torch.randn(6))),
+    "a sequence in another order": (Ordered, lambda: (torch.randn(4, 6),)),
+}
+
+
+@pytest.mark.parametrize(("model", "inputs"), GUARDED.values(), ids=GUARDED)
+def test_patched_as_unpatched(model, inputs, monkeypatch):
+    model, inputs, calls = model(), inputs(), spy(monkeypatch)
+    expected = model(*inputs)
+    with sigtorch.patch(model):
+        found = model(*inputs)
+    torch.testing.assert_close(found, expected)
+    assert found.requires_grad == expected.requires_grad
+    assert "sigmoid_gate" not in calls
+
+
+def test_a_global_gate_is_a_tensor(monkeypatch):
+    """Whoever reads the name finds what the source says."""
+    spy(monkeypatch)
+    model, (x, g) = Global(), torch.randn(2, 6)
+    with sigtorch.patch(model):
+        model(x, g)
+    assert type(kept) is torch.Tensor
+    torch.testing.assert_close(kept, torch.sigmoid(g))
+
+
+def test_a_block_within_a_block_ends_alone(monkeypatch):
+    focal_loss = pytest.importorskip("torchvision.ops.focal_loss")
+    from sigtorch.plugin import functions
+
+    ours, calls = functions.losses.sigmoid_focal_loss, []
+    monkeypatch.setattr(functions.losses, "sigmoid_focal_loss", lambda *a: calls.append(a) or ours(*a))
+    x = torch.randn(4)
+    with sigtorch.patched_functions():
+        with sigtorch.patched_functions():
+            pass
+        focal_loss.sigmoid_focal_loss(x, torch.ones(4))
+    assert len(calls) == 1
+    focal_loss.sigmoid_focal_loss(x, torch.ones(4))
+    assert len(calls) == 1
