@@ -10,11 +10,14 @@ READY  := $(VENV)/.ready
 
 .PHONY: train train-text test test-ptx $(ARCH:%=test-ptx-%) test-tritons lint clean
 
+# Each training gets a folder of its own: the first of runs/digits, runs/digits-2, ... that is not there.
+fresh = out=$(1); n=1; while [ -e $$out ]; do n=$$((n + 1)); out=$(1)-$$n; done
+
 train: $(READY)
-	$(BIN)/python scripts/train_digits.py
+	@$(call fresh,runs/digits); set -x; $(BIN)/python scripts/train_digits.py --out $$out
 
 train-text: $(READY)
-	$(BIN)/python scripts/train_text.py
+	@$(call fresh,runs/text); set -x; $(BIN)/python scripts/train_text.py --out $$out
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
