@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from _distributed import first, gather, rank, size, together
-from _output import warn
+from _output import os_errors, warn
 from torch.distributed.checkpoint.api import CheckpointException
 
 KEPT = 3
@@ -44,7 +44,7 @@ def save(place: Path, step: int, tensors: Values, values: Values) -> Path:
     aside = place / f".{final.name}"
     try:
         together(lambda: _clear(place, aside) if rank() == 0 else None)
-        _dcp(dcp.save, tensors, aside)
+        _dcp(dcp.save, tensors, storage_writer=_Writer(aside))
         files = together(lambda: _write_random_states(aside))
         values = values | {"step": step, "files": {name: proof for part in files for name, proof in part.items()}}
         together(lambda: _finish(aside, final, values) if rank() == 0 else None)
@@ -76,23 +76,29 @@ def load(path: Path, tensors: Values) -> None:
     Raises:
         OSError: it cannot be read, or holds other tensors.
     """
-    _dcp(dcp.load, tensors, path)
+    _dcp(dcp.load, tensors, checkpoint_id=path)
     mine = _random_file(path)
     if mine.exists():  # else it was written by fewer processes
         set_random_states(torch.load(mine, weights_only=True))
 
 
-def _dcp(call: Callable[..., Any], tensors: Values, path: Path) -> None:
+class _Writer(dcp.FileSystemWriter):
+    """Fails with the operating system's error, which comes to the other processes without the errors behind it."""
+
+    def write_data(self, *given: Any) -> Any:
+        with os_errors():
+            return super().write_data(*given)
+
+
+def _dcp(call: Callable[..., Any], tensors: Values, **where: Any) -> None:
     """Save or load; every failure is an OSError, of one line, in every process."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is")  # uninitialized: there is one process
             warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.8 warns itself
-            call(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+            call(tensors, no_dist=not dist.is_initialized(), **where)
     except (CheckpointException, RuntimeError, OSError, KeyError, ValueError) as error:
-        causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
-        # The serializer's own error comes from the operating system's.
-        cause = next((c.__context__ for c in causes if isinstance(c.__context__, OSError)), causes[0])
+        cause = next((failure[0] for failure in getattr(error, "failures", {}).values()), error)
         raise OSError(str(cause).splitlines()[0]) from None
 
 
@@ -105,7 +111,7 @@ def _clear(place: Path, aside: Path) -> None:
 
 def _write_random_states(aside: Path) -> Values:
     """Write this process's, and prove all files that it wrote."""
-    with _durable(_random_file(aside)) as file:
+    with _durable(_random_file(aside)) as file, os_errors():
         torch.save(random_states(), file)
     mine = [_random_file(aside), *aside.glob(f"__{rank()}_*.distcp")]
     if rank() == 0:

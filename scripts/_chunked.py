@@ -4,6 +4,7 @@ Memory is what one step holds at its peak beyond inputs and gradients, which all
 the kernel counts it, of a GPU PyTorch's. Each figure comes from a process of its own.
 """
 
+import _start  # isort: skip
 import json
 import re
 import subprocess
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _stdout
 import torch
 import torch.nn.functional as F
 from _measure import Step, peak_extra_bytes
@@ -161,7 +161,9 @@ def extra_memory(op: str, name: str, size: int, device: torch.device) -> int:
 def in_its_own_process(op: str, name: str, size: int, device: torch.device) -> int:
     """The same, asked of a new process."""
     command = [sys.executable, __file__, op, name, str(size), str(device)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    # In a session of its own, so that Ctrl-C ends this process alone, which then ends that one.
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def fits(op: str, name: str, size: int, device: torch.device) -> bool:
@@ -227,6 +229,6 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     loss, who, count, where = sys.argv[1:]
     print(extra_memory(loss, who, int(count), torch.device(where)))

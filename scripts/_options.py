@@ -7,11 +7,10 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-import _checkpoint
 import _distributed
 import numpy
 import torch
@@ -115,7 +114,7 @@ def add_options(
 ) -> None:
     """Add what every training script takes; save only where there are sigmoids to choose it for."""
     add, flag = parser.add_argument, {"action": "store_true"}
-    parser.set_defaults(script=Path(script).name)
+    parser.set_defaults(script=Path(script).name, checkpoint=None, changed=())
     add("--seed", type=seed, default=0, help="start of every random number (%(default)s)")
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--dtype", choices=dtypes, default="float32", help="that products are computed in; half types by autocast")
@@ -139,7 +138,7 @@ def add_options(
     add("--clip", type=positive_float, metavar="NORM", help="largest norm of the gradient (%(default)s)")
     add("--parallel", choices=_distributed.PARALLEL, default="ddp", help="what processes share (%(default)s)")
     add("--out", type=folder, default=out, help="folder for all that it writes (%(default)s)")
-    add("--checkpoint-every", type=positive_int, metavar="STEPS", help="(only when a signal ends the training)")
+    add("--checkpoint-every", type=positive_int, metavar="STEPS", help="(only at the end, or when a signal comes)")
     add("--resume", **flag, help="go on from the newest complete checkpoint in --out")
     add("--tensorboard", **flag, help="log for TensorBoard, too")
 
@@ -147,10 +146,11 @@ def add_options(
 def check(parser: Parser, args: argparse.Namespace, samples: int) -> None:
     """Refuse in one line what does not go together, or does not work here; set the device."""
     shares, batch = _distributed.size() * args.accumulate, args.batch
+    processes = f"{_distributed.size()} process{'es' * (_distributed.size() > 1)}"
     if samples < _distributed.size():
-        parser.error(f"{_distributed.size()} processes are more than there are samples to train on, {samples}")
+        parser.error(f"argument --data: {processes} need a sample each to train on, and there are {samples}")
     if batch % shares:
-        divided = f"{_distributed.size()} processes" + f" times --accumulate {args.accumulate}" * (args.accumulate > 1)
+        divided = processes + f" times --accumulate {args.accumulate}" * (args.accumulate > 1)
         parser.error(f"argument --batch: {batch} a step can't be divided evenly among {divided}")
     if args.tensorboard:
         try:
@@ -170,40 +170,6 @@ def check(parser: Parser, args: argparse.Namespace, samples: int) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         parser.error(str(error).splitlines()[0])
     parser.agree()
-
-
-def find_checkpoint(parser: Parser, args: argparse.Namespace, model: Sequence[str]) -> None:
-    """Set ``args.checkpoint`` to what the training goes on from, or to None; ``model`` are the options that shape it.
-
-    A training that torchrun starts again, after a process was lost, goes on by itself.
-    """
-    place = args.out / "checkpoints"
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    found = _distributed.first(_checkpoint.folders(place))
-    args.checkpoint = _checkpoint.newest(place) if args.resume or again else None
-    if args.resume and not again and args.checkpoint is None:
-        parser.error(f"argument --resume: there is no {'complete ' if found else ''}checkpoint in {str(place)!r}")
-    if found and not (args.resume or again):
-        parser.error(
-            f"argument --out: {str(args.out)!r} has checkpoints of another training, the newest {found[0].name};"
-            " --resume goes on from there, another --out starts anew"
-        )
-    if args.checkpoint is not None:
-        state = _checkpoint.values_of(args.checkpoint)
-        _compare(parser, args, state, config(args), model)
-
-
-def _compare(parser: Parser, args: argparse.Namespace, state: Row, now: Row, model: Sequence[str]) -> None:
-    """Refuse a checkpoint of another model, and say what else has changed since it was written."""
-    then = state["config"]
-    if then["script"] != now["script"]:
-        parser.error(f"argument --resume: {args.checkpoint} was written by {then['script']}")
-    for name in (*model, "compare"):
-        if then[name] != now[name]:
-            said = f"{args.checkpoint} is of another model, with --{name} {then[name]}, not {now[name]}"
-            parser.error(f"argument --resume: {said}")
-    changed = [f"{name} {now[name]} (was {then[name]})" for name in now if now[name] != then.get(name, now[name])]
-    args.changed = [text for text in changed if text.split()[0] not in SILENT]
 
 
 def config(args: argparse.Namespace) -> Row:

@@ -33,7 +33,7 @@ def give_up(text: str, status: int = 1) -> NoReturn:
 
 @contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A live bar over total steps, or plain lines where nobody watches.
+    """A live bar over total steps, or plain lines in a pipe.
 
     What it yields takes one step and shows the metrics given by name.
     """
@@ -114,13 +114,23 @@ def plot_curves(path: Path, rows: Sequence[Row], *, x: str, panels: dict[str, Se
         figure.savefig(aside)
 
 
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Raise the operating system's own error, a full disk's for one, where PyTorch's writer makes another one of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise OSError(*(cause.args[:2] if cause else str(error).splitlines()[:1])) from None
+
+
 def save_weights(path: Path, weights: dict[str, torch.Tensor], config: Row) -> None:
     """Weights and plain values only: torch.load(path) opens it without running anybody's code."""
-    with replacing(path) as aside:
-        try:
-            torch.save({"model": weights, "config": config}, aside)
-        except RuntimeError as error:  # what the serializer makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from None
+    # Given a path, PyTorch's writer would not say what the operating system said.
+    with replacing(path) as aside, aside.open("wb") as file, os_errors():
+        torch.save({"model": weights, "config": config}, file)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ A report measures or models, and says of every figure which. Example, the figure
 ``python scripts/_report.py runs/benchmark/benchmark.json``
 """
 
+import _start  # isort: skip
+import argparse
 import csv
 import json
 import platform
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -16,7 +17,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import _stdout
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -203,6 +203,19 @@ def overview(path: Path, records: Iterable[Record], title: str) -> None:
     figure.savefig(path)
 
 
+def main() -> None:
+    """Print the figures of an earlier run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "report", type=Path, help="a file that benchmark.py has written: benchmark.json or chunked.json"
+    )
+    try:
+        head, records = read_json(parser.parse_args().report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"argument report: {error}")
+    show(head, records)
+
+
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
-    show(*read_json(Path(sys.argv[1])))
+    _start.escape_what_it_lacks()
+    main()

@@ -7,8 +7,8 @@ import argparse
 import functools
 import math
 import signal
-import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+SHOWN_STEPS = 50  # whose speed stands beside the progress
 COMPARED_STEPS = 300  # whose losses are kept, of the first: rounding adds up with every step
+KEPT = ("rows", "losses", "all", "since")  # of a run, by a checkpoint, as plain values
 SMALLEST_SCALE = 1.0  # of a loss in float16: if its gradients overflow even so, the scale is not to blame
 
 
@@ -75,14 +77,15 @@ class Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, job.factor)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.dtype == "float16")
         self.log: Callable[[str, Row, int], None] = lambda run, row, step: None
-        self.times: list[float] = []  # of the steps of this process
+        self.times: deque[float] = deque(maxlen=SHOWN_STEPS)  # of the last steps of this process
         self.pending: tuple[Any, ...] | None = None
         self.stopping = False
-        # What a checkpoint keeps of it: rows, the first losses, and sums since the last row.
+        self.loss = math.nan  # known a step later
+        # What a checkpoint keeps of it: rows, the first losses, and sums over all steps and over those since the last row.
         self.rows: list[Row] = []
         self.losses: list[float] = []
-        self.loss, self.seconds = math.nan, 0.0
-        self.since = {"loss": 0.0, "steps": 0, "seconds": 0.0}
+        self.all = {"steps": 0, "units": 0, "seconds": 0.0}
+        self.since = {"loss": 0.0, "steps": 0, "units": 0, "seconds": 0.0}
 
     def autocast(self) -> torch.autocast:
         """The context in which the model computes."""
@@ -145,8 +148,8 @@ class Run:
 
     def _add_time(self, started: float, *, step: bool = True) -> None:
         taken = time.perf_counter() - started
-        self.seconds += taken
-        self.since["seconds"] += taken
+        for sums in (self.all, self.since):
+            sums["seconds"] += taken
         if step:
             self.times.append(taken)
         else:
@@ -171,20 +174,22 @@ class Run:
         if len(self.losses) < COMPARED_STEPS:
             self.losses.append(self.loss)
         self.since["loss"] += self.loss
-        self.since["steps"] += 1
+        for sums in (self.all, self.since):
+            sums["steps"] += 1
+            sums["units"] += self.job.units
         self.log(self.name, {"loss": self.loss, "gradient_norm": norm}, number)
 
     def measure(self, step: int) -> None:
         """Add a row about the steps since the last one."""
         self.settle()
-        count = self.since["steps"]
+        since = self.since
         with self.autocast():
-            row = {"run": self.name} | self.job.measure(self.called, step, self.since["loss"] / count)
-        row[f"{self.job.unit}_per_second"] = round(self.job.units * count / self.since["seconds"])
+            row = {"run": self.name} | self.job.measure(self.called, step, since["loss"] / since["steps"])
+        row[f"{self.job.unit}_per_second"] = round(since["units"] / since["seconds"])
         row["peak_memory_mib"] = round(peak_memory(self.device) / 2**20, 1)
-        row["seconds"] = round(self.seconds, 3)
+        row["seconds"] = round(self.all["seconds"], 3)
         self.rows.append(row)
-        self.since = dict.fromkeys(self.since, 0)
+        self.since = dict.fromkeys(since, 0)
         self.log(self.name, row, step)
 
     def tensors(self) -> Row:
@@ -194,7 +199,7 @@ class Run:
 
     def values(self) -> Row:
         """What of it a checkpoint keeps in plain values."""
-        kept = {name: getattr(self, name) for name in ("rows", "losses", "seconds", "since")}
+        kept = {name: getattr(self, name) for name in KEPT}
         return kept | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Row, values: Row) -> None:
@@ -209,7 +214,7 @@ class Run:
             group |= {"initial_lr": rate, "lr": rate * self.job.factor(self.schedule.last_epoch)}
         if self.scaler.is_enabled() and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
-        for name in ("rows", "losses", "seconds", "since"):
+        for name in KEPT:
             setattr(self, name, values[name])
 
     def weights(self) -> dict[str, Tensor]:
@@ -217,10 +222,10 @@ class Run:
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def summary(self) -> Row:
-        """What a table says of it."""
-        step = f"{1000 * statistics.median(self.times):.1f}" if self.times else "-"
-        row = {"seconds": f"{self.seconds:.1f}", "ms a step": step}
-        row[f"{self.job.unit} a second"] = f"{self.rows[-1][f'{self.job.unit}_per_second']:,}"
+        """What a table says of it: time and speed of all its steps, with those before it was resumed."""
+        seconds = self.all["seconds"]
+        row = {"seconds": f"{seconds:.2f}", "ms a step": f"{1000 * seconds / self.all['steps']:.2f}"}
+        row[f"{self.job.unit} a second"] = f"{self.all['units'] / seconds:,.0f}"
         peak = f"{self.rows[-1]['peak_memory_mib']:,.0f} MiB"
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         processes = f"{_distributed.size()} × " if _distributed.size() > 1 else ""
@@ -232,11 +237,11 @@ class Run:
 
 def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
     """Train the runs on the same batches, taking turns, so that a busy machine slows all of them alike."""
+    if args.checkpoint and (after := _checkpoint.values_of(args.checkpoint)["step"]) > job.steps:
+        give_up(f"{args.checkpoint} comes after step {after}, and the training ends after {job.steps}", 2)
     for run in runs:
         run.warm_up()
     start = resume(runs, args)
-    if start > job.steps:
-        give_up(f"{args.checkpoint} comes after step {start}, and the training ends after {job.steps}", 2)
     title = runs[0].name if len(runs) == 1 else "both"
     folder = args.out / "tensorboard" if args.tensorboard else None
     with (
@@ -257,13 +262,14 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
                     run.measure(number)
                 stopping = runs[0].stopping
                 every = args.checkpoint_every
-                if stopping or (every and (number % every == 0 or number == job.steps)):
+                if stopping or number == job.steps or (every and number % every == 0):
                     saved = save(runs, number, args, saved)
             except FloatingPointError as error:
                 give_up(f"{error}; the last good checkpoint is {saved or 'none'}; a smaller --lr may help")
             show(**shown(runs[0]))
             if stopping:
-                end = signal.Signals(caught[0] if caught else signal.SIGTERM)
+                heard = _distributed.gather(caught[0] if caught else None)
+                end = signal.Signals(next(number for number in heard if number is not None))
                 after = f"--resume goes on from {saved}" if saved else "there is no checkpoint to go on from"
                 give_up(f"{end.name} came, stopped after step {number}; {after}", 128 + end)
         for run in runs:
@@ -286,10 +292,10 @@ def print_difference(runs: Sequence[Run]) -> None:
 
 def shown(run: Run) -> dict[str, float]:
     """The figures beside a progress bar."""
-    recent = run.times[-50:]
-    figures = {f"{run.job.unit}/s": run.job.units * len(recent) / sum(recent)}
+    figures = {f"{run.job.unit}/s": run.job.units * len(run.times) / sum(run.times)}
     name, column = run.job.shown
-    return figures | ({name: run.rows[-1][column]} if run.rows else {}) | {"loss": run.loss}
+    figures |= {name: run.rows[-1][column]} if run.rows else {}
+    return figures if math.isnan(run.loss) else figures | {"loss": run.loss}
 
 
 def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Path | None) -> Path | None:
@@ -323,7 +329,10 @@ def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
     except OSError as error:
         give_up(f"{args.checkpoint} cannot be read: {error}", 2)
     for place, run in enumerate(runs):
-        run.restore(tensors[str(place)], values["runs"][place])
+        try:
+            run.restore(tensors[str(place)], values["runs"][place])
+        except KeyError as missing:
+            give_up(f"{args.checkpoint} lacks {missing}: another version of this script wrote it", 2)
     changed = f", with {', '.join(args.changed)}" if args.changed else ""
     print(f"Goes on after step {values['step']}, from {args.checkpoint}{changed}", flush=True)
     return values["step"]

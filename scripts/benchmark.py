@@ -15,6 +15,7 @@ kernels have to move: counted, not run, no GPU needed.
 Example: ``python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --dtypes float32 --machine-code``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 import os
@@ -22,8 +23,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import _folder
 import _report
-import _stdout
 import torch
 import torch._functorch.config
 from _cases import CASES, Case
@@ -210,7 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--chunked", action="store_true", help="in place of these: memory and time of the losses in chunks")
     add("--machine-code", action="store_true", help="count instructions of the kernels too")
     add("--bytes", action="store_true", help="count the bytes that have to be moved too")
-    add("--out", type=folder, default="runs/benchmark", help="folder for CSV, JSON and pictures (%(default)s)")
+    add("--out", type=folder, help="new folder for CSV, JSON and pictures (runs/benchmark, runs/benchmark-2, ...)")
     args = parser.parse_args(arguments)
     if not args.chunked:
         args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
@@ -256,6 +257,7 @@ def draw(args: argparse.Namespace, records: Sequence[Record], hardware: str) -> 
 
 
 def main() -> None:
+    """Measure what the options ask for."""
     args = parse()
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device)  # the one that timers wait for
@@ -264,9 +266,16 @@ def main() -> None:
 
         _report.show(*_host.measured(args.ops, args.device))
         return
-    if args.chunked:
-        chunked(args)
-        return
+    name = "chunked" if args.chunked else "benchmark"
+    with _folder.for_results(args.out, "runs/benchmark", (f"{name}.csv", f"{name}.json")) as args.out:
+        if args.chunked:
+            chunked(args)
+        else:
+            elementwise(args)
+
+
+def elementwise(args: argparse.Namespace) -> None:
+    """Measure operations, count what is asked for beside, and write what came out."""
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
     if "compile" in args.backends and not can_compile(args.device):
         args.backends = [name for name in args.backends if name != "compile"]
@@ -300,5 +309,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

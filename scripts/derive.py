@@ -1,17 +1,19 @@
 """Draw the sigmoid and its slope, and how far off its bfloat16 gradient is with either way to save.
 
-The pictures go to docs/images/; the table that docs/derivation.md quotes goes to the screen. With ``--losses`` there are
-two tables and no picture, which README quotes: how far off PyTorch's losses are, and sigtorch's kernels.
+The pictures replace those in docs/images/, or go into a new folder; the table that docs/derivation.md quotes goes to the
+screen. With ``--losses`` there are two tables and no picture, which README quotes: how far off PyTorch's losses are, and
+sigtorch's kernels.
 Examples: ``python scripts/derive.py``, and without a GPU ``TRITON_INTERPRET=1 python scripts/derive.py --losses``
 """
 
+import _start  # isort: skip
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import _folder
 import _options
 import _output
-import _stdout
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ from torch import Tensor
 import sigtorch
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+PICTURES = ("sigmoid.png", "gradient_error.png")
 INTERVALS = ((-10, -6), (-6, 0), (0, 2), (2, 4), (4, 6), (6, 10))
 POS_WEIGHT = 3.0
 FOCAL_INTERVALS = ((-12, -8), (-8, -4), (-4, 0), (0, 4))
@@ -152,7 +155,9 @@ def draw_gradient_error(path: Path) -> None:
 def main() -> None:
     """Draw both and print the numbers, or print those of the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=_options.folder, default=IMAGES, help="folder for the pictures (docs/images)")
+    parser.add_argument(
+        "--out", type=_options.folder, help="new folder for the pictures (docs/images, in place of what is there)"
+    )
     parser.add_argument("--losses", action="store_true", help="measure the losses, and draw nothing")
     args = parser.parse_args()
     if args.losses:
@@ -166,14 +171,13 @@ def main() -> None:
         _output.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
         _output.show_table(f"Focal loss of a negative in float32: {where}", focal)
         return
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    draw_sigmoid(out / "sigmoid.png")
-    draw_gradient_error(out / "gradient_error.png")
-    _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
-    print(f"Drew sigmoid.png and gradient_error.png into {out}/")
+    with _folder.for_results(args.out or IMAGES, "", PICTURES if args.out else ()) as out:
+        _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
+        for name, draw in zip(PICTURES, (draw_sigmoid, draw_gradient_error), strict=True):
+            draw(out / name)
+        print(f"Drew {' and '.join(PICTURES)} into {out}/")
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

@@ -4,6 +4,9 @@ No autograd, no optimizer: every gradient is written out, and the only calculus 
 Example: ``python scripts/from_scratch.py``
 """
 
+import _start  # isort: skip
+import argparse
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -42,6 +45,7 @@ def gradients(x: Tensor, actual: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor
 
 def main() -> None:
     """Train on 1,437 scans, show how well the other 360 are read."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels / 16 - 0.5)
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # a constant input serves as the bias
@@ -67,4 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _start.escape_what_it_lacks()
     main()

@@ -9,8 +9,8 @@ Needs the models: ``pip install ".[scripts,models]"``. No download, no GPU.
 Example: ``python scripts/reach.py --libraries timm torchvision``
 """
 
+import _start  # isort: skip
 import argparse
-import csv
 import sys
 import traceback
 import warnings
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import _stdout
+import _folder
 import torch
 from _models import LIBRARIES, Example
 from _options import folder
-from _output import progress
+from _output import progress, write_csv
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,29 +123,35 @@ def table(library: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Counts, prints a table a library, and writes them as CSV."""
-    _stdout.escape_what_it_lacks()
+    """Count, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="(default: all)")
-    parser.add_argument("--out", type=folder, default=Path("runs/reach"), help="for reach.csv (default: %(default)s)")
+    parser.add_argument("--out", type=folder, help="new folder for reach.csv (default: runs/reach, runs/reach-2, ...)")
     options = parser.parse_args()
-    console = Console()
-    written = []
-    for library in options.libraries:
-        examples, rows = LIBRARIES[library](), []
+    try:
+        models = {library: LIBRARIES[library]() for library in options.libraries}
+    except ImportError as error:
+        parser.error(f"argument --libraries: {error}; the extra sigtorch[models] brings them")
+    with _folder.for_results(options.out, "runs/reach", ("reach.csv",)) as out:
+        write_csv(out / "reach.csv", counted(models))
+        print(f"written: {out / 'reach.csv'}")
+
+
+def counted(models: dict[str, dict[str, Example]]) -> list[dict[str, Any]]:
+    """A row a model; prints a table a library."""
+    console, found = Console(), []
+    for library, examples in models.items():
+        rows: list[dict[str, Any]] = []
         with progress(library, len(examples)) as step, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old models' own code
             for name, example in examples.items():
                 rows.append(row(name, example))
                 step(sites=rows[-1]["sites"], fused=rows[-1]["fused"])
         console.print(table(library, rows))
-        written += [{"library": library, **r} for r in rows]
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "reach.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, written[0])
-        writer.writeheader()
-        writer.writerows(written)
+        found += [{"library": library, **r} for r in rows]
+    return found
 
 
 if __name__ == "__main__":
+    _start.escape_what_it_lacks()
     main()

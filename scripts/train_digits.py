@@ -5,6 +5,7 @@ Examples: ``python scripts/train_digits.py --compare``
 ``torchrun --nproc-per-node 2 scripts/train_digits.py``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from typing import NamedTuple
 
 import _data
 import _distributed
+import _folder
 import _options
 import _output
-import _stdout
 import _training
 import torch
 from sklearn.datasets import load_digits
@@ -136,7 +137,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.lr > torch.finfo(weights_in(args)).max:
         parser.error(f"argument --lr: {args.lr:g} is more than a weight holds")
     _options.check(parser, args, TRAINED_ON)
-    _options.find_checkpoint(parser, args, model=("layers",))
     return args
 
 
@@ -147,7 +147,7 @@ def main() -> None:
         if max(args.layers) < 512:
             torch.set_num_threads(1)  # so small a product gains nothing from more, and loses much on a busy machine
         data = load(args.device, weights_in(args))
-        with sigtorch.use_backend(args.backend):
+        with _folder.for_training(args, fixed=("layers", "batch")), sigtorch.use_backend(args.backend):
             args.runs_on = sigtorch.backend_of(data.train_x)
             job = job_of(data, args)
             runs = [start(name, job, args) for name in _training.names(args)]
@@ -172,5 +172,5 @@ def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

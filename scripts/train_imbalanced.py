@@ -5,15 +5,16 @@ a few percent remain; in the other half each malignant one counts for less, whic
 Example: ``python scripts/train_imbalanced.py --seeds 20 --percent 4``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import _folder
 import _options
 import _output
-import _stdout
 import numpy
 import torch
 from matplotlib.figure import Figure
@@ -174,7 +175,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--percent", type=_options.positive_float, default=4.0, help="share of positives (%(default)g)")
     add("--steps", type=_options.positive_int, default=300, help="of each training (%(default)s)")
     add("--device", type=_options.device, default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--out", type=_options.folder, default="runs/imbalanced", help="folder for table and picture (%(default)s)")
+    add(
+        "--out",
+        type=_options.folder,
+        help="new folder for all that it writes (runs/imbalanced, runs/imbalanced-2, ...)",
+    )
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error("argument --seeds: a single one has no spread")
@@ -187,10 +192,17 @@ def main() -> None:
     """Train, show and write what came out."""
     args = parse()
     torch.set_num_threads(1)  # so small a product gains nothing from more
-    rows = train(args)
-    said = conclude(rows, args)
-    _output.write_csv(args.out / "metrics.csv", [{k: row[k] for k in row if k != "precision"} for row in rows])
-    draw(args.out / "precision_recall.png", rows, said)
+    with _folder.for_results(args.out, "runs/imbalanced", ("metrics.csv", "precision_recall.png")) as out:
+        rows = train(args)
+        said = conclude(rows, args)
+        report(rows, said, args)
+        _output.write_csv(out / "metrics.csv", [{k: row[k] for k in row if k != "precision"} for row in rows])
+        draw(out / "precision_recall.png", rows, said)
+        print(f"Table and picture are in {out}/")
+
+
+def report(rows: list[_output.Row], said: str, args: argparse.Namespace) -> None:
+    """Print a line for each loss, and what the picture shows."""
     shown = []
     for name in LOSSES:
         mine = [row for row in rows if row["loss"] == name]
@@ -201,9 +213,8 @@ def main() -> None:
         shown[-1]["precision at 0.5"] = f"{precision:.0%}" if recall else "none found"
     _output.show_table(f"{args.percent:g} % positives, mean and deviation of {args.seeds} seeds", shown)
     print(textwrap.fill(said, 110))
-    print(f"Table and picture are in {args.out}/")
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

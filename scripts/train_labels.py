@@ -6,6 +6,7 @@ out. Beside precision it draws what a step holds in memory, against eager PyTorc
 Example: ``python scripts/train_labels.py --steps 300``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 import re
@@ -18,9 +19,9 @@ from typing import NamedTuple
 
 import _data
 import _distributed
+import _folder
 import _options
 import _output
-import _stdout
 import _training
 import torch
 import train_text
@@ -216,7 +217,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     if args.samples < args.batch:
         parser.error(f"argument --batch: {args.batch} places a step, of {max(0, args.samples)} to train on")
     _options.check(parser, args, args.samples)
-    _options.find_checkpoint(parser, args, model=("dim",))
     return args, text
 
 
@@ -233,11 +233,9 @@ def main() -> None:
     """Train, show and write what came out."""
     with _distributed.group():
         args, text = parse()
-        print(
-            f"{len(text.words):,} words, {text.labels:,} labels: pairs of words that are there twice or more",
-            flush=True,
-        )
-        with sigtorch.use_backend(args.backend):
+        with _folder.for_training(args, fixed=("dim",)), sigtorch.use_backend(args.backend):
+            labels = f"{text.labels:,} labels: pairs of words that are there twice or more"
+            print(f"{len(text.words):,} words, {labels}", flush=True)
             job = job_of(text, args)
             runs = [start(name, job, text, args) for name in _training.names(args)]
             _training.train(runs, job, args)
@@ -260,5 +258,5 @@ def report(runs: list[_training.Run], held: list[_output.Row], args: argparse.Na
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

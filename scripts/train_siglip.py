@@ -7,15 +7,16 @@ Examples: ``python scripts/train_siglip.py --steps 400 --compare``
 ``torchrun --standalone --nproc-per-node 2 scripts/train_siglip.py``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 from functools import partial
 
 import _data
 import _distributed
+import _folder
 import _options
 import _output
-import _stdout
 import _training
 import torch
 import train_digits
@@ -157,7 +158,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.compare and _distributed.size() > 1:
         parser.error("argument --compare: PyTorch's operators compute the loss of one process")
     _options.check(parser, args, SAMPLES)
-    _options.find_checkpoint(parser, args, model=("dim",))
     return args
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         args = parse()
         torch.set_num_threads(1)  # so small a product gains nothing from more
         data = train_digits.load(args.device, torch.float32)
-        with sigtorch.use_backend(args.backend):
+        with _folder.for_training(args, fixed=("dim",)), sigtorch.use_backend(args.backend):
             job = job_of(data, args)
             runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
@@ -188,5 +188,5 @@ def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

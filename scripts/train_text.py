@@ -6,6 +6,7 @@ Examples: ``python scripts/train_text.py --steps 400 --compare``
 ``torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp``
 """
 
+import _start  # isort: skip
 import argparse
 import math
 import sysconfig
@@ -16,9 +17,9 @@ from typing import NamedTuple
 
 import _data
 import _distributed
+import _folder
 import _options
 import _output
-import _stdout
 import _training
 import torch
 from _measure import bound_by, peak_extra_bytes
@@ -227,14 +228,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     if args.dim % (2 * args.heads):
         parser.error(f"argument --dim: {args.dim} features don't make {args.heads} heads of an even width")
     if args.layers * args.dim**2 > 10**7:
-        parser.error(f"argument --dim: {args.layers} layers of {args.dim} features are more than 100,000,000 weights")
+        parser.error(f"argument --dim: --layers {args.layers} of {args.dim} features are more than 100,000,000 weights")
     try:
         text = load(args.data, args.context)
     except (OSError, ValueError) as error:
         parser.error(f"argument --data: {error}")
     args.samples = len(text.train) - args.context
     _options.check(parser, args, args.samples)
-    _options.find_checkpoint(parser, args, model=("dim", "layers", "heads"))
     return args, text
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     """Train, show and write what came out."""
     with _distributed.group():
         args, text = parse()
-        with sigtorch.use_backend(args.backend):
+        with _folder.for_training(args, fixed=("dim", "layers", "heads")), sigtorch.use_backend(args.backend):
             job = job_of(text, args)
             runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
@@ -272,5 +272,5 @@ def report(runs: list[_training.Run], text: Text, args: argparse.Namespace) -> N
 
 
 if __name__ == "__main__":
-    _stdout.escape_what_it_lacks()
+    _start.escape_what_it_lacks()
     main()

@@ -64,7 +64,7 @@ def execute(exports, line, runs, said):
 def test_command(exports, line, runs):
     machines = 2 if "--nnodes" in line else 1
     if "--resume" in line and "torchrun" in line:  # let there be something left to do
-        newest = runs / "runs/text/checkpoints" / checkpoints(runs / "runs/text")[-1]
+        newest = runs / "runs/gpt/checkpoints" / checkpoints(runs / "runs/gpt")[-1]
         subprocess.run(["rm", "-r", newest], check=True)
     said = []
     threads = [threading.Thread(target=execute, args=(exports, line, runs, said)) for _ in range(machines)]

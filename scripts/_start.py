@@ -1,0 +1,28 @@
+"""The first import of every script: from here on Ctrl-C is one line, also while the other imports take their seconds."""
+
+import io
+import os
+import signal
+import sys
+from types import TracebackType
+from typing import Any
+
+_print_traceback = sys.excepthook
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
+    if not issubclass(kind, KeyboardInterrupt):
+        return _print_traceback(kind, error, trace)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's processes all hear of it, and the first one speaks
+        print("error: SIGINT came, stopped", file=sys.stderr, flush=True)
+    raise SystemExit(128 + signal.SIGINT)
+
+
+sys.excepthook = _end_in_one_line
+
+
+def escape_what_it_lacks() -> None:
+    """Print as an escape, from here on, any character that the encoding of a terminal or a pipe lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
