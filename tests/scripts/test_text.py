@@ -52,7 +52,7 @@ def test_text_table_and_sample(compared):
         seconds = float(last["seconds"])
         assert float(row[2]) == pytest.approx(seconds, abs=0.006)
         assert float(row[3]) == pytest.approx(1000 * seconds / 14, abs=0.05)  # of 14 steps
-        assert float(row[4].replace(",", "")) == pytest.approx(14 * 4 * 128 / seconds, rel=0.01)
+        assert float(row[4].replace(",", "")) == pytest.approx(14 * 4 * 32 / seconds, rel=0.01)
         assert row[5] == f"{float(last['peak_memory_mib']):,.0f} MiB"
         assert row[7] == "CPU"  # what bound the time
         assert row[-1].endswith(" MiB")
