@@ -148,7 +148,7 @@ def check(parser: Parser, args: argparse.Namespace, samples: int) -> None:
     shares, batch = _distributed.size() * args.accumulate, args.batch
     processes = f"{_distributed.size()} process{'es' * (_distributed.size() > 1)}"
     if samples < _distributed.size():
-        parser.error(f"argument --data: {processes} need a sample each to train on, and there are {samples}")
+        parser.error(f"{processes} need a sample each to train on, and the number of samples is {samples}")
     if batch % shares:
         divided = processes + f" times --accumulate {args.accumulate}" * (args.accumulate > 1)
         parser.error(f"argument --batch: {batch} a step can't be divided evenly among {divided}")

@@ -170,7 +170,7 @@ def test_more_processes_than_samples(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text("abc")
     options = (*TRAINING, "--data", tmp_path, "--context", 2, "--out", tmp_path / "out")
-    said = "2 processes are more than there are samples to train on, 1\n"
+    said = "2 processes need a sample each to train on, and the number of samples is 1\n"
     assert_one_line(fork("train_text.py", *options, processes=2), said, "train_text.py")
 
 
