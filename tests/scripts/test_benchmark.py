@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_left_out(monkeypatch, capsys, tmp_path):
     benchmark_script.main()
     assert "sigmoid of 8 elements in float32 is left out: out of memory on cpu" in capsys.readouterr().out
     assert {r.shape for r in _report.read_json(tmp_path / "benchmark.json")[1]} == {"4"}
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *settings, "--sizes", "8", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *settings, "--sizes", "8", "--out", str(tmp_path / "again")])
     benchmark_script.main()
     assert capsys.readouterr().out.splitlines()[-1].endswith("benchmark.csv, benchmark.json"), "nothing to draw"
 
