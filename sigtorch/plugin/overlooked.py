@@ -6,11 +6,14 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from sigtorch.plugin.recognise import SIGMOID, SILU, activation, is_number, kind_of_attribute
+import torch.nn.functional as F
+
+from sigtorch.plugin.recognise import ALIKE, SIGMOID, SILU, activation, is_number, kind_of_attribute
 from sigtorch.plugin.source import found
 
 _FUNCTIONS, _MODULES = {"sigmoid", "sigmoid_", "silu", "silu_", "expit"}, {"Sigmoid", "SiLU"}
-NAMES = _FUNCTIONS | _MODULES
+NAMES = _FUNCTIONS | _MODULES | {"glu"}
+GLU = "patched_functions() sends F.glu to a kernel"
 IN_PLACE = "it changes a tensor in place"
 OTHERWISE = "its sigmoid or silu is written in a way that is not taken apart"
 # What leaves a sigmoid's values as they are, or nearly.
@@ -41,6 +44,8 @@ class Search:
                 names = {t.id for t in targets if isinstance(t, ast.Name)}
                 self.named |= names if self.looks(node.value) else set()
                 self.called |= names if self.computes(node.value) else set()
+            if isinstance(node, ast.Call) and found(node.func, self.function) is F.glu:
+                yield node, GLU
         for node in sorted((n for n in ast.walk(tree) if _factors(n)), key=lambda n: n.lineno):  # type: ignore[attr-defined]
             factors = _factors(node)
             if any(self.looks(f) for f in factors) and not any(is_number(f, self.kinds, self.me) for f in factors):
@@ -72,7 +77,7 @@ class Search:
         if isinstance(called, ast.Name) and called.id in self.called:
             return True
         kind = kind_of_attribute(called, self.kinds, self.me)
-        return kind in (SIGMOID, SILU) or activation(found(called, self.function)) is not None
+        return kind in (SIGMOID, SILU, ALIKE) or activation(found(called, self.function)) is not None
 
 
 def _factors(node: ast.AST) -> list[ast.expr]:

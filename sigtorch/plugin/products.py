@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from types import MethodType
@@ -16,82 +17,118 @@ from sigtorch.plugin.recognise import SIGMOID, activation, sequence
 
 
 class Activated:
-    """A sigmoid or silu that is still to be computed: of gate, by called, and then expanded to a shape."""
+    """A sigmoid or silu of gate, by called, for a product to fuse; then expanded to a shape.
 
-    __slots__ = ("called", "expanded", "gate", "graph", "kind", "version")
+    Computed is what it gives, where something may change the gate before the product: then the product takes either. Else
+    computing is put off.
+    """
 
-    def __init__(
-        self, kind: str, called: Any, gate: torch.Tensor, version: int | None, expanded: torch.Size | None = None
-    ) -> None:
-        self.kind, self.called, self.gate, self.version, self.expanded = kind, called, gate, version, expanded
-        self.graph = torch.is_grad_enabled()
+    __slots__ = ("called", "computed", "expanded", "gate", "graph", "kind", "version")
 
-    def computed(self) -> Any:
+    def __init__(self, kind: str, called: Any, gate: torch.Tensor, computed: torch.Tensor | None) -> None:
+        self.kind, self.called, self.gate, self.computed = kind, called, gate, computed
+        self.version = None if gate.is_inference() else gate._version
+        self.graph, self.expanded = torch.is_grad_enabled(), None
+
+    def value(self) -> Any:
         """As it was written, and where: statements may have switched autograd since."""
-        with torch.set_grad_enabled(self.graph):
-            s = self.called(self.gate)
+        s = self.computed
+        if s is None:
+            if self.changed():
+                raise _checks.gate_changed(self.called)
+            with torch.set_grad_enabled(self.graph):
+                s = self.called(self.gate)
         return s if self.expanded is None else s.expand(self.expanded)
 
-    def _seen_as(self, gate: torch.Tensor, expanded: torch.Size | None = None) -> Any:
-        self._unchanged()
-        seen = Activated(self.kind, self.called, gate, self.version, expanded)
-        seen.graph = self.graph
-        return seen
+    def changed(self) -> bool:
+        """Whether something wrote into the gate, or into a tensor of the same memory, since."""
+        return self.version is not None and self.gate._version != self.version
 
     def unsqueeze(self, dim: int) -> Any:
         """As of a tensor: an elementwise function of a view is the view of the function."""
-        return self._seen_as(self.gate.unsqueeze(dim)) if self.expanded is None else self.computed().unsqueeze(dim)
+        if self.expanded is not None or self.changed():
+            return self.value().unsqueeze(dim)
+        return self._seen(lambda t: t.unsqueeze(dim))
 
     def view(self, *shape: Any) -> Any:
         """As of a tensor, by its shape."""
         shaped = self.expanded is None and not isinstance(shape[0], torch.dtype) and self.gate.is_contiguous()
-        return self._seen_as(self.gate.view(*shape)) if shaped else self.computed().view(*shape)
+        if not shaped or self.changed():
+            return self.value().view(*shape)
+        return self._seen(lambda t: t.view(*shape))
 
     def expand_as(self, other: Any) -> Any:
         """As of a tensor; a product with one of that shape does without."""
-        if self.expanded is not None or not isinstance(other, torch.Tensor):
-            return self.computed().expand_as(other)
+        if self.expanded is not None or not isinstance(other, torch.Tensor) or self.changed():
+            return self.value().expand_as(other)
         self.gate.expand(other.shape)  # which says what does not fit
-        return self._seen_as(self.gate, other.shape)
+        seen = self._seen(lambda t: t)
+        seen.expanded = other.shape
+        return seen
 
-    def _unchanged(self) -> None:
-        if self.version is not None and self.gate._version != self.version:
-            raise _checks.gate_changed(self.called)
+    def _seen(self, by: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        seen = Activated(self.kind, self.called, by(self.gate), None if self.computed is None else by(self.computed))
+        seen.graph = self.graph
+        return seen
 
 
-def activated(called: Any, gate: Any, still: bool) -> Any:
-    """``called(gate)``, of which the last step is put off where that is a sigmoid or silu, and kernels take the tensor.
+def activated(called: Any, gate: Any, calm: bool) -> Any:
+    """``called(gate)``, for a product to fuse where the last step is a sigmoid or silu, and kernels take the tensor.
 
-    Still means that nothing runs before the product that could change the gate in place. Else its version tells, which
-    tensors of inference mode do not have. Where no kernel runs, everything runs as, and when, it was written.
+    Calm means that nothing runs before the product. Else something may change the gate in place: where others can reach its
+    memory, the sigmoid is computed now. Where no kernel runs, everything runs as, and when, it was written.
     """
     if torch.compiler.is_compiling() or type(gate) not in _backend.PLAIN_TYPES or not fused_on(gate):
         return called(gate)
     kind = activation(called)
     if kind is None:
         return called(gate)
-    while modules := sequence(called):
-        *before, called = modules
-        for module in before:
+    if modules := sequence(called):
+        for module in modules[:-2]:
             gate = module(gate)
-    if type(gate) not in _backend.PLAIN_TYPES or (not still and gate.is_inference()):
+        return activated(modules[-1], modules[-2](gate) if modules[1:] else gate, calm)
+    if calm:
+        return Activated(kind, called, gate, None)
+    if gate.is_inference():  # which does not tell what changed it
         return called(gate)
-    return Activated(kind, called, gate, None if still else gate._version)
+    alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
+    return Activated(kind, called, gate, None if alone else called(gate))
 
 
-def product(left: Any, right: Any, by: Callable[[Any, Any], Any] | str = operator.mul) -> Any:
-    """``left * right``, one of which may have been put off; by is the function, or the method's name, that was written."""
+def _references(of: Any) -> int:
+    """How often an argument that nothing else holds is counted: Python's releases differ."""
+    return sys.getrefcount(of)
+
+
+_ALONE = _references(object())
+
+
+def product(left: Any, right: Any) -> Any:
+    """``left * right``, either of which may be a sigmoid or silu to fuse."""
+    return _multiplied(operator.mul, left, right)
+
+
+def product_by(by: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """``by(left, right)``, by :func:`torch.mul` or one of its other names."""
+    return _multiplied(by, left, right)
+
+
+def product_of(left: Any, name: str) -> Callable[[Any], Any]:
+    """``left.mul``, to be called with the other operand."""
+    if type(left) is Activated:
+        return lambda right: _multiplied(lambda a, b: getattr(a, name)(b), left, right)
+    by = getattr(left, name)  # where it was written: before the operand
+    return lambda right: _multiplied(lambda _, b: by(b), left, right)
+
+
+def _multiplied(by: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if type(left) is Activated and type(right) is Activated:
-        left._unchanged()
-        left = left.computed()
+        left = left.value()
     act, other = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated:
-        act._unchanged()
-        if act.graph == torch.is_grad_enabled() and _shapes_fuse(act, other) and fused_on(other, act.gate):
-            gate = act.gate
-            return gates.sigmoid_gate(other, gate) if act.kind == SIGMOID else gates.swiglu(gate, other)
-        left, right = (t.computed() if type(t) is Activated else t for t in (left, right))
-    return getattr(left, by)(right) if isinstance(by, str) else by(left, right)
+    if type(act) is Activated and act.graph == torch.is_grad_enabled() and _fuse(act, other):
+        return gates.sigmoid_gate(other, act.gate) if act.kind == SIGMOID else gates.swiglu(act.gate, other)
+    left, right = (t.value() if type(t) is Activated else t for t in (left, right))
+    return by(left, right)
 
 
 def fused_on(*tensors: torch.Tensor) -> bool:
@@ -99,13 +136,15 @@ def fused_on(*tensors: torch.Tensor) -> bool:
     return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
 
 
-def _shapes_fuse(act: Activated, x: Any) -> bool:
-    """Whether a kernel takes the shapes, and the result's strides do not depend on which operand comes first."""
+def _fuse(act: Activated, x: Any) -> bool:
+    """Whether a kernel gives what was written: its values, strides, and what may be changed in place afterwards."""
     gate = act.gate
-    if type(x) not in _backend.PLAIN_TYPES or act.expanded not in (None, x.shape):
+    if type(x) not in _backend.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.changed():
         return False
+    if act.graph and x.requires_grad and not gate.requires_grad:
+        return False  # PyTorch keeps the sigmoid alone for backward, a kernel both operands
     fitting = gate.shape == x.shape or (act.kind == SIGMOID and gates.fuses(x, gate))
-    return fitting and (gate.stride() == x.stride() or _lie_alike(x, gate))
+    return fitting and (gate.stride() == x.stride() or _lie_alike(x, gate)) and fused_on(x, gate)
 
 
 def _lie_alike(x: torch.Tensor, gate: torch.Tensor) -> bool:
@@ -116,9 +155,9 @@ def _lie_alike(x: torch.Tensor, gate: torch.Tensor) -> bool:
     return all(min(by) > 0 for by in shared) and all(outer[1] >= inner[1] for outer, inner in pairwise(shared))
 
 
-def method(bound: Any, known: Any, returns_activated: Any) -> Any:
-    """A bound method, or what it is with its returned sigmoid put off, if it is still the one known."""
-    function = getattr(bound, "__func__", None)
-    if torch.compiler.is_compiling() or getattr(function, "_sigtorch_of", function) is not known:
+def putting_off(bound: Any) -> Any:
+    """A bound method, or one that gives the sigmoid that it returns to a product, where it is a rewritten one that can."""
+    if torch.compiler.is_compiling():
         return bound
-    return MethodType(returns_activated, bound.__self__)
+    function = getattr(getattr(bound, "__func__", None), "_sigtorch_putting_off", None)
+    return bound if function is None else MethodType(function, bound.__self__)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
-import operator
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +12,18 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 
 from sigtorch.nn import Sigmoid
-from sigtorch.plugin.source import found, parsed
+from sigtorch.plugin import source
+from sigtorch.plugin.classes import original_of
 
 SIGMOID, SILU, NUMBER = "sigmoid", "silu", "number"
-sigmoid_method = operator.methodcaller("sigmoid")  # what x.sigmoid() calls, whatever x is
+IN_PLACE, ALIKE = "works in place", "looks like a sigmoid or silu"  # by its name only
+
+
+def sigmoid_method(x: Any) -> Any:
+    """What ``x.sigmoid()`` calls, whatever x is."""
+    return x.sigmoid()
+
+
 _FUNCTIONS: dict[Any, str] = {
     torch.sigmoid: SIGMOID,
     torch.special.expit: SIGMOID,
@@ -25,7 +31,11 @@ _FUNCTIONS: dict[Any, str] = {
     F.silu: SILU,
     sigmoid_method: SIGMOID,
 }
-_FORWARDS: dict[Any, str] = {nn.Sigmoid.forward: SIGMOID, Sigmoid.forward: SIGMOID, nn.SiLU.forward: SILU}
+# What runs when any of these is called, as it is when sigtorch is imported: libraries that measure replace some.
+_CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
+_SEQUENCE, _ITER = nn.Sequential.forward, nn.Sequential.__iter__
+_OURS: Any = Sigmoid.forward
+_CODES = {f: getattr(f, "__code__", None) for f in (*_FUNCTIONS, _CALL, _CALL_IMPL, _SEQUENCE, _ITER, _OURS)}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_compiled_call_impl")
 _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
@@ -37,22 +47,20 @@ def activation(called: Any) -> str | None:
 
 
 def kind_of(called: Any) -> str | None:
-    """The same by what classes compute, whatever hangs on the instances."""
+    """The same by what classes compute as they are now, whatever hangs on the instances."""
     if not isinstance(called, nn.Module):
         return _function(called)
-    kind = _of_module(called)
+    kind = _of_forward(_forward(called))
     return kind_of(modules[-1]) if kind is None and (modules := sequence(called)) else kind
 
 
 def sequence(called: Any) -> list[nn.Module]:
     """The modules that a sequence calls one after the other; none of anything else."""
-    cls: Any = type(called)
-    plain = (
-        isinstance(called, nn.Sequential)
-        and cls.forward is nn.Sequential.forward
-        and cls.__iter__ is nn.Sequential.__iter__
-    )
-    return [*called] if plain and cls.__call__ is nn.Module.__call__ else []
+    if not isinstance(called, nn.Sequential):
+        return []
+    cls = type(called)
+    plain = _forward(called) is _SEQUENCE and cls.__iter__ is _ITER and _unchanged(_SEQUENCE) and _unchanged(_ITER)
+    return [*called] if plain else []
 
 
 def obstacle(called: Any) -> str | None:
@@ -62,7 +70,7 @@ def obstacle(called: Any) -> str | None:
     held = called.__dict__
     if "forward" in held:
         return "its forward was replaced on the instance"
-    if held.get("inplace"):
+    if works_in_place(called):
         return "it works in place"
     for name in _HOOKS:
         if held.get(name):
@@ -73,38 +81,104 @@ def obstacle(called: Any) -> str | None:
     return obstacle(modules[-1]) if (modules := sequence(called)) else None
 
 
+def works_in_place(module: nn.Module) -> bool:
+    """Whether a module, as PyTorch's activations have it, may write into its input."""
+    return bool(module.__dict__.get("inplace", getattr(type(module), "inplace", False)))
+
+
+def _unchanged(function: Any) -> bool:
+    """Whether one of those known has the code that it had."""
+    return _CODES[function] is getattr(function, "__code__", None)
+
+
 def _function(called: Any) -> str | None:
     try:
-        return _FUNCTIONS.get(called)
+        kind = _FUNCTIONS.get(called)
     except Exception:  # whatever hashing and comparing somebody's object raises
         return None
+    return kind if kind and _unchanged(called) else None
 
 
-def _of_module(module: nn.Module) -> str | None:
-    cls: Any = type(module)
-    return _of_forward(cls.forward) if cls.__call__ is nn.Module.__call__ else None
+def _forward(module: nn.Module) -> Any:
+    """What calling a module runs by its class, if that is all."""
+    cls: Any = original_of(type(module))
+    plain = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL and _unchanged(_CALL) and _unchanged(_CALL_IMPL)
+    return cls.forward if plain else None
 
 
-@functools.cache
+class _Returned(NamedTuple):
+    """What a forward of one statement calls with its one argument: by a name and attributes, or its method sigmoid."""
+
+    name: str
+    attributes: tuple[str, ...]
+
+
 def _of_forward(forward: Any) -> str | None:
     """What a forward of one statement returns: sigmoid or silu of its one argument."""
-    if forward in _FORWARDS:
-        return _FORWARDS[forward]
-    parameters = [*inspect.signature(forward).parameters] if inspect.isfunction(forward) else []
-    tree = parsed(forward)
-    if tree is None or len(parameters) != 2 or tree.decorator_list:
+    if type(forward) is not types.FunctionType:
         return None
+    if forward is _OURS:
+        return SIGMOID if _unchanged(_OURS) else None
+    returned = _returned(forward)
+    if returned is None:
+        return None
+    value = source.named(returned.name, forward) if returned.name else sigmoid_method
+    for attribute in returned.attributes:
+        value = getattr(value, attribute, None) if isinstance(value, types.ModuleType) else None
+    return _function(value)
+
+
+_STATEMENT = 240  # bytes of code, in every release of Python
+
+
+class _Read(NamedTuple):
+    code: types.CodeType
+    returned: _Returned | None
+
+
+# By a code's id, whose code each keeps: what a source says never changes of that. Codes hold no class.
+_read: dict[int, _Read] = {}
+
+
+def _returned(forward: Any) -> _Returned | None:
+    code = forward.__code__
+    if code.co_argcount != 2 or len(code.co_code) > _STATEMENT:
+        return None
+    known = _read.get(id(code))
+    if known is None:
+        read = source.known(forward)
+        known = _read.setdefault(id(code), _Read(code, None if read is None else _statement(read.definition)))
+    return known.returned
+
+
+def _statement(tree: ast.FunctionDef) -> _Returned | None:
+    parameters = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]
+    more = tree.args.vararg or tree.args.kwarg or tree.args.kwonlyargs
     body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
     value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
-    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{parameters[0]}.inplace":
+    if len(parameters) != 2 or more:
+        return None
+    me, x = parameters
+    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{me}.inplace":
         value = value.orelse  # asked of the instance
-    if not isinstance(value, ast.Call) or value.keywords:
+    if not isinstance(value, ast.Call):
         return None
-    if ast.unparse(value) == f"{parameters[1]}.sigmoid()":
-        return SIGMOID
-    if len(value.args) != 1 or ast.unparse(value.args[0]) != parameters[1]:
+    if ast.unparse(value) == f"{x}.sigmoid()":
+        return _Returned("", ())
+    # An option to work in place is asked of the instance, too.
+    if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={me}.inplace"]):
         return None
-    return _function(found(value.func, forward))
+    if [ast.unparse(a) for a in value.args] != [x]:
+        return None
+    name, *attributes = ast.unparse(value.func).split(".")
+    return _Returned(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
+
+
+def looks_alike(value: Any) -> bool:
+    """Whether a function or module has a sigmoid's or silu's name."""
+    function = getattr(value, "func", value)  # of a functools.partial
+    name = getattr(function, "__name__", None) or type(value).__name__
+    return callable(value) and isinstance(name, str) and name.lower() in ("sigmoid", "silu", "swish", "expit")
 
 
 def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:

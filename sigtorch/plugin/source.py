@@ -1,33 +1,113 @@
-"""A function's source: read, and compiled again with a change, where nothing else differs."""
+"""A function's source: read where it is what runs, and compiled again with a change."""
 
 from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import dis
 import functools
 import inspect
+import linecache
 import operator
 import types
-from collections.abc import Iterator
-from itertools import zip_longest
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 _FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
+_OUTER, _INNER = "_sigtorch_outer", "_sigtorch_inner"
 
 
-def parsed(function: Any) -> ast.FunctionDef | None:
-    """A function's source as a tree, its lines counted as in its file; None where there is none."""
+class Source(NamedTuple):
+    """A function's definition, and the statement of its file that holds it: trees that the caller may change."""
+
+    statement: ast.stmt
+    definition: ast.FunctionDef
+
+
+class NotWhatRuns(Exception):
+    """A file that holds another code than the function's, as after an edit."""
+
+
+def read(function: Any) -> Source | None:
+    """A function's source, its lines and columns as in its file; None where there is none.
+
+    Raises:
+        NotWhatRuns: the file does not compile to the function's code.
+    """
+    code = function.__code__
+    linecache.checkcache(code.co_filename)
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not lines:
+        return None
+    file = _file(code.co_filename, "".join(lines))
+    if not any(_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())):
+        raise NotWhatRuns
+    for first, last in file.statements:
+        if first <= code.co_firstlineno <= last:
+            for statement in _parsed("\n" * (first - 1) + "".join(lines[first - 1 : last])).body:
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.FunctionDef) and (node.name, _first(node)) == (
+                        code.co_name,
+                        code.co_firstlineno,
+                    ):
+                        return Source(statement, node)
+    return None  # a lambda, or asynchronous
+
+
+def known(function: Any) -> Source | None:
+    """The same, and None also for what does not run."""
     try:
-        source = inspect.getsource(function)
-        # Indented or not, as it stands: a string's lines are not to be shifted.
-        (block, *more) = ast.parse(f"if 1:\n{source}" if source[0].isspace() else f"if 1: 0\n{source}").body
-        (tree,) = more or block.body  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, TypeError, ValueError):  # made at run time, or a lambda within a line
+        return read(function)
+    except NotWhatRuns:
         return None
-    if not isinstance(tree, ast.FunctionDef):
-        return None
-    return ast.increment_lineno(tree, function.__code__.co_firstlineno - 2)
+
+
+def _same(a: types.CodeType, b: types.CodeType) -> bool:
+    """Whether two codes are one, to the line, which Python 3.10 does not compare."""
+    return a == b and all([*x.co_lines()] == [*y.co_lines()] for x, y in zip(_within(a), _within(b), strict=True))
+
+
+class _File(NamedTuple):
+    """What a file compiles to, by name and first line, and its statements' first and last lines.
+
+    Only these are kept, which hold neither classes nor functions.
+    """
+
+    codes: dict[tuple[str, int], list[types.CodeType]]
+    statements: list[tuple[int, int]]
+
+
+@functools.lru_cache(maxsize=64)
+def _file(filename: str, text: str) -> _File:
+    file = _File({}, [])
+    try:
+        tree = _parsed(text)
+        codes = _within(_compile(tree, filename, 0))
+    except (SyntaxError, ValueError):
+        return file
+    for code in codes:
+        file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
+    file.statements.extend((_first(node), node.end_lineno or node.lineno) for node in tree.body)
+    return file
+
+
+def _first(node: ast.stmt) -> int:
+    """Where Python counts a function from: its first decorator."""
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+
+
+def _compile(tree: ast.Module, filename: str, flags: int) -> types.CodeType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warned of this source when it was imported
+        code: types.CodeType = compile(tree, filename, "exec", flags, dont_inherit=True)
+    return code
+
+
+def _parsed(text: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
 
 
 def found(node: ast.expr, function: Any) -> Any:
@@ -35,68 +115,65 @@ def found(node: ast.expr, function: Any) -> Any:
     if isinstance(node, ast.Attribute):
         owner = found(node.value, function)
         return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
-    if not isinstance(node, ast.Name):
-        return None
+    return named(node.id, function) if isinstance(node, ast.Name) else None
+
+
+def named(name: str, function: Any) -> Any:
+    """What a name of a function's globals or closure stands for; else None."""
     code = function.__code__
-    if node.id in code.co_freevars:
-        return _content(function.__closure__[code.co_freevars.index(node.id)])
-    if node.id in (*code.co_varnames, *code.co_cellvars):
+    if name in code.co_freevars:
+        return _content(function.__closure__[code.co_freevars.index(name)])
+    if name in (*code.co_varnames, *code.co_cellvars):
         return None
-    return function.__globals__.get(node.id)
+    return function.__globals__.get(name)
 
 
-def compiled(tree: ast.FunctionDef, function: Any, helpers: dict[str, Any]) -> Any:
-    """The function with another body; None where its own source compiles to something else than what runs."""
-    again = parsed(function)
-    try:
-        if again is None or not _same(_code(again, function, []), function.__code__):
-            return None
-        code = _code(tree, function, list(helpers))
-    except (StopIteration, SyntaxError):  # what a function holds that no source shows
-        return None
+def compiled(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
+    """The function with its definition as that has become, where helpers are free variables.
+
+    The definition moves into a function whose arguments are the helpers and which stands in its place: within the same class
+    and the same functions, so that every other name means what it did.
+    """
+    inner = copy.copy(source.definition)
+    inner.name, inner.decorator_list = _INNER, []
+    outer: Any = ast.parse(f"def {_OUTER}({', '.join(helpers)}): 0").body[0]
+    outer.body = [inner]
+    tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
+    flags = function.__code__.co_flags & _FUTURE
+    whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
+    code = next(c for c in _within(whole) if c.co_name == _INNER)
+    own = function.__code__
+    code = _renamed(code, own.co_name).replace(co_firstlineno=own.co_firstlineno, co_flags=own.co_flags)
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     cells |= {name: types.CellType(value) for name, value in helpers.items()}
-    return _like(function, code, tuple(cells[name] for name in code.co_freevars))
+    return like(function, code, tuple(cells[name] for name in code.co_freevars))
 
 
-def _code(tree: ast.FunctionDef, function: Any, helpers: list[str]) -> types.CodeType:
-    """Compiled where names mean what they did: in a class of that name, and within what its closure comes from."""
-    own = function.__code__
-    free = ", ".join([*(n for n in own.co_freevars if n != "__class__"), *helpers])
-    owner = ["<locals>", *function.__qualname__.split(".")][-2]
-    names = ["_", own.co_name] if owner == "<locals>" else ["_", owner, own.co_name]
-    # A method that names its class finds it among the globals, unless its closure holds it.
-    place = "0" if owner == "<locals>" else "0" if owner in own.co_freevars else f"global {owner}"
-    outline = ast.parse(f"def _({free}):\n {place}" + (f"\n class {owner}: 0" if owner != "<locals>" else ""))
-    inside: Any = outline
-    for _ in names[:-1]:
-        inside = inside.body[-1]
-    tree.decorator_list, inside.body = [], [tree]
-    flags = own.co_flags & _FUTURE
-    code = compile(ast.fix_missing_locations(outline), own.co_filename, "exec", flags, dont_inherit=True)
-    for name in names:
-        code = next(c for c in code.co_consts if inspect.iscode(c) and c.co_name == name)
-    return code
+class _Replace(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return ast.copy_location(self.new, node) if node is self.old else self.generic_visit(node)
 
 
-def _same(a: types.CodeType, b: types.CodeType) -> bool:
-    """Whether two code objects do the same."""
-    named = ("co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount")
-    if any(getattr(a, name) != getattr(b, name) for name in named):
-        return False
-    steps = zip_longest(_steps(a), _steps(b))
-    return all(_same(x, y) if inspect.iscode(x) and inspect.iscode(y) else x == y for x, y in steps)
+def _within(code: types.CodeType) -> list[types.CodeType]:
+    """It, and all code in it."""
+    codes = [code]
+    for c in codes:
+        codes += [inner for inner in c.co_consts if inspect.iscode(inner)]
+    return codes
 
 
-def _steps(code: types.CodeType) -> Iterator[Any]:
-    """Its instructions, but for how a method is called: that depends on what the module imports."""
-    for step in dis.get_instructions(code):
-        if inspect.iscode(step.argval):
-            yield step.argval
-        elif step.opname not in ("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"):
-            jumps = step.opcode in dis.hasjrel or step.opcode in dis.hasjabs
-            value = repr(step.argval).rpartition("<locals>.")[2]  # Python 3.10 loads the full name of a function within
-            yield step.opname.replace("METHOD", "ATTR"), None if jumps else value
+def _renamed(code: types.CodeType, name: str) -> types.CodeType:
+    """With the name it had, in the full names of functions within too, which Python 3.10 holds as constants."""
+    place = f"{_OUTER}.<locals>.{_INNER}"
+    consts = tuple(
+        _renamed(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c
+        for c in code.co_consts
+    )
+    full: Any = {"co_qualname": code.co_qualname.replace(place, name)} if hasattr(code, "co_qualname") else {}
+    return code.replace(co_consts=consts, co_name=name if code.co_name == _INNER else code.co_name, **full)
 
 
 def multiplies(code: types.CodeType) -> bool:
@@ -106,7 +183,15 @@ def multiplies(code: types.CodeType) -> bool:
     return any(name == "BINARY_MULTIPLY" or by in ("*", "*=") for name, by in steps) or any(map(multiplies, within))
 
 
-def _like(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
+
+
+def like(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
+    """A function that is another in all but its code and closure."""
     made: Any = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     functools.update_wrapper(made, function)
     del made.__wrapped__
@@ -124,13 +209,6 @@ def wrapped_again(outer: Any, function: Any, made: Any) -> Any:
     replaced = tuple(types.CellType(inner) if _content(cell) is wrapped else cell for cell in cells)
     if inner is None or all(a is b for a, b in zip(cells, replaced, strict=True)):
         return None
-    again = _like(outer, outer.__code__, replaced)
+    again = like(outer, outer.__code__, replaced)
     again.__wrapped__ = inner
     return again
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return None

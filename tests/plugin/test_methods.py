@@ -36,6 +36,12 @@ def made_in(scope):
         def forward(self, x, /, y=FACTOR + 1, *args, z: int = 5, **kwargs) -> torch.Tensor:
             """Doc of its own."""
             x = super().forward(x) * torch.sigmoid(x) * y * z
+
+            def within(t):
+                return t * torch.sigmoid(t)
+
+            self.names = (within.__qualname__, (lambda: 0).__qualname__, within.__code__.co_name)
+            x = x + within(x)
             return x * self.__hidden * FACTOR * scope * __class__.__hidden
 
         forward.note = "kept"
@@ -47,8 +53,10 @@ def test_a_method_stays_what_it_was():
     cls, x = made_in(11), torch.linspace(-2, 2, 5)
     model = cls()
     expected = [model(x), model(x, 2, 3, z=4, more=5)]
+    names, model.names = model.names, None
     sigtorch.patch(model)
     torch.testing.assert_close([model(x), model(x, 2, 3, z=4, more=5)], expected, rtol=0, atol=0)
+    assert model.names == names
     ours = type(model).forward
     assert ours is not cls.forward
     assert inspect.signature(ours) == inspect.signature(cls.forward)
@@ -148,7 +156,7 @@ def test_a_class_by_its_name_and_text_that_is_not_indented(calls):
     expected = model(x)
     patch = sigtorch.patch(model)
     line = Itself.forward.__code__.co_firstlineno + 6
-    assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_methods.py:{line}"}
+    assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_methods.py:{line}, fuses if shapes allow"}
     assert not patch.left
     torch.testing.assert_close(model(x), expected)
     assert calls == ["sigmoid_gate"]

@@ -1,5 +1,6 @@
 """Products that are not taken apart: each has its row, and none that is no pair of tensors."""
 
+import functools
 import math
 
 import pytest
@@ -9,7 +10,8 @@ from patching import Silu, agree, forward_as, run
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.overlooked import IN_PLACE, OTHERWISE
+from sigtorch.plugin.elsewhere import FUNCTION, OBJECT
+from sigtorch.plugin.overlooked import GLU, IN_PLACE, OTHERWISE
 
 ACTIVATIONS = {"silu": nn.SiLU(), "relu": nn.ReLU()}
 
@@ -65,17 +67,10 @@ def times_a_number(self, x):
     return self.w2(2 * torch.sigmoid(self.w1(x)) * self.w3(x))
 
 
-def of_what_changes(self, x):
-    g = self.w1(x)
-    gate = torch.sigmoid(g)
-    g = g.mul_(2)
-    return self.w2(gate * self.w3(x))
-
-
 # The line, after that of the name, of each one's product.
 FORMS = {
     cast: 1, item: 1, negated: 1, reshaped: 1, option: 1, method_in_place: 1, by_its_name_in_a_table: 1, made_at_each_call: 1,
-    by_another_name: 2, within_a_statement: 3, walrus: 1, times_a_number: 1, of_what_changes: 4,
+    by_another_name: 2, within_a_statement: 3, walrus: 1, times_a_number: 1,
 }  # fmt: skip
 
 
@@ -124,7 +119,8 @@ class Numbers(nn.Module):
 def test_numbers_are_no_operands():
     patch = sigtorch.patch(Numbers())
     line = Numbers.forward.__code__.co_firstlineno + 2
-    assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_overlooked.py:{line}"}  # of an argument of such a name
+    # Of an argument of such a name.
+    assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_overlooked.py:{line}, fuses if shapes allow"}
     assert not patch.left
 
 
@@ -167,6 +163,70 @@ def test_no_source():
     exec("def forward(self, x): return torch.sigmoid(x) * x\ndef summed(self, x): return torch.sigmoid(x) + x", made)
     assert sigtorch.patch(forward_as(made["forward"])).left == {"": "<string>:1: its source cannot be read"}
     assert not sigtorch.patch(forward_as(made["summed"])).left
+
+
+def scanned(x, gate):
+    return x * torch.sigmoid(gate)
+
+
+def scanning(x, gate):
+    return scanned(x, gate)
+
+
+class Scan(nn.Module):
+    def forward(self, x):
+        return scanning(x, x)
+
+
+class Processor:
+    def __call__(self, x):
+        return F.silu(x) * x
+
+
+class Processed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.processor = Processor()
+
+    def forward(self, x):
+        return self.processor(x)
+
+
+def sigmoid(x, inplace=False):
+    return x.sigmoid_() if inplace else x.sigmoid()
+
+
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = functools.partial(sigmoid, inplace=False)
+
+    def forward(self, x):
+        return x * self.gate(x)
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        return F.glu(x)
+
+
+# The line of the product, and why it is left.
+ELSEWHERE = {
+    Scan: (scanned, 1, FUNCTION),
+    Processed: (Processor.__call__, 1, OBJECT),
+    Wrapping: (Wrapping.forward, 1, OTHERWISE),
+    Halves: (Halves.forward, 1, GLU),
+}
+
+
+@pytest.mark.parametrize("cls", ELSEWHERE, ids=lambda cls: cls.__name__)
+def test_a_product_that_no_method_holds_has_a_row(cls):
+    function, line, why = ELSEWHERE[cls]
+    model = nn.Sequential(cls(), cls())
+    patch = sigtorch.patch(model)
+    row = f"test_overlooked.py:{function.__code__.co_firstlineno + line}: {why}"
+    assert patch.left == {"0": row, "1": row}
+    assert not patch.swapped
 
 
 class TwoOnALine(nn.Module):

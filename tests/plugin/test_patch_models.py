@@ -69,7 +69,10 @@ HANDED = {
         {"Qwen3NextAttention": 1, "Qwen3NextExperts": 2, "Qwen3NextMLP": 2, "Qwen3NextSparseMoeBlock": 2},
     ),
 }
-LEFT = {"Qwen3Next": ["Qwen3NextRMSNormGated"]}  # whose activation is looked up by its name, at each call
+LEFT = {
+    "FalconH1": ["FalconH1Mixer"] * 2,  # a function that its methods call
+    "Qwen3Next": ["Qwen3NextRMSNormGated"],  # whose activation is looked up by its name, at each call
+}
 
 
 @pytest.mark.parametrize("name", HANDED)

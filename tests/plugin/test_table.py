@@ -39,9 +39,9 @@ def test_what_the_table_says():
     mlp = MLP.forward.__code__.co_firstlineno + 1
     assert lines == [
         "sigtorch.patch: 5 swapped, 3 left",
-        f"swapped 2 x a.* Inline {'; '.join(gates)}; sigtorch.swiglu at test_table.py:{first + 5}",
+        f"swapped 2 x a.* Inline {'; '.join(gates)}; sigtorch.swiglu at test_table.py:{first + 5}, fuses if shapes allow",
         "swapped 2 x a.*.act Sigmoid sigtorch.nn.Sigmoid",
-        f"swapped 1 x b.0 MLP sigtorch.swiglu at patching.py:{mlp}",
+        f"swapped 1 x b.0 MLP sigtorch.swiglu at patching.py:{mlp}, fuses if shapes allow",
         f"left 2 x a.* Inline test_table.py:{first + 2}: it changes a tensor in place",
         "left 1 x c Own has a forward of its own",
     ]

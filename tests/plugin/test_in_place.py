@@ -1,0 +1,296 @@
+"""Methods that change tensors in place, around a product: values and gradients are as unpatched, and so is what fails."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from patching import agree, forward_as, run, spy
+from torch import nn
+
+import sigtorch
+from sigtorch.plugin.writer import CHANGED
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return spy(monkeypatch)
+
+
+def an_item(self, x):
+    g = self.w1(x)
+    s = torch.sigmoid(g)
+    g[:, 0] = 0
+    return self.w2(s * self.w3(x)) + g.sum()
+
+
+def by_an_option(self, x):
+    g = self.w1(x)
+    s = torch.sigmoid(g)
+    F.relu(g, inplace=True)
+    return self.w2(self.w3(x) * s) + g.sum()
+
+
+def by_a_module(self, x):
+    g = self.w1(x)
+    s = torch.sigmoid(g)
+    self.act(g)
+    return self.w2(self.w3(x) * s) + g.sum()
+
+
+def an_alias(self, x):
+    g = self.w1(x)
+    h = g
+    s = torch.sigmoid(g)
+    h.add_(1)
+    return self.w2(self.w3(x) * s) + g.sum()
+
+
+def the_other_half_of_a_chunk(self, x):
+    h = torch.cat([self.w1(x), self.w3(x)], -1)
+    g, u = h[:, :10], h[:, 10:]
+    s = torch.sigmoid(g)
+    u.mul_(2)
+    return self.w2(self.w3(x) * s + u)
+
+
+def an_alias_of_a_part(self, x):
+    h = torch.cat([self.w1(x), self.w3(x)], -1)
+    g, _ = h[:, :10], h[:, 10:]
+    first = g[:1]
+    y = self.w3(x) * torch.sigmoid(g.clone())
+    gated = self.w3(x) * torch.sigmoid(g)
+    first *= 3
+    return self.w2(gated + y) + first.sum()
+
+
+def a_part_by_a_function(self, x):
+    g = self.w1(x)
+    first = torch.narrow(g, 0, 0, 1)
+    y = self.w3(x) * torch.sigmoid(g)
+    first *= 3
+    return self.w2(y) + first.sum()
+
+
+def afterwards(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    g.zero_()
+    return self.w2(y) + g.sum()
+
+
+def afterwards_by_a_function(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * g.sigmoid()
+    torch.nn.init.zeros_(g)
+    return self.w2(y) + g.sum()
+
+
+def by_a_subscript_of_it(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * g.sigmoid()
+    g[0] += 1
+    return self.w2(y) + g.sum()
+
+
+def in_a_loop(self, x):
+    g, y = self.w1(x), 0
+    for _ in range(2):
+        y = y + self.w3(x) * g.sigmoid()
+        g.mul_(2)
+    return self.w2(y)
+
+
+def by_a_closure(self, x):
+    g = self.w1(x)
+
+    def double():
+        g.mul_(2)
+
+    y = self.w3(x) * g.sigmoid()
+    double()
+    return self.w2(y)
+
+
+SEEN = (
+    an_item, by_an_option, by_a_module, an_alias, the_other_half_of_a_chunk, an_alias_of_a_part, a_part_by_a_function,
+    afterwards, afterwards_by_a_function, by_a_subscript_of_it, in_a_loop, by_a_closure,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("body", SEEN, ids=lambda body: body.__name__)
+def test_a_gate_that_the_method_changes_is_left(body, calls):
+    model = forward_as(body, nn.ReLU(inplace=True))
+    before = run(model)
+    patch = sigtorch.patch(model)
+    assert CHANGED in patch.left[""]
+    agree(before, run(model))
+    assert len(calls) == (1 if body is an_alias_of_a_part else 0)
+
+
+def test_out():
+    class Out(nn.Module):
+        def forward(self, x, g):
+            s = torch.sigmoid(g)
+            torch.add(g, 1, out=g)
+            return x * s
+
+    model, x = Out(), torch.randn(4)
+    expected = model(x, x.clone())
+    assert CHANGED in sigtorch.patch(model).left[""]
+    torch.testing.assert_close(model(x, x.clone()), expected)
+
+
+def the_other_half(self, x):
+    h = torch.cat([self.w1(x), self.w3(x)], -1)
+    g, u = h[:, :10], h[:, 10:]
+    s = torch.sigmoid(g)
+    self.double(u)
+    return self.w2(self.w3(x) * s + u)
+
+
+def the_gate_itself(self, x):
+    g = self.w1(x)
+    s = torch.sigmoid(g)
+    self.double(g)
+    return self.w2(self.w3(x) * s + g)
+
+
+def within_the_product(self, x):
+    g = self.w1(x)
+    return self.w2(torch.sigmoid(g) * self.double(g))
+
+
+def seen_otherwise(self, x):
+    g = self.w1(x)
+    s = torch.sigmoid(g).unsqueeze(0)
+    self.double(g)
+    return self.w2(self.w3(x)[None] * s)[0]
+
+
+def what_another_method_returns(self, x):
+    g = self.w1(x)
+    s = self.gate(g)
+    self.double(g)
+    return self.w2(self.w3(x) * s)
+
+
+def gives_its_input(self, x):
+    g = self.w1(x)
+    return self.w2(torch.sigmoid(self.same(g)) * self.double(g))
+
+
+HIDDEN = (
+    the_other_half,
+    the_gate_itself,
+    within_the_product,
+    seen_otherwise,
+    what_another_method_returns,
+    gives_its_input,
+)
+
+
+def with_methods(body):
+    model = forward_as(body)
+    type(model).double = lambda self, t: t.mul_(2)
+    type(model).same = lambda self, t: t
+    type(model).gate = gate
+    return model
+
+
+def gate(self, g):
+    return torch.sigmoid(g)
+
+
+@pytest.mark.parametrize("body", HIDDEN, ids=lambda body: body.__name__)
+def test_a_gate_that_something_else_changes_meanwhile(body, calls):
+    """No source shows it: the sigmoid is computed where it was written, and the product takes that."""
+    model = with_methods(body)
+    before = run(model)
+    patch = sigtorch.patch(model)
+    assert patch.swapped
+    agree(before, run(model))
+    assert not calls
+    type(model).double = lambda self, t: t * 2
+    run(model)
+    assert calls == ["sigmoid_gate"]
+
+
+class Keeping(nn.Module):
+    def forward(self, x):
+        y = x * 2
+        self.kept = y.detach()
+        return y
+
+
+def of_a_kept_memory(self, x):
+    return self.w2(torch.sigmoid(self.act(self.w1(x))) * self.double(x))
+
+
+def test_a_gate_that_only_memory_shares_is_an_error(calls):
+    """Python shows no second owner: right would be to compute twice, always."""
+    model = forward_as(of_a_kept_memory, Keeping())
+    type(model).double = lambda self, x: (self.act.kept.mul_(2), self.w3(x))[1]
+    sigtorch.patch(model)
+    with pytest.raises(RuntimeError, match=r"^patch\(\): what sigmoid was called with has changed in place"):
+        run(model)
+    assert not calls
+
+
+def before_it(self, x):
+    g = self.w1(x)
+    g += 1
+    g.mul_(2)
+    return self.w2(self.w3(x) * torch.sigmoid(g))
+
+
+def another_of_the_name(self, x):
+    h = self.w1(x)
+    h = h * torch.sigmoid(h)
+    h += 1
+    return self.w2(h)
+
+
+def another_result(self, x):
+    other = F.relu(x)
+    g = F.relu(self.w1(x))
+    y = self.w3(x) * torch.sigmoid(g)
+    other += 1
+    return self.w2(y) + other
+
+
+def another_tensor(self, x):
+    total = torch.zeros(4, 10)
+    for _ in range(2):
+        total.add_(self.w3(x) * torch.sigmoid(self.w1(x)))
+    return self.w2(total)
+
+
+@pytest.mark.parametrize(
+    "body", [before_it, another_of_the_name, another_result, another_tensor], ids=lambda body: body.__name__
+)
+def test_what_changes_another_tensor_hinders_nothing(body, calls):
+    model = forward_as(body)
+    before = run(model)
+    patch = sigtorch.patch(model)
+    assert not patch.left
+    agree(before, run(model))
+    assert set(calls) == {"sigmoid_gate"}
+
+
+class Frozen(nn.Module):
+    def forward(self, x, g):
+        return x * torch.sigmoid(g)
+
+
+def test_what_pytorch_does_not_keep_may_change(calls):
+    """Of a gate without a gradient, PyTorch keeps the sigmoid, and not the operand."""
+    model, x, g = Frozen(), torch.randn(4, requires_grad=True), torch.randn(4)
+    sigtorch.patch(model)
+    y = x * 1
+    out = model(y, g)
+    with torch.no_grad():
+        y.zero_()
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.sigmoid(g))
+    assert not calls
+    model(x, g.requires_grad_())
+    assert calls == ["sigmoid_gate"]

@@ -1,0 +1,83 @@
+"""Modules that do not answer, or do not let go, as others do: a row each, and the rest of the model is patched."""
+
+import pytest
+import torch
+from patching import MLP, spy
+from torch import nn
+
+import sigtorch
+import sigtorch.plugin.patch
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    return spy(monkeypatch)
+
+
+class Sealed(nn.Sigmoid):
+    """A class that does not let go of its instances."""
+
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise AttributeError("sealed")
+        super().__setattr__(name, value)
+
+
+class Fixed(nn.Sigmoid):
+    """A class that says itself what its instances are."""
+
+    __class__ = property(lambda self: Fixed)
+
+
+class Homeless(MLP):
+    __module__ = None
+
+
+class Unasked:
+    """What does not answer."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("not now")
+
+
+def test_an_odd_module_is_a_row(calls):
+    """Whatever it is: the others are patched."""
+    model, x = nn.Sequential(nn.Sigmoid(), Sealed(), Fixed(), Homeless()), torch.randn(4, 6)
+    expected = model(x)
+    before = [type(m) for m in model]
+    patch = sigtorch.patch(model)
+    assert list(patch.swapped) == ["0", "1", "3"]
+    assert patch.left["2"].startswith("its class cannot be changed: AttributeError: ")
+    torch.testing.assert_close(model(x), expected)
+    assert calls == ["sigmoid", "sigmoid", "swiglu"]
+    patch.undo()
+    assert [type(m) for m in model] == before
+    odd = nn.Sequential(nn.Sigmoid(), MLP())
+    odd[1].held = Unasked()
+    patch = sigtorch.patch(odd)
+    assert list(patch.swapped) == ["0"]
+    assert patch.left == {"1": "it cannot be looked at: RuntimeError: not now"}
+
+
+def test_all_or_nothing(monkeypatch):
+    """Of what is no fault of one module's."""
+    model = nn.Sequential(nn.Sigmoid(), nn.GLU())
+    real = sigtorch.plugin.patch._give
+    monkeypatch.setattr("sigtorch.plugin.patch._give", lambda m, cls: 1 / 0 if type(m) is nn.GLU else real(m, cls))
+    with pytest.raises(ZeroDivisionError):
+        sigtorch.patch(model)
+    assert [type(m) for m in model] == [nn.Sigmoid, nn.GLU]
+
+
+def test_undo_of_what_does_not_let_go(monkeypatch):
+    model = nn.Sequential(Sealed(), MLP())
+    patch = sigtorch.patch(model)
+    real = sigtorch.plugin.patch._give
+    with monkeypatch.context() as patching:
+        patching.setattr("sigtorch.plugin.patch._give", lambda m, cls: 1 / 0 if cls is Sealed else real(m, cls))
+        with pytest.raises(RuntimeError, match=r"'0'$") as raised:
+            patch.undo()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert type(model[1]) is MLP
+    patch.undo()
+    assert type(model[0]) is Sealed
