@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -116,13 +118,39 @@ def _arguments(function: Any) -> tuple[str, ...]:
     return function.__code__.co_varnames[: function.__code__.co_argcount]  # type: ignore[no-any-return]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 focal = _Focal()
 _backend.TRANSPARENT_MODES.add(_Divert)
 _backend.DIVERTING_MODES.add(_Divert)
 
 
-@contextmanager
-def patched_functions(*, save: str = "output") -> Iterator[None]:
+class _Block(AbstractContextManager[None]):
+    """A block in which functions are diverted."""
+
+    def __init__(self, save: str) -> None:
+        self.save = save
+        self.entered = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        if not torch.compiler.is_compiling():  # a compiled function rebinds no modules
+            self.entered.enter_context(focal)
+        self.entered.enter_context(_Divert(self.save))
+
+    def __exit__(self, *exception: Any) -> None:
+        self.entered.__exit__(*exception)
+
+    def __call__(self, function: F) -> F:
+        _checks.decorated("patched_functions()", function)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with _Block(self.save):
+                return function(*args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+
+def patched_functions(*, save: str = "output") -> _Block:
     """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
 
     These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
@@ -136,18 +164,21 @@ def patched_functions(*, save: str = "output") -> Iterator[None]:
     non-reentrant checkpoint: PyTorch runs backward, and what a checkpoint computes again there, without the block, and
     what then differs from the forward pass raises an error.
 
-    A context manager and decorator, which nests. What the block raises passes through, and PyTorch's functions are back.
+    What the block raises passes through, and PyTorch's functions are back. Blocks nest.
 
     Args:
         save: what the sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
 
+    Returns:
+        A context manager and decorator.
+
     Raises:
-        ValueError: an unknown ``save``.
+        ValueError: an unknown ``save``, at once.
+        TypeError: where it decorates a coroutine function or a generator function, whose body runs after the call.
+
+    Example:
+        >>> with sigtorch.patched_functions():
+        ...     y = torch.sigmoid(x)
     """
     _checks.save(save, "patched_functions()")
-    if torch.compiler.is_compiling():  # a compiled function rebinds no modules
-        with _Divert(save):
-            yield
-    else:
-        with focal, _Divert(save):
-            yield
+    return _Block(save)
