@@ -8,9 +8,9 @@ Number = torch.Tensor | None
 
 
 def negatives(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> torch.Tensor:
-    """The summed loss of all pairs, as negatives, but those at positives; the logits are overwritten."""
+    """The summed loss of all pairs, as negatives, but those at positives, which are overwritten."""
     _scored(logits, scale, bias, positives)
-    return torch.ops.aten.softplus.out(logits, 1, THRESHOLD, out=logits).sum()
+    return _loss(logits)
 
 
 def negatives_with_gradient(
@@ -18,11 +18,19 @@ def negatives_with_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and the logits' gradients: in their place or, of another dtype, in a tensor of their own."""
     _scored(logits, scale, bias, positives)
-    loss = torch.ops.aten.softplus(logits, 1, THRESHOLD).sum()
-    return loss, logits.sigmoid_().to(dtype)
+    return _loss(logits), logits.sigmoid_().to(dtype)
 
 
 THRESHOLD = 50  # PyTorch's own, 20, would cost float64 its last digits
+PIECE, SHARE = 2**10, 8  # so many logits at a time, or a share of them: of all at once the losses took as much memory
+
+
+def _loss(logits: torch.Tensor) -> torch.Tensor:
+    """The sum over all logits."""
+    total = logits.new_zeros((), dtype=torch.float64)
+    for piece in logits.view(-1).split(max(PIECE, logits.numel() // SHARE)):
+        total += torch.ops.aten.softplus(piece, 1, THRESHOLD).sum()
+    return total
 
 
 def _scored(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> None:

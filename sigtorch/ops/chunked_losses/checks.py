@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from sigtorch import _backend, _checks
 
 
 def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
-    if image.dim() != 2 or text.dim() != 2 or image.shape != text.shape:
+    if image.dim() != 2 or text.dim() != 2 or not _same(image.shape, text.shape):
         seen = f"image_features {tuple(image.shape)}, text_features {tuple(text.shape)}"
         raise ValueError(f"{where}: features must have one shape (n, d), got {seen}")
-    if not image.shape[0]:
+    if not _some(image.shape[0]):
         raise ValueError(f"{where}: there are no pairs, got features of shape {tuple(image.shape)}")
 
 
@@ -49,7 +50,7 @@ def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
         except OverflowError:
             raise ValueError(f"{where}: {name} must fit into a float, got {value}") from None
     floating(where, **{name: value})
-    if value.numel() != 1:
+    if not _same((value.numel(),), (1,)):
         raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
     if value.device != like.device and (value.dim() or value.device.type != "cpu"):
         raise _checks.several_devices(where, image_features=like, **{name: value})
@@ -93,11 +94,45 @@ def unequal(op: str, seen: Sequence[float]) -> ValueError:
     return ValueError(f"{op}(): backward must get the same gradient in every process of a group, got {listed}")
 
 
+def taken(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}(): an earlier backward has taken the gradients; give that one retain_graph=True to call another"
+    )
+
+
 def twice(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "
         "sigtorch.use_backend('aten') gives a formula that can"
     )
+
+
+# Sizes, which a trace keeps as symbols: an export checks them, then or when they are known; torch.jit.trace cannot.
+
+
+def _same(sizes: Sequence[int], others: Sequence[int]) -> bool:
+    return len(sizes) == len(others) and all(_holds(operator.eq, a, b) for a, b in zip(sizes, others, strict=True))
+
+
+def _some(size: int) -> bool:
+    return _holds(operator.gt, size, 0)
+
+
+def _broadcasts(sizes: Sequence[int], to: Sequence[int]) -> bool:
+    """Of at most one axis."""
+    if not sizes or torch._C._get_tracing_state() is not None:
+        return len(sizes) <= 1
+    return tuple(sizes) == (1,) or _same(sizes, to)
+
+
+def _holds(compare: Callable[[Any, Any], Any], a: int, b: int) -> bool:
+    if torch._C._get_tracing_state() is not None:
+        return True
+    holds = compare(a, b)
+    if isinstance(holds, torch.SymBool):
+        torch._check(holds)
+        return True
+    return holds
 
 
 # Of a linear layer.
@@ -106,16 +141,18 @@ def twice(op: str) -> RuntimeError:
 def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
     given = {"input": input, "weight": weight, "bias": bias, "pos_weight": pos_weight}
     floating(where, **{name: t for name, t in given.items() if t is not None or name in ("input", "weight")})
-    seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
-    if input.dim() != 2 or weight.dim() != 2 or input.shape[1] != weight.shape[1]:
+    if input.dim() != 2 or weight.dim() != 2 or not _same(input.shape[1:], weight.shape[1:]):
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: input must have shape (N, D) and weight (L, D), got {seen}")
-    if not len(input) or not len(weight):
+    if not _some(input.shape[0]) or not _some(weight.shape[0]):
+        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
-    if bias is not None and bias.shape != (len(weight),):
-        raise ValueError(f"{where}: bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
-    if pos_weight is not None and tuple(pos_weight.shape) not in ((), (1,), (len(weight),)):
+    labels = weight.shape[:1]
+    if bias is not None and not _same(bias.shape, labels):
+        raise ValueError(f"{where}: bias must have shape {tuple(labels)}, got {tuple(bias.shape)}")
+    if pos_weight is not None and not _broadcasts(pos_weight.shape, labels):
         raise ValueError(
-            f"{where}: pos_weight of shape {tuple(pos_weight.shape)} does not broadcast to ({len(weight)},)"
+            f"{where}: pos_weight of shape {tuple(pos_weight.shape)} does not broadcast to {tuple(labels)}"
         )
 
 
@@ -125,7 +162,7 @@ def reduction(where: str, value: object) -> None:
 
 def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
     """A bool matrix, or the row pointers and columns of a CSR, which may still be wrong."""
-    samples = len(input)
+    samples = input.shape[0]
     if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
         parts: tuple[Any, ...] = _parts(where, value, samples, labels)
     elif isinstance(value, torch.Tensor):
@@ -141,7 +178,7 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
     for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
         if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
             raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
-    if len(parts[0]) != samples + 1:
+    if not _same(parts[0].shape, (samples + 1,)):
         raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
     _checks.one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
     return parts
@@ -184,23 +221,23 @@ def _no_targets(where: str, seen: str) -> TypeError:
 
 
 def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
-    if value.shape != (samples, labels):
+    if not _same(value.shape, (samples, labels)):
         raise ValueError(f"{where}: targets must have shape ({samples}, {labels}), got {tuple(value.shape)}")
 
 
-def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label and sample of each positive in the order of labels; what they hold is looked at once, on a device too."""
+def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+    """Label times samples plus sample of each positive, in order; what they hold is looked at once, on a device too."""
     crow, col = parts
     rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
     if not rises & ((col >= 0) & (col < labels)).all():
         raise _malformed(where, crow, col, labels)
     label, sample = pairs(parts, samples)
-    key = (label * samples + sample).sort().values
+    key = sample.add_(label, alpha=samples).sort().values
     twice = key[1:] == key[:-1]
     if bool(twice.any()):
         again = int(key[1:][twice][0])
         raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
-    return torch.div(key, samples, rounding_mode="floor"), key % samples
+    return key
 
 
 def _malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -> ValueError:
@@ -218,4 +255,4 @@ def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, 
     """Label and sample of each positive as they come."""
     crow, col = parts
     every = torch.arange(samples, device=crow.device)
-    return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=len(col))
+    return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=col.shape[0])

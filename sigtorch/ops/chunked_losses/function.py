@@ -1,18 +1,19 @@
-"""The autograd Function: gradients are computed in forward, handed out by the first backward, computed anew by others."""
+"""The autograd Function: gradients are computed in forward, kept as saved tensors are, and handed out by backward."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.autograd import Function
+from torch.utils.weak import TensorWeakRef
 
 from sigtorch import _backend
 from sigtorch._autograd import marker, saved
 from sigtorch.ops.chunked_losses import checks, ring
-from sigtorch.ops.chunked_losses.products import Needs, Sums, Work, unrounded
+from sigtorch.ops.chunked_losses.products import Needs, Sums, Tile, Work, unrounded
 
 Grads = list[torch.Tensor | None]
 P = ParamSpec("P")
@@ -33,17 +34,23 @@ def uncompiled(loss: Callable[P, T]) -> Callable[P, T]:
 
 
 def loss_of(
-    work: Work, rows: torch.Tensor, cols: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None
+    work: Work,
+    tile: Tile,
+    rows: torch.Tensor,
+    cols: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """The loss of plain tensors."""
     given = (rows, cols, scale, bias)
     recorded = torch.is_grad_enabled()
     needs = Needs(*(recorded and t is not None and t.requires_grad for t in given))
-    return ChunkedLoss.apply(work, needs, *given)  # type: ignore[no-any-return]
+    return ChunkedLoss.apply(work, tile, needs, *given)  # type: ignore[no-any-return]
 
 
 def computed(
     work: Work,
+    tile: Tile,
     needs: Needs,
     rows: torch.Tensor,
     cols: torch.Tensor,
@@ -57,56 +64,73 @@ def computed(
     if bias is not None:
         bias = bias.reshape(() if bias.numel() == 1 else -1).to(rows.device, work.wide)
     with unrounded(rows):
-        if work.group is None:
-            sums = Sums(work, needs, rows, scale, bias)
-            grad_cols = sums.add(cols, work.find)
-        else:
-            sums, grad_cols = ring.around(work, needs, rows, cols, scale, bias)
+        # In a group others may want what this process has to say of their cols.
+        sums = Sums(work, tile, needs._replace(cols=needs.cols or work.wanted), rows, scale, bias)
+        grad_cols = sums.add(cols, work.find) if work.group is None else ring.around(sums, cols)
     grad_scale = None if sums.grad_scale is None else sums.grad_scale / work.divisor
-    grad_bias = None if sums.grad_bias is None else sums.grad_bias / work.divisor
+    grad_bias = None if sums.grad_bias is None else sums.grad_bias.div_(work.divisor)
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
     grads: Grads = [
-        None if g is None or t is None else g.reshape(t.shape).to(t.device, work.kept(t))
-        for g, t in zip((sums.grad_rows, grad_cols, grad_scale, grad_bias), given, strict=True)
+        g.reshape(t.shape).to(t.device, work.kept(t)) if wanted and g is not None and t is not None else None
+        for g, t, wanted in zip((sums.grad_rows, grad_cols, grad_scale, grad_bias), given, needs, strict=True)
     ]
     return (sums.loss / work.divisor).to(work.dtype), grads
 
 
 class ChunkedLoss(Function):
-    """Saves what it was given for those who differentiate again, and finds there what has changed since."""
+    """Saves its gradients; and its inputs, of which some may be changed since, or differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, work: Work, needs: Needs, *given: torch.Tensor | None) -> torch.Tensor:
-        ctx.work, ctx.needs = work, needs
-        ctx.save_for_backward(marker(work.op), *given, *work.held)
-        loss, ctx.grads = computed(work, needs, *given)  # type: ignore[arg-type]
+    def forward(ctx: Any, work: Work, tile: Tile, needs: Needs, *given: torch.Tensor | None) -> torch.Tensor:
+        loss, grads = computed(work, tile, needs, *given)  # type: ignore[arg-type]
+        ctx.op, ctx.group = work.op, work.group  # no more of the work, whose targets would live as long as the loss
+        ctx.save_for_backward(marker(work.op), *given, *grads)
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ctx.own = [None if g is None or hooked else TensorWeakRef(g) for g in grads]
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        work, grads, ctx.grads = ctx.work, ctx.grads, None
-        given = saved(ctx, work.op)[: len(ctx.needs)]
-        if work.group is not None:
-            ring.same_gradient(work, grad)
-        in_place = _backend.plain(grad)  # else a batched one, say, which makes a batch of each
-        with torch.no_grad():
-            if grads is None:
-                grads = computed(work, ctx.needs, *given)[1]
-            scaled = [g if g is None else g.mul_(grad) if in_place else g * grad for g in grads]
-            scaled = [g if g is None else g.to(t.dtype) for g, t in zip(scaled, given, strict=True)]
+        if ctx.own is None:
+            raise checks.taken(ctx.op)
+        tensors = saved(ctx, ctx.op)
+        given, kept = tensors[: len(Needs._fields)], tensors[len(Needs._fields) :]
+        scaled: Grads
+        if ctx.group is not None:
+            ring.same_gradient(ctx.op, ctx.group, grad)
         if torch.is_grad_enabled():  # somebody means to differentiate these, or may
-            scaled = list(NotTwice.apply(work.op, grad, *given, *scaled))
-        return None, None, *scaled
+            kept = NotTwice.apply(ctx.op, *given, *kept)
+            scaled = [g if g is None else g * grad.to(g.device) for g in kept]
+        else:
+            scaled = _scaled(ctx, kept, grad)
+        return None, None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(scaled, given, strict=True))
+
+
+def _scaled(ctx: Any, kept: Sequence[torch.Tensor | None], grad: torch.Tensor) -> Grads:
+    """Gradients times the incoming one: in their own memory where nothing needs them any more, and no hook has them."""
+    in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and _backend.plain(grad)
+    own = [in_place and ref is not None and ref() is g for ref, g in zip(ctx.own, kept, strict=True)]
+    if any(own):
+        ctx.own = None  # should backward fail before the graph is freed, these are gone
+    return [
+        g if g is None else g.mul_(grad.to(g.device)) if mine else g * grad.to(g.device)
+        for g, mine in zip(kept, own, strict=True)
+    ]
 
 
 class NotTwice(Function):
     """Hands gradients on, and says that they have none."""
 
+    generate_vmap_rule = True  # whoever batches the incoming gradient
+
     @staticmethod
-    def forward(ctx: Any, op: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        ctx.op = op
-        return tensors[-len(Needs._fields) :]
+    def forward(op: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return tuple(t if t is None else t.view_as(t) for t in tensors[-len(Needs._fields) :])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> None:

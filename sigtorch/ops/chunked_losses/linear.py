@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import Positives, Work, unrounded, work_for
+from sigtorch.ops.chunked_losses.products import Find, Work, tile_of, unrounded, work_for
 
 Targets = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -65,11 +65,11 @@ def linear_binary_cross_entropy(
     checks.layer(where, input, weight, bias, pos_weight)
     checks.reduction(where, reduction)
     chunk_size = checks.chunk_size(where, chunk_size)
-    samples, labels = len(input), len(weight)
+    samples, labels = input.shape[0], weight.shape[0]
     parts = checks.targets(where, targets, input, labels)
     others = [t for t in (bias, pos_weight, *parts) if t is not None]
     work = work_for(
-        "linear_binary_cross_entropy", weight, input, others, chunk_size,
+        "linear_binary_cross_entropy", weight, input, others,
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
     if work.step == "formula" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
@@ -79,60 +79,48 @@ def linear_binary_cross_entropy(
         except RuntimeError:
             checks.distributed(where, parts, input=input, weight=weight, bias=bias, pos_weight=pos_weight)
             raise
-    weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
+    tile = tile_of(work, weight, input, chunk_size)
     if len(parts) == 1:
-        find: Any = _Dense(parts[0], weights)
+        find: Find = _Dense(parts[0])
     else:
-        size = min(work.chunk_size, labels)
-        find = _Sparse(*checks.sparse(where, parts, samples, labels), weights, size, labels, samples)
-    work = replace(work, find=find, held=tuple(t for t in (pos_weight, *parts) if t is not None))
-    return loss_of(work, weight, input, None, bias)
+        find = _Sparse(checks.sparse(where, parts, samples, labels), tile.rows, labels, samples)
+    weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
+    return loss_of(replace(work, find=find, weights=weights), tile, weight, input, None, bias)
 
 
 class _Sparse:
-    """The positives of a chunk, of pairs in the order of their labels; rows of a chunk are labels, columns samples."""
+    """The positives of a chunk, of all in the order of their labels; rows of a chunk are labels, columns samples."""
 
-    def __init__(
-        self,
-        label: torch.Tensor,
-        sample: torch.Tensor,
-        weights: torch.Tensor | None,
-        size: int,
-        labels: int,
-        samples: int,
-    ) -> None:
-        self.label, self.sample, self.weights, self.size, self.samples = label, sample, weights, size, samples
-        starts = torch.arange(0, labels + size, size, device=label.device)
-        self.starts = torch.searchsorted(label, starts).tolist()  # read once, for a device would wait each time
+    def __init__(self, at: torch.Tensor, size: int, labels: int, samples: int) -> None:
+        self.at, self.size, self.samples = at, size, samples
+        starts = torch.arange(0, labels + size, size, device=at.device) * samples
+        self.starts = torch.searchsorted(at, starts).tolist()  # read once, for a device would wait each time
 
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> Positives:
+    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         number = top // self.size
-        of = slice(self.starts[number], self.starts[number + 1])
-        label, column = self.label[of], self.sample[of] - left
-        if right - left < self.samples:  # some lie elsewhere; how many, a device would have to tell
-            inside = (column >= 0) & (column < right - left)
-            label, column = label[inside], column[inside]
-        at = (label - top) * (right - left) + column
-        return Positives(at, None if self.weights is None else self.weights[label])
+        at = self.at[self.starts[number] : self.starts[number + 1]] - top * self.samples
+        if right - left == self.samples:
+            return at
+        row, column = torch.div(at, self.samples, rounding_mode="floor"), at % self.samples
+        inside = (column >= left) & (column < right)  # how many, a device would have to tell
+        return (row * (right - left) + column - left)[inside]
 
 
 class _Dense:
     """The positives of a chunk, of a bool matrix of samples and labels."""
 
-    def __init__(self, targets: torch.Tensor, weights: torch.Tensor | None) -> None:
-        self.targets, self.weights = targets, weights
+    def __init__(self, targets: torch.Tensor) -> None:
+        self.targets = targets
 
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> Positives:
-        at = self.targets[left:right, top:bottom].t().reshape(-1).nonzero().view(-1)
-        return Positives(at, None if self.weights is None else self.weights[top + at // (right - left)])
+    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+        return self.targets[left:right, top:bottom].t().reshape(-1).nonzero().view(-1)
 
 
 def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
     """Targets as a bool matrix."""
     if all(map(checks.readable, parts)):
-        label, sample = checks.sparse(where, parts, samples, labels)
-    else:  # whose values nobody can look at
-        label, sample = checks.pairs(parts, samples)
+        checks.sparse(where, parts, samples, labels)
+    label, sample = checks.pairs(parts, samples)  # of parts whose values nobody may be able to look at
     targets = torch.zeros(samples, labels, dtype=torch.bool, device=label.device)
     return targets.index_put((sample, label), torch.ones_like(label, dtype=torch.bool))
 

@@ -21,16 +21,13 @@ from sigtorch._backend import HALF_DTYPES
 
 # Logits of a chunk: what stays near a CPU's cores between the products, or fills a GPU; and the rows of one, at least.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
+# Of few logits half are a chunk, for eager code holds all of them beside the gradients; of so few, all.
+FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
+# A chunk's positives are computed so many at a time, or a share of its logits, for each takes the memory of several.
+POSITIVES, SHARE = 2**10, 8
 
-
-class Positives(NamedTuple):
-    """Those of a chunk: where they lie in it, counted row by row, and their weights, or None for ones."""
-
-    at: torch.Tensor
-    weights: torch.Tensor | None = None
-
-
-Find = Callable[[int, int, int, int], Positives | None]  # the positives from a row to another, from a column to another
+# Where the positives lie in a chunk, counted row by row: from a row to another, from a column to another.
+Find = Callable[[int, int, int, int], torch.Tensor | None]
 Number = torch.Tensor | None
 
 
@@ -52,9 +49,8 @@ class Work:
     dtype: torch.dtype  # of the result
     narrow: torch.dtype  # that rows and cols are rounded to: their own, or autocast's
     step: str  # what runs between the products: "cpu", "kernels", or "formula" where everything is that
-    chunk_size: int
     find: Find | None = None
-    held: tuple[torch.Tensor, ...] = ()  # tensors that find reads
+    weights: Number = None  # of the positives in each row; None for ones
     group: Any = None  # of processes that hold a part of the rows and cols each
     wanted: bool = False  # whether any of them wants the gradient of its cols
 
@@ -73,19 +69,36 @@ class Work:
         return self.wide if t.dtype == torch.float16 else t.dtype
 
 
-def work_for(
-    op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[torch.Tensor], chunk_size: int | None, **rest: Any
-) -> Work:
+class Tile(NamedTuple):
+    """Rows and columns of a chunk."""
+
+    rows: int
+    cols: int
+
+
+def tile_of(work: Work, rows: torch.Tensor, cols: torch.Tensor, chunk_size: int | None) -> Tile:
+    """How large a chunk is, so that its logits, and what else grows with its rows and columns, stay within bounds."""
+    kind, features = rows.device.type, max(1, rows.shape[1])
+    half = rows.shape[0] * cols.shape[0] // 2
+    elements = min(CHUNK_ELEMENTS.get(kind, 2**20), max(half, FEW_ELEMENTS.get(kind, 2**14)))
+    size = chunk_size or max(min(CHUNK_ROWS.get(kind, 1), rows.shape[0] // 2), elements // cols.shape[0])
+    width = cols.shape[0]
+    if work.group is not None or rows.dtype != work.wide or cols.dtype != work.wide:
+        # Not added up where they are returned: a chunk holds two copies of its rows' features, and one of its columns'.
+        size = size if chunk_size else min(size, elements // (2 * features))
+        width = min(width, elements // features)
+    size = max(1, min(size, rows.shape[0]))
+    return Tile(size, max(1, min(width, elements // size)))
+
+
+def work_for(op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[torch.Tensor], **rest: Any) -> Work:
     """Fills in what follows from the tensors, and from autocast."""
     narrow, dtype = rounding(rows, cols)
-    kind = rows.device.type
     beside = [t for t in others if t.device == rows.device]
     step = _backend.select(rows, beside=[cols, *beside], cpu_pass=True)  # of dtypes that may differ
     if any(type(t) not in _backend.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
         step = "formula"
-    step = "kernels" if step == "triton" else step
-    size = chunk_size or max(CHUNK_ROWS.get(kind, 1), chunk_elements(rows) // max(1, len(cols)))
-    return Work(op, dtype=dtype, narrow=narrow, step=step, chunk_size=size, **rest)
+    return Work(op, dtype=dtype, narrow=narrow, step="kernels" if step == "triton" else step, **rest)
 
 
 def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
@@ -98,10 +111,6 @@ def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch
     return narrow, dtype
 
 
-def chunk_elements(t: torch.Tensor) -> int:
-    return CHUNK_ELEMENTS.get(t.device.type, 2**20)
-
-
 def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Where autocast rounds nothing more, on devices that it knows."""
     kind = t.device.type
@@ -111,35 +120,38 @@ def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 class Sums:
     """What chunks are added to: the loss, and the wanted gradients of loss / divisor; a None is not wanted."""
 
-    def __init__(self, work: Work, needs: Needs, rows: torch.Tensor, scale: Number, bias: Number) -> None:
-        self.work, self.needs, self.rows, self.scale, self.bias = work, needs, rows, scale, bias
+    def __init__(self, work: Work, tile: Tile, needs: Needs, rows: torch.Tensor, scale: Number, bias: Number) -> None:
+        self.work, self.tile, self.needs = work, tile, needs
+        self.rows, self.bias = rows, bias
         self.step = importlib.import_module(f"sigtorch.{work.step}.chunked_losses")
+        # Cheaper on a chunk's rows than on its logits, where these are more.
+        self.row_scale = scale if work.step == "cpu" and rows.shape[1] < tile.cols else None
+        self.logit_scale = None if self.row_scale is not None else scale
         self.loss = rows.new_zeros((), dtype=torch.float64)
         self.factor = self.loss.to(work.wide) + (1 if scale is None else scale) / work.divisor  # of rows and cols
         # Blocks from other processes add to the same rows: rounded once, at the end.
         dtype = work.wide if work.group is not None else work.kept(rows)
         self.grad_rows = torch.zeros(rows.shape, dtype=dtype, device=rows.device) if needs.rows else None
+        self.direct = needs.rows and work.group is None and dtype == work.wide  # are parts added up where they end
         self.grad_scale = rows.new_zeros((), dtype=torch.float64) if needs.scale else None
         self.grad_bias = rows.new_zeros(len(rows), dtype=work.wide) if needs.bias else None
 
     def add(self, cols: torch.Tensor, find: Find | None) -> torch.Tensor | None:
         """All rows' pairs with these cols, whose gradient it gives; find is None where there are no positives."""
-        work, needs, rows = self.work, self.needs, self.rows
-        cols, size = work.operand(cols), min(work.chunk_size, len(rows))
-        width = min(max(1, chunk_elements(rows) // size), len(cols))
+        work, needs, rows, (size, width) = self.work, self.needs, self.rows, self.tile
         grad_cols = torch.zeros(cols.shape, dtype=work.wide, device=cols.device) if needs.cols else None
         by_rows = needs.rows or (needs.scale and not needs.cols)  # what gives the scale its gradient, too
         buffer = rows.new_empty(size * width, dtype=work.wide)
         for start in range(0, len(rows), size):
-            part = scaled = work.operand(rows[start : start + size])
-            if self.scale is not None and work.step == "cpu":  # cheaper here than on the logits
-                scaled = part * self.scale
-            of_part = torch.zeros(part.shape, dtype=work.wide, device=part.device) if by_rows else None
+            part = work.operand(rows[start : start + size])
+            scaled = part if self.row_scale is None else part * self.row_scale
+            of_part = self._new_part(part, start) if by_rows else None
             for left in range(0, len(cols), width):
-                block = cols[left : left + width]
-                hits = None if find is None else find(start, start + len(part), left, left + len(block))
+                block = work.operand(cols[left : left + width])
+                at = None if find is None else find(start, start + len(part), left, left + len(block))
                 logits = product(scaled, block.t(), buffer[: len(part) * len(block)].view(len(part), -1))
-                grad = self._step(logits, start, hits, block.dtype)
+                grad = self._step(logits, start, at, block.dtype)
+                del at
                 if grad is None:
                     continue
                 if self.grad_bias is not None:
@@ -152,41 +164,63 @@ class Sums:
                 self._add_part(part, of_part, start)
         if grad_cols is not None:
             if self.grad_scale is not None and not by_rows:
-                self.grad_scale += (cols * grad_cols).sum(dtype=torch.float64)
+                for left in range(0, len(cols), width):
+                    self.grad_scale += dot(work.operand(cols[left : left + width]), grad_cols[left : left + width])
             grad_cols.mul_(self.factor)
         return grad_cols
 
-    def _step(self, logits: torch.Tensor, start: int, hits: Positives | None, dtype: torch.dtype) -> Number:
+    def _step(self, logits: torch.Tensor, start: int, at: torch.Tensor | None, dtype: torch.dtype) -> Number:
         """Adds the loss of a chunk whose first row this is; its logits' gradients, if any are wanted."""
-        scale, bias = None if self.work.step == "cpu" else self.scale, self.bias
-        at = NOWHERE.to(logits.device) if hits is None else hits.at
+        scale, bias = self.logit_scale, self.bias
         if bias is not None and bias.dim():
             bias = bias[start : start + len(logits), None]
-        slope = None
-        if hits is not None and len(at):
-            z = logits.view(-1)[at]
-            z = z if scale is None else z * scale
-            if bias is not None:
-                z = z + (bias.view(-1)[at // logits.shape[1]] if bias.dim() else bias)
-            values, slope = F.softplus(-z, threshold=50), -torch.sigmoid(-z)
-            if hits.weights is not None:
-                values, slope = values * hits.weights, slope * hits.weights
-            self.loss += values.sum(dtype=torch.float64)
+        at = NOWHERE.to(logits.device) if at is None else at
+        slopes = self._positives(logits, scale, bias, at, start) if len(at) else None
         if not any(self.needs):
             self.loss += self.step.negatives(logits, scale, bias, at)
             return None
         loss, grad = self.step.negatives_with_gradient(logits, scale, bias, at, dtype)
         self.loss += loss
-        if slope is not None:
-            grad.view(-1)[at] = slope.to(grad.dtype)
+        if slopes is not None:
+            grad.view(-1)[at] = slopes.to(grad.dtype)
         return grad  # type: ignore[no-any-return]
+
+    def _positives(
+        self, logits: torch.Tensor, scale: Number, bias: Number, at: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        """Adds the loss of a chunk's positives; the gradients of their logits."""
+        slopes = logits.new_empty(len(at))
+        piece = max(POSITIVES, logits.numel() // SHARE)
+        for some, slope in zip(at.split(piece), slopes.split(piece), strict=True):
+            row = some // logits.shape[1]
+            z = logits.view(-1)[some]
+            if scale is not None:
+                z *= scale
+            if bias is not None:
+                z += bias.view(-1)[row] if bias.dim() else bias
+            values = F.softplus(z.neg_(), threshold=50)
+            torch.sigmoid(z, out=slope)
+            if self.work.weights is not None:
+                weights = self.work.weights[row.add_(start)]
+                values *= weights
+                slope *= weights
+            self.loss += values.sum(dtype=torch.float64)
+        return slopes.neg_()
+
+    def _new_part(self, part: torch.Tensor, start: int) -> torch.Tensor:
+        """Zeros that the gradient of a part of the rows is added up in."""
+        if self.direct and self.grad_rows is not None:
+            return self.grad_rows[start : start + len(part)]
+        return torch.zeros(part.shape, dtype=self.work.wide, device=part.device)
 
     def _add_part(self, part: torch.Tensor, of_part: torch.Tensor, start: int) -> None:
         """Adds what a part of the rows has got, but for the factor."""
         if self.grad_scale is not None:  # the sum of all logits' gradients times what the scale multiplies
-            self.grad_scale += (part * of_part).sum(dtype=torch.float64)
+            self.grad_scale += dot(part, of_part)
         if self.grad_rows is not None:
-            self.grad_rows[start : start + len(part)] += of_part.mul_(self.factor)
+            of_part.mul_(self.factor)
+            if not self.direct:
+                self.grad_rows[start : start + len(part)] += of_part
 
 
 NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -203,3 +237,8 @@ def add_product(a: torch.Tensor, b: torch.Tensor, to: torch.Tensor) -> None:
         torch.addmm(to, a, b, torch.float32, out=to)
     else:
         to.addmm_(a, b)
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The sum of all products of two elements, in no memory of their size."""
+    return torch.bmm(a.to(b.dtype).unsqueeze(1), b.unsqueeze(2)).sum(dtype=torch.float64)

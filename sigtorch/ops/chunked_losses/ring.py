@@ -13,22 +13,14 @@ import torch
 from sigtorch import _backend
 from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks
-from sigtorch.ops.chunked_losses.products import Needs, Sums, Work, rounding
+from sigtorch.ops.chunked_losses.products import Sums, rounding
 
 DIMS = 8  # of a shape, that others are told of
 
 
-def around(
-    work: Work,
-    needs: Needs,
-    rows: torch.Tensor,
-    cols: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> tuple[Sums, torch.Tensor | None]:
-    """The sums of all blocks, and the gradient of this process's cols."""
-    size = work.group.size()
-    sums = Sums(work, needs._replace(cols=work.wanted), rows, scale, bias)
+def around(sums: Sums, cols: torch.Tensor) -> torch.Tensor | None:
+    """Adds all blocks; the gradient of this process's cols."""
+    work, size = sums.work, sums.work.group.size()
     visiting, passed = cols.to(work.narrow).contiguous(), None  # cols, and the gradient of those that were here before
     for step in range(size):
         arriving = torch.empty_like(visiting) if step + 1 < size else None
@@ -43,7 +35,7 @@ def around(
         own = torch.empty_like(passed)
         _wait(_exchange(work.group, (passed, own)))
         passed = own
-    return sums, passed if needs.cols else None
+    return passed
 
 
 def agreed(where: str, group: Any, rows: torch.Tensor, cols: torch.Tensor) -> bool:
@@ -66,11 +58,11 @@ def _shape(padded: list[int]) -> tuple[int, ...]:
     return tuple(n for n in padded if n >= 0)
 
 
-def same_gradient(work: Work, grad: torch.Tensor) -> None:
+def same_gradient(op: str, group: Any, grad: torch.Tensor) -> None:
     """An error in every process where they differ: the gradients of cols are sums over all processes already."""
-    seen = _gathered(work.group, grad.detach().double().reshape(1)).flatten()
+    seen = _gathered(group, grad.detach().double().reshape(1)).flatten()
     if not seen.isclose(seen[0], rtol=0, atol=0, equal_nan=True).all():  # NaN in all of them is a step to skip
-        raise checks.unequal(work.op, seen.tolist())
+        raise checks.unequal(op, seen.tolist())
 
 
 def _gathered(group: Any, mine: torch.Tensor) -> torch.Tensor:

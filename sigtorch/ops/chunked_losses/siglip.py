@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import Positives, Work, unrounded, work_for
+from sigtorch.ops.chunked_losses.products import Work, tile_of, unrounded, work_for
 
 
 @uncompiled
@@ -67,10 +67,10 @@ def siglip_loss(
     group = checks.group(where, group)
     wanted = group is not None and ring.agreed(where, group, image_features, text_features)
     checks.features(where, image_features, text_features)
-    n = len(image_features)
+    n = image_features.shape[0]
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
-        "siglip_loss", image_features, text_features, numbers, chunk_size,
+        "siglip_loss", image_features, text_features, numbers,
         find=_Diagonal(image_features.device), divisor=n, group=group, wanted=wanted,
     )  # fmt: skip
     if work.step == "formula":
@@ -83,7 +83,8 @@ def siglip_loss(
             checks.distributed(where, **both, logit_scale=logit_scale, logit_bias=logit_bias)
             raise
     given = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
-    return loss_of(work, image_features, text_features, *given)
+    tile = tile_of(work, image_features, text_features, chunk_size)
+    return loss_of(work, tile, image_features, text_features, *given)
 
 
 def _exact(number: float) -> torch.Tensor:
@@ -97,12 +98,12 @@ class _Diagonal:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> Positives | None:
+    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor | None:
         first, last, width = max(top, left), min(bottom, right), right - left
         if first >= last:
             return None
         corner = (first - top) * width + first - left
-        return Positives(torch.arange(corner, corner + (last - first) * (width + 1), width + 1, device=self.device))
+        return torch.arange(corner, corner + (last - first) * (width + 1), width + 1, device=self.device)
 
 
 def _formula(work: Work, image: torch.Tensor, text: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
@@ -110,10 +111,10 @@ def _formula(work: Work, image: torch.Tensor, text: torch.Tensor, scale: Any, bi
     with unrounded(image):
         image, text = (t.to(work.narrow).to(work.wide) for t in (image, text))
         scale, bias = (t.reshape(()) if isinstance(t, torch.Tensor) else t for t in (scale, bias))
-        z = image @ text.t() * scale
+        z = (image @ text.t()).view(work.divisor, work.divisor) * scale  # which a trace would take of any shape
         z = z if bias is None else z + bias
         pairs = torch.ones_like(z, dtype=torch.bool).tril().triu()  # the diagonal, of DTensors too
-        return (F.softplus(torch.where(pairs, -z, z), threshold=50).sum() / len(image)).to(work.dtype)
+        return (F.softplus(torch.where(pairs, -z, z), threshold=50).sum() / work.divisor).to(work.dtype)
 
 
 class SigLIPLoss(torch.nn.Module):
