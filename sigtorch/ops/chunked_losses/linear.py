@@ -30,7 +30,7 @@ def linear_binary_cross_entropy(
 
     It is ``binary_cross_entropy_with_logits(F.linear(input, weight, bias), targets, ...)``, a chunk of labels at a time.
     Gradients are computed with the loss: three matrix products in forward, none in backward. The weight's gradient is
-    held once: the first backward hands it out, another one computes it anew. What wants no gradient costs no product.
+    held once: backward hands it out, or with ``retain_graph=True`` a copy. What wants no gradient costs no product.
 
     Exported, traced or transformed code, tensor subclasses such as DTensor, the backend ``"aten"``, and a pos_weight that
     wants a gradient get a formula in PyTorch's operators, which holds all logits. ``torch.compile`` does not look into the

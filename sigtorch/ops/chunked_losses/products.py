@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from sigtorch import _backend
 from sigtorch._backend import HALF_DTYPES
 
-# Logits of a chunk: what stays near a CPU's cores between the products, or fills a GPU; and the rows of one, at least.
+# Logits of a chunk in float32: what stays near a CPU's cores between the products, or fills a GPU; and the rows of one, at least.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
 # Of few logits half are a chunk, for eager code holds all of them beside the gradients; of so few, all.
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
@@ -80,7 +80,8 @@ def tile_of(work: Work, rows: torch.Tensor, cols: torch.Tensor, chunk_size: int 
     """How large a chunk is, so that its logits, and what else grows with its rows and columns, stay within bounds."""
     kind, features = rows.device.type, max(1, rows.shape[1])
     half = rows.shape[0] * cols.shape[0] // 2
-    elements = min(CHUNK_ELEMENTS.get(kind, 2**20), max(half, FEW_ELEMENTS.get(kind, 2**14)))
+    elements = CHUNK_ELEMENTS.get(kind, 2**20) * 4 // work.wide.itemsize
+    elements = min(elements, max(half, FEW_ELEMENTS.get(kind, 2**14)))
     size = chunk_size or max(min(CHUNK_ROWS.get(kind, 1), rows.shape[0] // 2), elements // cols.shape[0])
     width = cols.shape[0]
     if work.group is not None or rows.dtype != work.wide or cols.dtype != work.wide:

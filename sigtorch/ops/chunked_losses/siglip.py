@@ -33,7 +33,7 @@ def siglip_loss(
 
     Exported, traced or transformed code, tensor subclasses such as DTensor, and the backend ``"aten"`` get a formula in
     PyTorch's operators, which holds all n² logits. ``torch.compile`` does not look into the loss: the graph breaks there.
-    A second backward computes the gradients anew.
+    With ``retain_graph=True`` backward hands out copies of the gradients.
 
     Args:
         image_features: u of shape (n, d), floating; normalized, if the model says so, by the caller.
