@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from sigtorch import _backend
 from sigtorch._backend import HALF_DTYPES
 
-# Logits of a chunk in float32: what stays near a CPU's cores between the products, or fills a GPU; and the rows of one, at least.
+# Logits of a chunk, in float32: what stays near a CPU's cores between the products, or fills a GPU; and its least rows.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
 # Of few logits half are a chunk, for eager code holds all of them beside the gradients; of so few, all.
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
