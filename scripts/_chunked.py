@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 import sigtorch
 
-FEATURES, HIDDEN, SAMPLES, POSITIVES = 256, 128, 256, 5
+FEATURES, POSITIVES = 256, 5
 CHUNK = 1024  # of the checkpointed
-SIZES = {"siglip": [2048, 4096, 8192, 16384, 32768], "linear_bce": [50_000, 100_000, 200_000]}
-TIMED = {"siglip": 8192, "linear_bce": 200_000}  # up to here: beyond, eager code takes minutes
 SHARE = 0.5  # of the memory that is free, at most: more could end other people's processes
 NAMES = {"eager": "eager PyTorch", "checkpointed": "chunks, checkpointed", "sigtorch": "sigtorch"}
 Inputs = tuple[list[Tensor], Any]  # what gradients are taken of, and targets
@@ -67,13 +65,13 @@ def siglip_checkpointed(given: list[Tensor], _: None) -> Tensor:
     return torch.stack(parts).sum() / len(image)
 
 
-def linear_inputs(labels: int, device: torch.device) -> Inputs:
+def linear_inputs(samples: int, labels: int, hidden: int, device: torch.device) -> Inputs:
     """Hidden features, weight and bias; targets of a few labels a sample, as row pointers and columns."""
-    given = [torch.randn(n, HIDDEN, device=device) for n in (SAMPLES, labels)]
-    given[1] /= HIDDEN**0.5
+    given = [torch.randn(n, hidden, device=device) for n in (samples, labels)]
+    given[1] /= hidden**0.5
     share = labels // POSITIVES  # one label from each
-    columns = torch.randint(share, (SAMPLES, POSITIVES)) + share * torch.arange(POSITIVES)
-    targets = torch.arange(0, SAMPLES * POSITIVES + 1, POSITIVES), columns.flatten()
+    columns = torch.randint(share, (samples, POSITIVES)) + share * torch.arange(POSITIVES)
+    targets = torch.arange(0, samples * POSITIVES + 1, POSITIVES), columns.flatten()
     return [t.requires_grad_() for t in (*given, torch.zeros(labels, device=device))], tuple(
         t.to(device) for t in targets
     )
@@ -105,29 +103,65 @@ def linear_checkpointed(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> 
     return torch.stack(parts).sum() / (len(x) * len(weight))
 
 
-LOSSES: dict[str, tuple[Callable[..., Inputs], dict[str, Callable[..., Tensor]]]] = {
-    "siglip": (
+class Loss(NamedTuple):
+    """A loss to measure over one size, by each of NAMES."""
+
+    title: str
+    size: str
+    inputs: Callable[[int, torch.device], Inputs]
+    features: int
+    logits: Callable[[int], int]
+    sizes: list[int]
+    timed: int  # up to this size: beyond, eager code takes minutes
+    ways: dict[str, Callable[..., Tensor]]
+
+
+LINEAR = {
+    "eager": linear_eager,
+    "checkpointed": linear_checkpointed,
+    "sigtorch": lambda given, targets: sigtorch.linear_binary_cross_entropy(*given, targets),
+}
+LOSSES = {
+    "siglip": Loss(
+        "SigLIP's loss",
+        f"pairs n, of {FEATURES} features",
         siglip_inputs,
+        FEATURES,
+        lambda n: n * n,
+        [2048, 4096, 8192, 16384, 32768],
+        8192,
         {
             "eager": siglip_eager,
             "checkpointed": siglip_checkpointed,
             "sigtorch": lambda given, _: sigtorch.siglip_loss(*given),
         },
     ),
-    "linear_bce": (
-        linear_inputs,
-        {
-            "eager": linear_eager,
-            "checkpointed": linear_checkpointed,
-            "sigtorch": lambda given, targets: sigtorch.linear_binary_cross_entropy(*given, targets),
-        },
+    "linear_bce": Loss(
+        "Linear layer with a BCE",
+        "labels L, 256 samples of 128 features",
+        lambda labels, device: linear_inputs(256, labels, 128, device),
+        128,
+        lambda labels: 256 * labels,
+        [50_000, 100_000, 200_000],
+        200_000,
+        LINEAR,
+    ),
+    "linear_bce_batch": Loss(
+        "The same, over the batch",
+        "samples N of 512 features, 10,000 labels",
+        lambda samples, device: linear_inputs(samples, 10_000, 512, device),
+        512,
+        lambda samples: samples * 10_000,
+        [1, 4, 16, 64, 256, 1024, 4096],
+        256,
+        LINEAR,
     ),
 }
 
 
 def step_of(op: str, name: str, inputs: Inputs) -> Step:
     """Loss and gradients, which the inputs then have."""
-    loss, (given, targets) = LOSSES[op][1][name], inputs
+    loss, (given, targets) = LOSSES[op].ways[name], inputs
 
     def step() -> None:
         for t in given:
@@ -145,8 +179,8 @@ def _status(name: str) -> int:
 def extra_memory(op: str, name: str, size: int, device: torch.device) -> int:
     """Bytes that one step holds at its peak in this process, beyond inputs and gradients."""
     torch.manual_seed(0)
-    step_of(op, name, LOSSES[op][0](64, device))()  # what libraries set up for themselves
-    inputs = LOSSES[op][0](size, device)
+    step_of(op, name, LOSSES[op].inputs(64, device))()  # what libraries set up for themselves
+    inputs = LOSSES[op].inputs(size, device)
     step = step_of(op, name, inputs)
     if device.type == "cuda":
         extra = peak_extra_bytes(step, device)
@@ -171,23 +205,23 @@ def fits(op: str, name: str, size: int, device: torch.device) -> bool:
     if name != "eager" or device.type == "cuda":
         return True
     free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
-    return 24 * size * (size if op == "siglip" else SAMPLES) < SHARE * free
+    return 24 * LOSSES[op].logits(size) < SHARE * free
 
 
 def measured(args: Namespace) -> list[Record]:
     """Memory and times of both losses, of all three ways to compute them."""
     from _timing import interleaved  # what it imports has no place in a process whose memory is measured
 
-    runs = [(op, size) for op in LOSSES for size in (args.sizes or SIZES[op])]
+    runs = [(op, size) for op, loss in LOSSES.items() for size in (args.sizes or loss.sizes)]
     records = []
     with progress("losses in chunks", len(runs)) as done:
         for op, size in runs:
             names = [name for name in NAMES if fits(op, name, size, args.device)]
-            shape = f"{size}x{FEATURES if op == 'siglip' else HIDDEN}"
+            shape = f"{size}x{LOSSES[op].features}"
             held = {name: in_its_own_process(op, name, size, args.device) for name in names}
             figures = {name: [("extra memory", bytes_ / 2**20, "MiB")] for name, bytes_ in held.items()}
-            if size <= TIMED[op]:
-                inputs = LOSSES[op][0](size, args.device)
+            if size <= LOSSES[op].timed:
+                inputs = LOSSES[op].inputs(size, args.device)
                 times, _ = interleaved({name: step_of(op, name, inputs) for name in names}, args.rounds, args.device)
                 for name, time in times.items():
                     figures[name] += [("time", time.median * 1e3, "ms"), ("spread", 100 * time.iqr / time.median, "%")]
@@ -206,19 +240,17 @@ def measured(args: Namespace) -> list[Record]:
 
 
 def picture(path: Path, records: list[Record], hardware: str) -> None:
-    """Extra memory over the number of pairs, and over the number of labels."""
-    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-    labels = {"siglip": ("SigLIP's loss", f"pairs n, of {FEATURES} features"), "linear_bce": (
-        "Linear layer with a BCE", f"labels, of {SAMPLES} samples of {HIDDEN} features")}  # fmt: skip
-    for axes, (op, (title, below)) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+    """Extra memory over the number of pairs, of labels and of samples."""
+    figure = Figure(figsize=(13, 4), dpi=130, layout="constrained")
+    for axes, (op, loss) in zip(figure.subplots(1, len(LOSSES)), LOSSES.items(), strict=True):
         for number, (name, label) in enumerate(NAMES.items()):
             found = [r for r in records if (r.op, r.implementation, r.metric) == (op, name, "extra memory")]
             points = sorted((int(r.shape.split("x")[0]), r.value) for r in found)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{number}", label=label)
-        axes.set(title=title, xlabel=below, ylabel="peak extra memory, MiB", yscale="log")
+        axes.set(title=loss.title, xlabel=loss.size, ylabel="peak extra memory, MiB", yscale="log")
         axes.set_xscale("log", base=2)
         ticks = sorted({int(r.shape.split("x")[0]) for r in records if r.op == op})
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize="small")
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.yaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)

@@ -49,7 +49,7 @@ TRANSPARENT_MODES: set[type] = {DeviceContext}
 # Function modes that send torch.sigmoid here.
 DIVERTING_MODES: set[type] = set()
 
-F = TypeVar("F", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _innermost: ContextVar[_Block | None] = ContextVar("sigtorch_backend", default=None)
 
 
@@ -228,7 +228,7 @@ class _Block(AbstractContextManager[None]):
             if _innermost.get() is self:
                 _innermost.set(self.outer)
 
-    def __call__(self, function: F) -> F:
+    def __call__(self, function: Decorated) -> Decorated:
         _checks.decorated("use_backend()", function)
 
         @functools.wraps(function)

@@ -118,7 +118,7 @@ def _arguments(function: Any) -> tuple[str, ...]:
     return function.__code__.co_varnames[: function.__code__.co_argcount]  # type: ignore[no-any-return]
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 focal = _Focal()
 _backend.TRANSPARENT_MODES.add(_Divert)
 _backend.DIVERTING_MODES.add(_Divert)
@@ -139,7 +139,7 @@ class _Block(AbstractContextManager[None]):
     def __exit__(self, *exception: Any) -> None:
         self.entered.__exit__(*exception)
 
-    def __call__(self, function: F) -> F:
+    def __call__(self, function: Decorated) -> Decorated:
         _checks.decorated("patched_functions()", function)
 
         @functools.wraps(function)

@@ -380,9 +380,9 @@ def test_benchmark_measures_losses_in_chunks(tmp_path):
 
 @pytest.mark.parametrize("op", _chunked.LOSSES)
 def test_all_ways_to_a_loss_agree(op):
-    make, ways = _chunked.LOSSES[op]
-    given, targets = make(1100, torch.device("cpu"))
-    eager, *others = (torch.autograd.grad(way(given, targets), given) for way in ways.values())
+    loss = _chunked.LOSSES[op]
+    given, targets = loss.inputs(1100, torch.device("cpu"))
+    eager, *others = (torch.autograd.grad(way(given, targets), given) for way in loss.ways.values())
     for grads in others:
         torch.testing.assert_close(grads, eager, rtol=1e-4, atol=1e-6)
 
