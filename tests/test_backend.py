@@ -334,6 +334,7 @@ def test_plain_means_that_nothing_watches():
 
 def test_a_wrong_choice_is_refused_where_it_is_made():
     refused(ValueError, lambda: sigtorch.use_backend("tritn"), "'tritn'")
+    refused(ValueError, lambda: sigtorch.patched_functions(save="both"), "'both'")
 
 
 async def coroutine():
@@ -351,6 +352,7 @@ async def asynchronous():
 @pytest.mark.parametrize("function", [coroutine, generator, asynchronous, functools.partial(coroutine)])
 def test_what_runs_after_the_block_cannot_be_decorated(function):
     refused(TypeError, lambda: sigtorch.use_backend("aten")(function), "use_backend()", "function")
+    refused(TypeError, lambda: sigtorch.patched_functions()(function), "patched_functions()", "function")
 
 
 def test_a_block_is_entered_once():

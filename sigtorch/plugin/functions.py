@@ -8,7 +8,7 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -132,8 +132,7 @@ class _Block(AbstractContextManager[None]):
         self.entered = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        if not torch.compiler.is_compiling():  # a compiled function rebinds no modules
-            self.entered.enter_context(focal)
+        self.entered.enter_context(focal)
         self.entered.enter_context(_Divert(self.save))
 
     def __exit__(self, *exception: Any) -> None:
@@ -144,10 +143,17 @@ class _Block(AbstractContextManager[None]):
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            with _Block(self.save):
+            with patched_functions(save=self.save):
                 return function(*args, **kwargs)
 
         return called  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _compiled_block(save: str) -> Iterator[None]:
+    """The block in what is compiled, which rebinds no modules; Dynamo in torch 2.8 knows blocks of generators alone."""
+    with _Divert(save):
+        yield
 
 
 def patched_functions(*, save: str = "output") -> _Block:
@@ -181,4 +187,4 @@ def patched_functions(*, save: str = "output") -> _Block:
         ...     y = torch.sigmoid(x)
     """
     _checks.save(save, "patched_functions()")
-    return _Block(save)
+    return _compiled_block(save) if torch.compiler.is_compiling() else _Block(save)  # type: ignore[return-value]
