@@ -1,4 +1,4 @@
-"""What the autograd Functions share: what is saved for backward, and which pass runs it.
+"""Parts that the autograd Functions share: how inputs are saved for backward, and which pass runs it.
 
 A Function runs only where its forward's backend is a fused one. Its backward asks again: a gradient that something else
 watches (a transform, a double backward) is the formula's.
@@ -7,7 +7,6 @@ watches (a transform, a double backward) is the formula's.
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,20 +39,25 @@ def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
     return True
 
 
-MARKER_DIMS = 12  # more dimensions than a tensor of a user's has, so that no shape is taken for a marker's
-_numbers = itertools.count(MARKER_DIMS)
+MARKER_DIMS = 12  # more dimensions than users' tensors have; with those added below, no more than NumPy 1 knows
+MARKED = (
+    "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed",
+    "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "siglip_loss", "linear_binary_cross_entropy",
+    "patched_functions",
+)  # fmt: skip
 
 
 @once
 def marker(op: str) -> torch.Tensor:
-    """A tensor of 8 bytes that an operation saves first, with a number of dimensions of its own.
+    """A tensor of 8 bytes that an operation saves first; its number of dimensions tells which of MARKED that is.
 
     Non-reentrant checkpointing hands saved tensors back by position. Where the recompute takes another path than forward
-    did, another shape comes back in this tensor's place. Its values may change: a hook may quantize what is saved. There
-    are two of them, for a hook may ask for the largest, or divide by their range.
+    did, another shape comes back in this tensor's place. Its values are not looked at, for a hook may quantize what is
+    saved. It holds two different ones, for a hook may divide by their range.
     """
+    dims = MARKER_DIMS + MARKED.index(op)
     with torch.inference_mode(False):
-        return torch.arange(2.0, dtype=torch.float32, device="cpu").view(2, *[1] * (next(_numbers) - 1))
+        return torch.arange(2.0, dtype=torch.float32, device="cpu").view(2, *[1] * (dims - 1))
 
 
 def saved(ctx: Any, op: str) -> list[torch.Tensor]:

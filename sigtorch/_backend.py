@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, Token
 from typing import Any, TypeVar
 
 import torch
@@ -190,10 +190,15 @@ def chosen() -> str:
 
 
 def _named_by(block: _Block | None) -> str | None:
-    """The choice of the innermost block that has not been left."""
+    """The choice of a block, or of the innermost one around it that has not been left."""
+    block = _live(block)
+    return None if block is None else block.name
+
+
+def _live(block: _Block | None) -> _Block | None:
     while block is not None and not block.holds:
         block = block.outer
-    return None if block is None else block.name
+    return block
 
 
 def _callers() -> str | None:
@@ -206,27 +211,36 @@ def _callers() -> str | None:
 
 
 class _Block(AbstractContextManager[None]):
-    """A block in which a choice holds, until it is left: a generator's block may be left in another context."""
+    """A block in which a choice holds.
+
+    Leaving it restores the variable, so that tasks started inside keep the choice. That cannot be where a generator is closed
+    in another context, or blocks are left out of order: there the block holds no longer, and is passed over.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.entered = self.holds = False
+        self.holds = True
         self.outer: _Block | None = None
+        self.token: Token[_Block | None] | None = None
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():  # which runs PyTorch's in any case
             return
-        if self.entered:
-            raise _checks.entered_twice(self.name)
-        self.entered = self.holds = True
-        self.outer = _innermost.get()
-        _innermost.set(self)
+        if self.token is not None:
+            raise _checks.entered_twice("use_backend()")
+        self.outer = _live(_innermost.get())
+        self.token = _innermost.set(self)
 
     def __exit__(self, *exception: object) -> None:
-        if self.holds and not torch.compiler.is_compiling():
-            self.holds = False
-            if _innermost.get() is self:
-                _innermost.set(self.outer)
+        if self.token is None or torch.compiler.is_compiling():
+            return
+        if _innermost.get() is self:
+            try:
+                _innermost.reset(self.token)
+                return
+            except ValueError:  # of another context
+                pass
+        self.holds = False
 
     def __call__(self, function: Decorated) -> Decorated:
         _checks.decorated("use_backend()", function)
@@ -242,9 +256,9 @@ class _Block(AbstractContextManager[None]):
 def use_backend(name: str) -> _Block:
     """Choose what runs sigtorch's operations inside the ``with`` block, or the decorated function.
 
-    Holds for the current thread and asyncio task. A backward pass runs what its forward chose, on whatever thread. What a
-    checkpoint recomputes for a GPU runs what holds where backward is called; with a PyTorch before 2.14, what the
-    environment variable says. A block in a generator holds for its caller too, until the block is left.
+    Holds for the current thread and asyncio task, and for tasks started inside. A backward pass runs what its forward chose,
+    on whatever thread. What a checkpoint recomputes for a GPU runs what holds where backward is called; with a PyTorch before
+    2.14, what the environment variable says. A block in a generator holds for its caller too, until the block is left.
     The environment variable ``SIGTORCH_BACKEND``, read once, by the first operation, sets the choice everywhere else.
 
     Args:

@@ -34,8 +34,8 @@ def decorated(where: str, function: object) -> None:
             raise TypeError(f"{where} cannot decorate the {kind} {name}; use a with block inside of it")
 
 
-def entered_twice(name: str) -> RuntimeError:
-    return RuntimeError(f"use_backend({name!r}): its block was entered before; call use_backend() anew for each block")
+def entered_twice(where: str) -> RuntimeError:
+    return RuntimeError(f"{where}: this block was entered before; call {where} anew for each block")
 
 
 def save(value: object, where: str) -> None:
@@ -213,7 +213,8 @@ def triton_fails(index: int, why: str, forced: bool = False) -> str:
 def recomputed(where: str) -> RuntimeError:
     return RuntimeError(
         f"{where}: backward got tensors that its forward did not save: a checkpoint recomputed it another way "
-        "(use_backend, patched_functions, a mode or another thread); run both under the same settings"
+        "(use_backend, patched_functions, a mode or another thread), so run both under the same settings; "
+        "or a hook changed the shape of a saved tensor"
     )
 
 

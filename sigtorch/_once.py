@@ -1,9 +1,8 @@
-"""A cache whose value is made once, in however many threads it is first asked for."""
+"""A cache that gives every thread the same value."""
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -11,21 +10,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def once(function: F) -> F:
-    """Cache a function's values by its arguments.
+    """Cache a function's values by its arguments, and give all threads the same value.
 
-    ``functools.cache`` runs a function as often as threads ask before the first value is there, and they get different
-    values. Here the function runs once for each key. What is cached costs as little.
+    Threads that ask before the first value is there may run the function together, as with ``functools.cache``. There each
+    gets a value of its own; here all get the first one that is done. No lock is held, for a process may fork meanwhile.
     """
-    lock = threading.RLock()
     values: dict[Hashable, Any] = {}
 
     @functools.cache
     @functools.wraps(function)
     def cached(*key: Hashable) -> Any:
-        with lock:
-            if key not in values:
-                values[key] = function(*key)
-            return values[key]
+        if key not in values:
+            values.setdefault(key, function(*key))
+        return values[key]
 
     forget = cached.cache_clear
 

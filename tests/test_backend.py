@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import contextvars
 import functools
 import os
 import subprocess
@@ -358,10 +359,14 @@ def test_what_runs_after_the_block_cannot_be_decorated(function):
 def test_a_block_is_entered_once():
     block = sigtorch.use_backend("aten")
     with block:
-        refused(RuntimeError, block.__enter__, "'aten'")
+        refused(RuntimeError, block.__enter__, "use_backend()", "entered before")
         assert _backend.chosen() == "aten"
-    refused(RuntimeError, block.__enter__, "'aten'")
+    refused(RuntimeError, block.__enter__, "use_backend()", "entered before")
     assert _backend.chosen() == "auto"
+    block = sigtorch.patched_functions()
+    with block:
+        refused(RuntimeError, block.__enter__, "patched_functions()", "entered before")
+        assert len(torch.overrides._get_current_function_mode_stack()) == 1
 
 
 def test_blocks_may_be_left_in_any_order():
@@ -372,6 +377,43 @@ def test_blocks_may_be_left_in_any_order():
     assert _backend.chosen() == "triton"
     inner.__exit__(None, None, None)
     assert _backend.chosen() == "auto"
+
+
+def test_what_starts_inside_of_a_block_keeps_its_choice():
+    """A task, or a context that is copied, is there still when the block has been left."""
+    with sigtorch.use_backend("aten"):
+        context = contextvars.copy_context()
+    assert context.run(_backend.chosen) == "aten"
+
+    async def child(parent_left):
+        before = _backend.chosen()
+        await parent_left.wait()
+        return before, _backend.chosen()
+
+    async def parent():
+        left = asyncio.Event()
+        with sigtorch.use_backend("aten"):
+            task = asyncio.create_task(child(left))
+            await asyncio.sleep(0)
+        left.set()
+        return await task
+
+    assert asyncio.run(parent()) == ("aten", "aten")
+
+
+def test_blocks_left_elsewhere_do_not_pile_up():
+    async def steps():
+        with sigtorch.use_backend("aten"):
+            yield
+
+    async def leave():
+        for _ in range(3):
+            left = steps()
+            await anext(left)
+            await asyncio.create_task(left.aclose())
+        return _backend._innermost.get().outer
+
+    assert asyncio.run(leave()) is None
 
 
 def test_an_async_generator_left_early_ends_its_choice():

@@ -129,14 +129,18 @@ class _Block(AbstractContextManager[None]):
 
     def __init__(self, save: str) -> None:
         self.save = save
-        self.entered = contextlib.ExitStack()
+        self.modes: contextlib.ExitStack | None = None
 
     def __enter__(self) -> None:
-        self.entered.enter_context(focal)
-        self.entered.enter_context(_Divert(self.save))
+        if self.modes is not None:
+            raise _checks.entered_twice("patched_functions()")
+        self.modes = contextlib.ExitStack()
+        self.modes.enter_context(focal)
+        self.modes.enter_context(_Divert(self.save))
 
     def __exit__(self, *exception: Any) -> None:
-        self.entered.__exit__(*exception)
+        if self.modes is not None:
+            self.modes.__exit__(*exception)
 
     def __call__(self, function: Decorated) -> Decorated:
         _checks.decorated("patched_functions()", function)
