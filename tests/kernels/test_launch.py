@@ -1,5 +1,6 @@
 """The one launch where Triton is not as expected, and what it keeps; tests/host compares it with Triton's own."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import triton
 from cases import misaligned
 
 import sigtorch
-from sigtorch.kernels import _launch, _map, _math, _reduce
+from sigtorch.kernels import _launch, _map, _math, _probe, _reduce
 from sigtorch.kernels._launch import Call, Plan, plan
 from sigtorch.kernels._layout import layout
 
@@ -58,6 +59,11 @@ class Twice(Launcher):
 class OtherOrder(Launcher):
     def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
         self.launch(z, y, x, function, stream, False, metadata, None, arguments)
+
+
+class OtherStream(Launcher):
+    def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
+        self.launch(x, y, z, function, stream, False, metadata, None, arguments)
 
 
 class Scratch(Launcher):
@@ -115,7 +121,7 @@ def test_a_second_launch_is_direct(launcher, launched):
 
 @pytest.mark.parametrize(
     "strange",
-    [NoInnerLaunch, Signature, Twice, OtherOrder, Scratch, Refuses, OtherArguments],
+    [NoInnerLaunch, Signature, Twice, OtherOrder, OtherStream, Scratch, Refuses, OtherArguments],
     ids=lambda c: c.__name__,
 )
 def test_strange_internals_launch_publicly(strange, launched):
@@ -137,10 +143,24 @@ def test_strange_hooks_launch_publicly(hook, launched, monkeypatch):
     assert [way for way, _ in launched] == ["public"] * 2
 
 
+KEPT = []
+
+
+class Kept(Launcher):
+    """Somebody keeps it, with all of its copies."""
+
+    def __copy__(self):
+        copied = object.__new__(Kept)
+        copied.launch = self.launch
+        KEPT.append(copied)
+        return copied
+
+
 @direct
-def test_a_plan_keeps_its_kernel_and_no_tensors(launched):
+@pytest.mark.parametrize("launcher", [Launcher, Kept])
+def test_a_plan_keeps_its_kernel_and_no_tensors(launcher, launched):
     """A direct launch knows the kernel's function by a number, which is gone with the kernel."""
-    ready, out = plan_with(Launcher, launched), torch.ones(1)
+    ready, out = plan_with(launcher, launched), torch.ones(1)
     ready.launch((torch.zeros(1),), (out,))
     assert ready.compiled.function == "function"
     launched.clear()
@@ -323,3 +343,18 @@ def test_whole_vectors_fill_rows(rows_of, cols, vector, device):
     """Of halves, say: what is written past the end of one would meet what is written to the next."""
     half = torch.empty(4, rows_of, dtype=torch.bfloat16, device=device)[:, :cols]
     assert layout((half,), (half,)).vector == vector
+
+
+def test_the_probe_loads_what_it_compiles(monkeypatch):
+    """A binary may be for another chip, which only loading it tells."""
+
+    class Compiled:
+        @property
+        def run(self):
+            raise RuntimeError("no such chip")
+
+    monkeypatch.setattr(_probe, "_probe_kernel", SimpleNamespace(warmup=lambda *_, **__: Compiled()))
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="no such chip"):
+        _probe.probe(0)
