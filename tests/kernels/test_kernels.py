@@ -39,13 +39,26 @@ def test_takes_any_strides(case, strides, shape, device):
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES, 2)], ids=str)
 def test_dtypes_promote(case, dtypes, device):
     """Kernels compute in float32, or all in float64: what mixes the two is PyTorch's."""
-    given = [t.detach().to(d).requires_grad_() for t, d in zip(case.inputs((4, 24), DTYPES[0], device), dtypes * 2)]
-    if torch.float64 not in dtypes:
-        check(case, given, backend="triton")
-        return
+    inputs = case.inputs((4, 24), DTYPES[0], device)
+    for order in (dtypes * 2, (dtypes[0], *dtypes))[: len(inputs) - 1]:  # of three, the second differs, or the third
+        given = [t.detach().to(d).requires_grad_() for t, d in zip(inputs, order)]
+        if torch.float64 not in dtypes:
+            check(case, given, backend="triton")
+            continue
+        with sigtorch.use_backend("triton"):
+            ours, theirs = (gradients(f, given, torch.ones_like) for f in (case.ours, case.oracle))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_float32_gradient_beside_a_half_one_keeps_its_precision(device):
+    """Far out, where a half type's exponential would be some 60 ulp off."""
+    gate = torch.linspace(-80, 80, 641, device=device, requires_grad=True)
+    x = torch.ones(641, dtype=torch.bfloat16, device=device, requires_grad=True)
     with sigtorch.use_backend("triton"):
-        ours, theirs = (gradients(f, given, torch.ones_like) for f in (case.ours, case.oracle))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        _, grad = torch.autograd.grad(sigtorch.sigmoid_gate(x, gate), (x, gate), torch.ones_like(gate))
+    wide = gate.detach().double()
+    expected = torch.sigmoid(wide) * torch.sigmoid(-wide)
+    torch.testing.assert_close(grad.double(), expected, rtol=tolerance(torch.float32)["rtol"], atol=0)
 
 
 @every_case
