@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import triton
-from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance
+from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance, transposed
 from device import vast
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
@@ -127,6 +127,13 @@ def test_no_further_axis_of_a_grid_reaches_its_end(batches, rows, device, plans,
 def test_few_programs_add_many_tiles(case, programs, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
     check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
+
+
+def test_a_gates_sums_lie_as_the_gate_does(device):
+    """Where several programs add up each of them."""
+    (case,) = (c for c in CASES if c.name == "gate-token")
+    x, gate = case.inputs((4, 6, 5000), torch.float32, device)
+    check(case, [x, transposed(gate.detach()).requires_grad_()], backend="triton")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
