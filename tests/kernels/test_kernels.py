@@ -122,7 +122,7 @@ def test_no_further_axis_of_a_grid_reaches_its_end(batches, rows, device, plans,
     assert max(y, z) < 4
 
 
-@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize("programs", [1, 5, 60])  # of the last, some add fewer tiles
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("gate-token", "gate-feature")], ids=lambda c: c.name)
 def test_few_programs_add_many_tiles(case, programs, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
