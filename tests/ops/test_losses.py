@@ -319,6 +319,18 @@ def test_a_mean_holds_what_its_sum_does_not(backend, device):
     torch.testing.assert_close(mean, x[0, 0])
 
 
+@pytest.mark.kernels
+def test_a_mean_of_equal_losses_is_that_loss(device):
+    """To the last bit: it is divided as exactly as it is summed."""
+    for n in range(4, 400, 4):
+        x = torch.full((n,), 1.73, device=device)
+        with sigtorch.use_backend("triton"):
+            mean, each = (
+                binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction=r) for r in ("mean", "none")
+            )
+        assert mean == each[0], n
+
+
 @every_backend
 @every_loss
 def test_two_runs_are_bit_equal(loss, backend, device):
@@ -339,7 +351,7 @@ def test_programs_share_what_there_is(loss, device, plans, monkeypatch):
         x, target = make(shape, torch.float32, "soft", device)
         x = x.detach()[..., :cut].requires_grad_()
         check(loss, x, target[..., :cut], "triton", reduction="mean")
-    big = torch.full((9000,), 3e38, device=device)  # more than float32 holds after two tiles
+    big = torch.full((20_000,), 3e38, device=device)  # more than float32 holds of two tiles, and of all threads' shares
     with sigtorch.use_backend("triton"):
         torch.testing.assert_close(loss(big, torch.zeros_like(big), reduction="mean").item(), 3e38 * ALL_WRONG[loss])
 
