@@ -215,6 +215,14 @@ def test_torchvisions_focal_loss(torchvision, calls):
     assert not calls
 
 
+def test_torchvisions_focal_loss_of_a_constant_within_a_transform(torchvision):
+    _, focal = torchvision
+    x, t, a = torch.randn(4), torch.rand(4).round(), torch.randn(3)
+    expected = a + focal(x, t, reduction="sum")
+    with sigtorch.patched_functions():
+        torch.testing.assert_close(torch.vmap(lambda a: a + focal(x, t, reduction="sum"))(a), expected)
+
+
 def test_a_focal_loss_of_other_arguments_is_left(torchvision, monkeypatch, calls):
     """As another release of torchvision may have: what is not known is not diverted."""
     modules, _ = torchvision
