@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import _data
+import _distributed
 import pytest
 import torch
 from scripting import (
@@ -219,6 +220,12 @@ def test_torchrun_starts_it_again_after_a_process_is_killed(one, tmp_path):
     assert launcher.wait(120) == 0, (tmp_path / "said").read_text()
     assert "Goes on after step" in (tmp_path / "said").read_text()
     assert_close(tmp_path, one)
+
+
+def test_what_one_process_could_not_do_is_told_to_all(monkeypatch):
+    monkeypatch.setattr(_distributed, "gather", lambda said: [(None, "No space left on device"), said])
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        _distributed.together(lambda: "written")
 
 
 # The order of the samples.

@@ -146,6 +146,16 @@ def test_both_are_warm_before_either_is_timed(monkeypatch):
     assert done == ["a", "b", "resumed"]
 
 
+def test_two_runs_take_turns(tmp_path):
+    """Each of them goes first in every second step."""
+    run, job, args = run_of("--steps", 4, "--out", tmp_path)
+    runs, order = [run, train_text.start("torch", job, args)], []
+    for each in runs:
+        each.step = lambda *given, step=each.step, name=each.name: order.append(name) or step(*given)
+    _training.train(runs, job, args)
+    assert order == ["sigtorch", "torch", "torch", "sigtorch"] * 2
+
+
 # What is shown.
 
 
