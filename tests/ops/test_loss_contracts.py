@@ -131,6 +131,9 @@ def test_numbers_that_are_learnt_have_gradients(loss, options, kind, backend, de
         batched = torch.vmap(lambda *given: call(loss, *given))(*several)
         with torch.no_grad():
             torch.testing.assert_close(call(loss, *given), call(ORACLES[loss], *options.values()))
+        with torch.no_grad(), dual_level():
+            tangent = unpack_dual(call(loss, *(make_dual(t.detach(), torch.ones_like(t)) for t in given))).tangent
+            torch.testing.assert_close(tangent, sum(grads))
     each = [call(ORACLES[loss], *[t[i].item() for t in several]) for i in range(2)]
     torch.testing.assert_close(batched, torch.stack(each))
 
