@@ -38,6 +38,13 @@ def test_a_chunk_may_hold_more_labels_than_there_are(size):
         assert_close(loss, linear_oracle(x, weight))
 
 
+def test_a_pos_weight_without_dimensions_goes_with_any_device():
+    x, weight = torch.empty(4, 6, device="meta"), torch.empty(8, 6, device="meta")
+    targets = torch.empty(4, 8, dtype=torch.bool, device="meta")
+    loss = linear_binary_cross_entropy(x, weight, None, targets, pos_weight=torch.tensor(2.0))
+    assert (loss.shape, loss.device.type) == ((), "meta")
+
+
 def test_a_pos_weight_may_want_a_gradient():
     tensors = [*CASES[-1].make(9, 4), torch.rand(9, dtype=torch.float64, requires_grad=True)]
     call = lambda x, w, b, p: linear_binary_cross_entropy(x, w, b, positives(9), pos_weight=p)  # noqa: E731
