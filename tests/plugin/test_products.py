@@ -282,8 +282,19 @@ class Switched(nn.Module):
         return x * gate
 
 
-def test_a_gate_computed_without_a_graph(calls):
-    model, x, g = Switched(), torch.randn(6), torch.randn(6, requires_grad=True)
+class Fresh(nn.Module):
+    """The same of a tensor that nothing else holds: computing its sigmoid is put off."""
+
+    def forward(self, x, g):
+        torch.set_grad_enabled(False)
+        gate = torch.sigmoid(g.clone().requires_grad_())
+        torch.set_grad_enabled(True)
+        return x * gate
+
+
+@pytest.mark.parametrize("kind", [Switched, Fresh])
+def test_a_gate_computed_without_a_graph(kind, calls):
+    model, x, g = kind(), torch.randn(6), torch.randn(6, requires_grad=True)
     with sigtorch.patch(model):
         assert not model(x, g).requires_grad
     assert not calls
