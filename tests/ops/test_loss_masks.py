@@ -269,6 +269,20 @@ def test_weights_and_numbers_have_gradients(backend, device):
         torch.testing.assert_close(ours, torch.autograd.grad(focal(ORACLES[sigmoid_focal_loss], *given), given))
 
 
+@every_loss
+def test_weights_learn_beside_a_mask_that_is_not_looked_at(loss):
+    """As within a transform, where an ignored 255 is not refused, but no share either."""
+    x, target = masked((4, 6), torch.float64, "uint8")
+    x, weight = x.detach(), torch.rand(6, dtype=torch.float64, requires_grad=True)
+
+    def total(weight, x, target, f=loss):
+        return f(x, target, weight=weight, reduction="sum", ignore_index=255)
+
+    found = torch.func.vmap(torch.func.grad(total), (None, 0, 0))(weight.detach(), x, target)
+    (expected,) = torch.autograd.grad(total(weight, x, target, ORACLES[loss]), weight)
+    torch.testing.assert_close(found.sum(0), expected)
+
+
 OPTIONS = [
     pytest.param(LOSSES[0], {"label_smoothing": 0.1}, id="bce"),
     pytest.param(LOSSES[1], {"pos_weight": torch.linspace(0.5, 3, 6, dtype=torch.float64)}, id="focal"),

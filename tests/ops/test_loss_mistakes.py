@@ -179,6 +179,7 @@ BAD = [
     (LOSSES[1], (X, X), {"alpha": 1.1}, ValueError, "got 1.1"),
     (LOSSES[1], (X, X), {"alpha": -0.5}, ValueError, "got -0.5"),
     (LOSSES[1], (X, X), {"normalizer": 0}, ValueError, "normalizer must be positive and finite, got 0"),
+    (LOSSES[1], (X, X), {"normalizer": math.nan}, ValueError, "normalizer must be positive and finite, got nan"),
     (
         LOSSES[1],
         (X, X),

@@ -309,6 +309,17 @@ def test_infinite_logits_of_a_focal_loss(backend, device):
             torch.testing.assert_close(sigmoid_focal_loss(x, t, gamma=gamma), expected, equal_nan=True)
 
 
+def test_a_focal_loss_that_float32_does_not_hold_has_a_slope():
+    x = torch.tensor([-3e38, 3e38], requires_grad=True)
+    with running("formula"):
+        loss = sigmoid_focal_loss(x, torch.tensor([1.0, 0.0]), alpha=-1, weight=torch.tensor(4.0))
+        pairs = sigmoid_focal_loss(x, torch.tensor([1.0, 0.0]), alpha=-1, pos_weight=torch.tensor(4.0))
+    assert loss.isinf().all()
+    assert pairs.isinf().tolist() == [True, False]
+    for values, slopes in ((loss, [-4.0, 4.0]), (pairs, [-4.0, 1.0])):
+        assert torch.autograd.grad(values.sum(), x)[0].tolist() == slopes
+
+
 @every_backend
 def test_a_mean_holds_what_its_sum_does_not(backend, device):
     x = torch.full((100, 40), 3e38, dtype=torch.float32, device=device)
