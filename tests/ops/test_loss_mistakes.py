@@ -130,6 +130,7 @@ BAD = [
     (LOSSES[0], (X, X), {"label_smoothing": "a"}, TypeError, "label_smoothing must be a number, got str"),
     (LOSSES[0], (Duck(), X), {}, TypeError, "input must be a Tensor, got Duck"),
     (LOSSES[0], (X, X.to("meta")), {}, ValueError, "several devices: input on cpu, target on meta"),
+    (LOSSES[0], (X.to("meta"), X), {}, ValueError, "several devices: input on meta, target on cpu"),
     (LOSSES[0], (X, X), {"pos_weight": X.to("meta")}, ValueError, "pos_weight on meta"),
     (LOSSES[1], (X, X), {"alpha": None}, TypeError, "alpha must be a number, got NoneType"),
     (LOSSES[1], (X, X), {"background_index": 1.0}, TypeError, "background_index must be a whole number, got float"),

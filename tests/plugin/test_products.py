@@ -22,6 +22,11 @@ class Twice(nn.SiLU):
         return super().forward(input) * 2
 
 
+class Steep(nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(2 * x)
+
+
 class Called(nn.SiLU):
     def __call__(self, input):
         return input
@@ -41,7 +46,7 @@ class Inplace(nn.Module):
 def test_activations_are_told_by_what_they_compute():
     for act, name in [(Silu(), "swiglu"), (Inplace(False), "sigmoid_gate"), (nn.Sigmoid(), "sigmoid_gate")]:
         assert sigtorch.patch(MLP(act)).swapped[""].startswith(f"sigtorch.{name} at patching.py:"), act
-    for act in (Twice(), Called(), Inplace(True)):
+    for act in (Twice(), Steep(), Called(), Inplace(True)):
         model = MLP(act)
         before = run(model)
         assert "" not in sigtorch.patch(model).swapped, act
@@ -59,6 +64,17 @@ def test_a_function_as_an_attribute(calls):
     model.act = torch.tanh
     run(model)
     assert calls == ["swiglu"]
+
+
+def test_a_function_whose_code_was_replaced(calls, monkeypatch):
+    model = MLP()
+    del model.act
+    model.act = F.silu
+    monkeypatch.setattr(F.silu, "__code__", (lambda input, inplace=False: input).__code__)
+    before = run(model)
+    with sigtorch.patch(model):
+        agree(before, run(model), exactly=True)
+    assert not calls
 
 
 def test_what_becomes_of_an_activation_later_is_seen(calls):
