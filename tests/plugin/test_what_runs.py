@@ -253,6 +253,16 @@ def test_a_method_that_returned_a_sigmoid(imported, calls, monkeypatch):
     torch.testing.assert_close(model(x), x * torch.tanh(x))
 
 
+def test_what_a_file_imports_from_the_future(imported, calls):
+    """Annotations that nothing evaluates, say."""
+    inner = "        def double(t: Unknown) -> Unknown:\n            return t * 2\n\n"
+    module = imported(f"from __future__ import annotations\n{HEAD}{inner}        return double(x) * torch.sigmoid(x)\n")
+    model, x = module.Model(), torch.randn(4)
+    with sigtorch.patch(model):
+        torch.testing.assert_close(model(x), x * 2 * torch.sigmoid(x))
+    assert calls == ["sigmoid_gate"]
+
+
 def test_warnings_of_a_models_source(tmp_path):
     """Python gave them once: a patch does not again, and fuses where they are errors."""
     (tmp_path / "noisy.py").write_text(HEAD + '        "\\d" is x\n        return x * torch.sigmoid(x)\n')
