@@ -61,6 +61,16 @@ def test_a_float32_gradient_beside_a_half_one_keeps_its_precision(device):
     torch.testing.assert_close(grad.double(), expected, rtol=tolerance(torch.float32)["rtol"], atol=0)
 
 
+def test_a_swiglus_gradient_does_not_cancel_in_float32(device):
+    """Where 1 - s has few digits, which a half type would not show."""
+    gate = torch.linspace(4, 20, 4096, device=device, requires_grad=True)
+    with sigtorch.use_backend("triton"):
+        (grad,) = torch.autograd.grad(sigtorch.swiglu(gate, torch.ones_like(gate)).sum(), gate)
+    wide = gate.detach().double()
+    expected = torch.sigmoid(wide) * (1 + wide * torch.sigmoid(-wide))
+    torch.testing.assert_close(grad.double(), expected, rtol=3 * 2.0**-23, atol=0)
+
+
 @every_case
 @pytest.mark.parametrize("strides", [*STRIDES, lambda t: t.flatten()[:1].expand(t.shape)], ids=lambda f: f.__name__)
 def test_takes_any_gradient_strides(case, strides, device):

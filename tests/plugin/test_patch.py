@@ -341,3 +341,19 @@ def test_what_a_sigmoid_saves_may_be_chosen(monkeypatch):
 def test_not_a_module():
     with pytest.raises(TypeError, match=r"^patch\(\): model must be a Module, got str$"):
         sigtorch.patch("model")
+
+
+def test_a_patch_that_fails_half_way_leaves_nothing_patched(monkeypatch):
+    from sigtorch.plugin import patch
+
+    model, give = nn.Sequential(nn.Sigmoid(), nn.GLU()), patch._give
+
+    def interrupted(module, cls):
+        if module is model[1]:
+            raise KeyboardInterrupt
+        give(module, cls)
+
+    monkeypatch.setattr(patch, "_give", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sigtorch.patch(model)
+    assert [type(module) for module in model] == [nn.Sigmoid, nn.GLU]
