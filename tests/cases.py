@@ -164,7 +164,7 @@ def check(case, inputs, grad=None, backend="auto"):
     assert out.shape == eager.shape
     # PyTorch rounds after every operator.
     composed = not case.fused or (backend == "auto" and sigtorch.backend_of(*inputs) == "aten")
-    cancelled = 32 * ULP[torch.float32] if case.cancels else 0.0
+    cancelled = 32 * computed_in(dtype) if case.cancels else 0.0
     largest = torch.finfo(dtype).max
     expected = torch.where(expected.abs() > largest, expected * torch.inf, expected)
     if composed:
@@ -187,8 +187,13 @@ def check(case, inputs, grad=None, backend="auto"):
     return out, grads
 
 
+def computed_in(dtype):
+    """A unit of the last place of what results of dtype are computed in."""
+    return 2.0**-52 if dtype == torch.float64 else ULP[torch.float32]
+
+
 def sum_error(dtype, addends, terms, composed):
     """What so many terms may be off by once added in float32, or float64; PyTorch's add terms that are rounded already."""
-    wide = 2.0**-52 if dtype == torch.float64 else ULP[torch.float32]
+    wide = computed_in(dtype)
     largest = addends.abs().max().item() if terms else 0.0
     return 4 * terms**0.5 * largest * (wide + (ULP.get(dtype, wide) if composed else 0))
