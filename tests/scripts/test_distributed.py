@@ -228,6 +228,12 @@ def test_what_one_process_could_not_do_is_told_to_all(monkeypatch):
         _distributed.together(lambda: "written")
 
 
+def test_what_the_first_process_says_counts(monkeypatch):
+    monkeypatch.setattr(_distributed, "size", lambda: 2)
+    monkeypatch.setattr(_distributed.dist, "broadcast_object_list", lambda values: values.__setitem__(0, "the first's"))
+    assert _distributed.first("its own") == "the first's"
+
+
 # The order of the samples.
 
 

@@ -256,6 +256,11 @@ class FakeCuda:
         return function
 
 
+def test_memory_is_that_of_the_process_with_most(monkeypatch):
+    monkeypatch.setattr(_measure, "gather", lambda held: [held, 2**50])
+    assert _measure.peak_memory(torch.device("cpu")) == 2**50
+
+
 def test_memory_is_that_devices(monkeypatch):
     cuda = FakeCuda(
         monkeypatch, max_memory_allocated=7, memory_allocated=3, reset_peak_memory_stats=None, synchronize=None
