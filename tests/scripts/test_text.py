@@ -89,6 +89,12 @@ def test_whole_files_are_held_out(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(text, train_text.load(tmp_path, 32), strict=True))
 
 
+def test_no_more_is_held_out_than_a_twentieth_takes(tmp_path):
+    for number in range(20):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * 100)
+    assert len(train_text.load(tmp_path, 32).held_out) == 100
+
+
 def test_the_end_of_a_single_file_is_held_out(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(b"a" * 950 + b"b" * 50)
