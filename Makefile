@@ -1,4 +1,5 @@
-# make train | make train-text | make test | make test-ptx ARCH=90 | make test-tritons | make lint; -j2 runs two at a time
+# make train | make train-text | make test | make test-ptx ARCH=90 | make test-tritons | make mutants | make lint;
+# -j2 runs two at a time
 # TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 ARCH   ?= 90
@@ -8,7 +9,7 @@ VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: train train-text test test-ptx $(ARCH:%=test-ptx-%) test-tritons lint clean
+.PHONY: train train-text test test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
 
 # Each training gets a folder of its own: the first of runs/digits, runs/digits-2, ... that is not there.
 fresh = out=$(1); n=1; while [ -e $$out ]; do n=$$((n + 1)); out=$(1)-$$n; done
@@ -34,6 +35,10 @@ test-tritons: $(TRITONS:%=.tritons/%.tested)
 .tritons/%.tested: $(READY)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .tritons/$* triton$(if $(filter-out newest,$*),==$*.*)
 	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(BIN)/python -m pytest -p no:cacheprovider tests/host
+
+# Which mistakes the tests would not notice: an hour or two, by hand or by night.
+mutants: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,5 @@
+"""Slips that the tests should notice, a file an area of the code, and the driver that tries them."""
+
+from mutants import chunked, core, kernel_math, kernels, launchers, losses, ops, plugin, scripts, training
+
+AREAS = (kernel_math, kernels, launchers, core, ops, losses, chunked, plugin, scripts, training)

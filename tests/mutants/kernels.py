@@ -1,0 +1,172 @@
+"""Slips in what kernels load, compute, store and sum: kernels/_tile.py, _map.py and _reduce.py."""
+
+from mutants.slip import Slip
+
+PTX = "-p ptx.plugin --ptx-arch 90 -m kernels"
+KERNELS = "tests/kernels/test_kernels.py"
+STRIDES = f"{KERNELS} -k 'any_strides and (gate-token or glu-first or lerp)'"
+SUMS = f"{KERNELS} -k 'no_kernel_sums or ((oracle or few_programs) and (token or feature or channel))'"
+PROMOTE = f"{KERNELS} -k 'promote and (gate-residual or lerp)'"
+PROGRAMS = "tests/ops/test_losses.py tests/ops/test_loss_masks.py -m kernels -k 'programs or two_runs'"
+IMAGES = "tests/ops/test_loss_masks.py -k 'classes_may_be and triton'"
+BLOCKS = "tests/ops/test_losses.py -k 'full_and_part'"
+IGNORED = "tests/ops/test_loss_masks.py -m kernels -k 'anything or nothing_but'"
+PRECISE = "tests/ops/test_losses.py -m kernels -k 'small or finite or mean_holds or normalizer'"
+
+TILE = [
+    Slip(
+        "kernels/_tile.py",
+        "unit: tl.constexpr = 1 if KIND == ONE_A_ROW else VECTOR",
+        "unit: tl.constexpr = VECTOR",
+        STRIDES,
+        "a gate's stride in vectors that it is not read in",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "value = (tile[2] + tile[4]).to(tl.float32)",
+        "value = tile[4].to(tl.float32)",
+        BLOCKS,
+        "a class' number counts from its tile",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "value = (tile[1] + tile[3]).to(tl.float32)",
+        "value = tile[3].to(tl.float32)",
+        IMAGES,
+        "the same where classes are rows",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "value = tl.load(ptr, mask=row_mask).to(WIDE)",
+        "value = tl.load(ptr).to(WIDE)",
+        f"{PTX} {KERNELS} -k 'oracle and gate-token'",
+        "a read behind the last row",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "(row + m.shape[0] <= rows) & (col + n.shape[1] <= cols)",
+        "(col + n.shape[1] <= cols)",
+        f"{KERNELS} -k 'oracle or long_axis'",
+        "the last rows are not masked",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "results = tl.where(taken, FN(*values[:-1], PRECISE=FORM[3]), 0.0)",
+        "results = FN(*values[:-1], PRECISE=FORM[3]) * taken.to(tl.float32)",
+        IGNORED,
+        "ignored elements times 0, of which some are infinite",
+    ),
+    Slip(
+        "kernels/_tile.py",
+        "total += last if mask is None else tl.where(mask, last, 0.0)",
+        "total += last",
+        BLOCKS,
+        "lanes behind the end are summed",
+    ),
+]
+
+MAP = [
+    Slip(
+        "kernels/_map.py",
+        "row = tl.program_id(0 if ROWS_FIRST else 2)",
+        "row = tl.program_id(2)",
+        f"{KERNELS} -k long_axis",
+        "rows that lead a grid are taken from its end",
+    ),
+    Slip(
+        "kernels/_map.py",
+        "    if outputs[0].numel():\n        ready",
+        "    if True:\n        ready",
+        f"{KERNELS} -k 'for_nothing'",
+        "a launch for nothing",
+    ),
+]
+
+REDUCE = [
+    Slip(
+        "kernels/_reduce.py",
+        "part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk",
+        "part = chunk * tl.num_programs(1) if OVER_BATCHES else chunk",
+        f"{KERNELS} -k 'strides and feature'",
+        "a sum over batches keeps one of them",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)\n    number = 0",
+        "total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)\n    number = 0",
+        f"{PTX} {KERNELS} -k 'oracle and gate-token and float64'",
+        "float64's sums in float32",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col",
+        "total, mask = tl.sum(total, 0, keep_dims=True), n < cols",
+        SUMS,
+        "sums of columns that are not there",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        ".as_strided(small.shape, small.stride())",
+        ".view(small.shape)",
+        f"{KERNELS} -k sums_lie",
+        "sums in another order than the gate's elements",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "wide = torch.float64 if small.dtype == torch.float64 else torch.float32\n    sums",
+        "wide = small.dtype\n    sums",
+        SUMS,
+        "parts of a sum in half precision",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "chunks = triton.cdiv(tiles, chunk_tiles)",
+        "chunks = tiles // chunk_tiles",
+        SUMS,
+        "the last tiles of a sum left out",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "row = number // across % down * BLOCK_M",
+        "row = number // across * BLOCK_M",
+        IMAGES,
+        "a batch's rows counted on from the batch before",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "divisor = tl.maximum(_sum_of_parts(inputs[0] + count, count, BLOCK), 1.0)",
+        "divisor = _sum_of_parts(inputs[0] + count, count, BLOCK)",
+        IGNORED,
+        "a mean of nothing is 0 / 0",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "programs = min(at.batches * triton.cdiv(at.rows, block_m)",
+        "programs = min(at.batches * (at.rows // block_m)",
+        "tests/ops/test_losses.py -k 'matches_float64 and triton and index'",
+        "no program for a few rows",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "parts = 2 * programs if ignoring else programs",
+        "parts = programs + 1 if ignoring else programs",
+        PROGRAMS,
+        "room for one count",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "tl.sum(tl.reshape(lanes, [SIZE // 4, 4]), 1).to(tl.float64), 0)",
+        "tl.sum(tl.reshape(lanes, [SIZE // 4, 4]), 1), 0).to(tl.float64)",
+        PROGRAMS,
+        "threads' sums in float32",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "        inverse *= 2.0 - tl.cast(divisor, tl.float64) * inverse\n",
+        "",
+        "tests/ops/test_losses.py -k equal_losses",
+        "a mean divided in float32",
+    ),
+]
+
+SLIPS = TILE + MAP + REDUCE

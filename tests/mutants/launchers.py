@@ -1,0 +1,229 @@
+"""Slips in where elements lie, how kernels are launched, and what passes allocate: the rest of kernels/."""
+
+from mutants.slip import Slip
+
+LAUNCH = "tests/kernels/test_launch.py"
+KERNELS = "tests/kernels/test_kernels.py"
+STRIDES = f"{KERNELS} -k 'any_strides and (gate-token or glu-first or lerp)'"
+SUMS = f"{KERNELS} -k 'no_kernel_sums or ((oracle or few_programs) and (token or feature or channel))'"
+PROMOTE = f"{KERNELS} -k 'promote and (gate-residual or lerp)'"
+CHUNKS = "tests/kernels/test_chunked_losses.py -m kernels"
+IMAGES = "tests/ops/test_loss_masks.py -k 'classes_may_be and triton'"
+SHAPES = "tests/ops/test_losses.py -m kernels -k 'any_strides or classes_keep or more_images'"
+FOCAL = "tests/ops/test_losses.py -m kernels -k 'torchvisions_own_grid or (matches_float64 and focal)'"
+
+LAYOUT = [
+    Slip(
+        "kernels/_layout.py",
+        "vector = vector if outer and aligned and cols % vector == 0 else 1",
+        "vector = vector if outer and cols % vector == 0 else 1",
+        LAUNCH,
+        "strides that are no multiples of a vector",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "return ONE_A_COLUMN if place == ROW and not by[-1] else EVERY_ELEMENT",
+        "return ONE_A_COLUMN if place == ROW else EVERY_ELEMENT",
+        IMAGES,
+        "logits read as if they were indices",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "key=lambda i: like.stride(i - t.dim())",
+        "key=lambda i: like.stride(i)",
+        "tests/kernels/test_layout.py",
+        "the axes of a smaller tensor counted from the front",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "alone not in (by[-1], outer[-1])",
+        "alone != by[-1]",
+        IMAGES,
+        "the axis of classes merges with the next one",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "if not axes or axes[-1][1][-1] != 1:",
+        "if not axes:",
+        f"{KERNELS} -k 'oracle or any_strides'",
+        "outputs of one column a row",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "(len(axes) < 3 or axes[0][0] < MAX_GRID)",
+        "len(axes) <= 3",
+        f"{KERNELS} -k reaches_its_end",
+        "more batches than a grid has programs for",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "return (COLUMN, ROW, BATCH)[inwards.index(like.stride(-1))]",
+        "return (COLUMN, ROW, BATCH)[min(1, inwards.index(like.stride(-1)))]",
+        IMAGES,
+        "classes that are a batch's axis taken for rows",
+    ),
+]
+
+LAUNCHING = [
+    Slip(
+        "kernels/_launch.py",
+        "key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)",
+        "key += (t.dtype, t.shape, t.stride(), t.data_ptr() & 7)",
+        LAUNCH,
+        "a plan for 16-byte accesses serves a tensor that lies 8 bytes off",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "if len(_plans) >= MAX_PLANS:",
+        "if len(_plans) > MAX_PLANS:",
+        LAUNCH,
+        "a plan too many is kept",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "    if like.dtype != torch.float64:\n        return inputs",
+        "    if like.dtype == torch.float64:\n        return inputs",
+        FOCAL,
+        "a float64 loss' numbers in float32",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "precise = not HALF_DTYPES.issuperset(results)",
+        "precise = not HALF_DTYPES.intersection(results)",
+        f"{KERNELS} -k beside_a_half",
+        "half precision where one of the results is a half",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls",
+        "RUNTIME.launch_enter_hook.calls",
+        LAUNCH,
+        "a profiler that hooks a launch's end sees none",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "            with torch.cuda.device(device):\n                launch(x, y, z, current_stream(device), ",
+        "            with torch.cuda.device(device):\n                launch(x, y, z, current_stream(0), ",
+        LAUNCH,
+        "the stream of another device",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "        seen.clear()  # the launcher may be kept, and these are somebody's tensors\n",
+        "",
+        LAUNCH,
+        "a plan keeps the first tensors alive",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "(x, y, z) == call.grid and given_stream is stream and",
+        "(x, y, z) == call.grid and",
+        LAUNCH,
+        "a launcher that takes the stream elsewhere",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        'if not as_expected or any(hasattr(b, "data_ptr") for b in between):',
+        "if not as_expected:",
+        LAUNCH,
+        "a launch's scratch memory used by later ones",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "    if not packed:\n        launch = functools.partial(_unpacked, launch)\n",
+        "",
+        LAUNCH,
+        "older launchers get their arguments in one",
+    ),
+    Slip(
+        "kernels/_launch.py",
+        "            inputs = (*inputs[:at], 1, *inputs[at + 1 :])",
+        "            inputs = (*inputs[:at], 1, *inputs[at:])",
+        "TRITON_INTERPRET=0 tests/host/test_every_triton.py -k 'test_losses and index and plain and float32'",
+        "an operand too many",
+    ),
+]
+
+FAMILIES = [
+    Slip(
+        "kernels/_probe.py",
+        "grid=(1,), enable_fp_fusion=True).run  # noqa: B018, whose look-up loads the binary",
+        "grid=(1,), enable_fp_fusion=True)",
+        f"{LAUNCH} -k probe",
+        "a probe compiles, and does not load",
+    ),
+    Slip(
+        "kernels/gates.py",
+        "dtype = torch.promote_types(dtype, t.dtype)",
+        "dtype = t.dtype",
+        PROMOTE,
+        "the last operand's dtype for all",
+    ),
+    Slip("kernels/gates.py", "_result(x, gate, residual)", "_result(x, gate)", PROMOTE, "a residual's dtype left out"),
+    Slip(
+        "kernels/gates.py",
+        "dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed",
+        "dtype=gate.dtype)",
+        SUMS,
+        "half addends of a gate's gradient",
+    ),
+    Slip(
+        "kernels/gates.py",
+        "    if x.numel():\n        summed",
+        "    if True:\n        summed",
+        f"{KERNELS} -k 'for_nothing or oracle'",
+        "a sum of nothing is launched",
+    ),
+    Slip(
+        "kernels/losses.py",
+        "(1, 1) if loss.alpha < 0 else",
+        "(1, 1) if loss.alpha <= 0 else",
+        FOCAL,
+        "an alpha of 0 weighs nothing",
+    ),
+    Slip(
+        "kernels/losses.py",
+        'counted = ignoring and loss.reduction == "mean"',
+        "counted = ignoring",
+        "tests/ops/test_loss_masks.py -m kernels -k 'cannot or no_target or numbers_to_ignore'",
+        "a sum that ignores is divided",
+    ),
+    Slip(
+        "kernels/losses.py",
+        "reachable(axes_of((out,), out, True)):",
+        "reachable(axes_of((out,), out)):",
+        SHAPES,
+        "axes that merge only where classes are none of them",
+    ),
+    Slip(
+        "kernels/losses.py",
+        'if loss.reduction == "mean" and normalizer is None:',
+        'if loss.reduction == "mean":',
+        "tests/ops/test_loss_masks.py -k 'classes_may_be and triton'",
+        "backward divides by all, forward by those not ignored",
+    ),
+    Slip(
+        "kernels/chunked_losses.py",
+        "    if logits.shape[1] > 1:",
+        "    if logits.shape[1] > 0:",
+        CHUNKS,
+        "one column summed to its own shape",
+    ),
+    Slip(
+        "kernels/chunked_losses.py",
+        "return losses.sum(dtype=torch.float64), out",
+        "return losses.sum(), out",
+        CHUNKS,
+        "rows' losses summed in float32",
+        "PyTorch adds a row a number as a tree, right to a unit in the last place of float32, as is promised",
+    ),
+    Slip(
+        "kernels/chunked_losses.py",
+        "logits.new_zeros(rows) if bias is None else bias.expand(rows).contiguous()",
+        "logits.new_zeros(rows) if bias is None else bias.expand(rows)",
+        CHUNKS,
+        "one bias for all rows read as one a row",
+    ),
+]
+
+SLIPS = LAYOUT + LAUNCHING + FAMILIES

@@ -1,0 +1,99 @@
+"""Slips in what losses mean, what runs them and what they refuse: sigtorch/ops/losses."""
+
+from mutants.slip import Slip
+
+FORMULAS, FUNCTIONS, CHECKS = (f"sigtorch/ops/losses/{name}.py" for name in ("formulas", "functions", "checks"))
+MISTAKES = "tests/ops/test_loss_mistakes.py"
+MATCHES = "tests/ops/test_losses.py -k 'matches_float64 and auto'"
+INFINITE = "tests/ops/test_losses.py -k 'infinite and not triton'"
+IGNORED = "tests/ops/test_loss_masks.py -k '(anything or nothing_but) and not triton'"
+MASKS = "tests/ops/test_loss_masks.py -k '(no_target or numbers_to_ignore or classes_may) and not triton'"
+CONTRACTS = "tests/ops/test_loss_contracts.py -k 'not triton and not compiles and not gradcheck'"
+
+SLIPS = [
+    Slip(
+        FORMULAS,
+        "        target = target.masked_fill(ignored, 0)\n",
+        "",
+        "tests/ops/test_loss_masks.py -k not_looked_at",
+        "an ignored target is computed with",
+    ),
+    Slip(
+        FORMULAS,
+        'reduction = loss.reduction if ignored is None else "none"',
+        "reduction = loss.reduction",
+        MASKS,
+        "ignored elements counted in a mean",
+    ),
+    Slip(
+        FORMULAS,
+        "return t if target.dtype != torch.uint8 or checks.looked_at(target) else torch.where(target > 1, torch.nan, t)",
+        "return t",
+        "tests/ops/test_loss_contracts.py -k unchecked_masks",
+        "a mask of 255 taken for a share",
+    ),
+    Slip(
+        FORMULAS,
+        "rest * (1 - smoothing) + smoothing / 2",
+        "rest * (1 - smoothing)",
+        "tests/ops/test_loss_contracts.py -k learnt",
+        "negatives are smoothed to less than 1",
+    ),
+    Slip(
+        FORMULAS,
+        "near = x.clamp(-FAR, FAR)  #",
+        "near = x  #",
+        "tests/ops/test_losses.py -k has_a_slope",
+        "0 times infinity in a focal gradient",
+    ),
+    Slip(
+        FORMULAS,
+        "hit = (index >= 0) & (index < classes) & ~background",
+        "hit = (index >= 0) & (index < classes)",
+        "tests/ops/test_losses.py tests/ops/test_loss_contracts.py -k '(flat or background) and not triton'",
+        "a background class is a class",
+    ),
+    Slip(
+        FORMULAS,
+        "known = ((index >= 0) & (index <= classes)) | background",
+        "known = ((index >= 0) & (index < classes)) | background",
+        MATCHES,
+        "the number of classes is no class, but an error",
+    ),
+    Slip(CHECKS, "    if not value > 0 or (", "    if value <= 0 or (", MISTAKES, "a normalizer that is no number"),
+    Slip(
+        CHECKS,
+        "fitting = t.dim() <= x.dim()",
+        "fitting = True",
+        MISTAKES,
+        "a weight of more dimensions than the logits",
+    ),
+    Slip(
+        CHECKS,
+        'return t.device == x.device or (not t.dim() and t.device.type == "cpu")',
+        'return t.device == x.device or t.device.type == "cpu"',
+        MISTAKES,
+        "a CPU tensor beside one of another device",
+    ),
+    Slip(
+        FUNCTIONS,
+        "if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:",
+        "if False:",
+        "tests/ops/test_loss_contracts.py -k normalizers_beyond",
+        "a normalizer whose inverse float32 does not hold",
+    ),
+    Slip(
+        FUNCTIONS,
+        "max(input.shape[loss.class_dim], abs(loss.background_index)) < 2**24",
+        "input.shape[loss.class_dim] < 2**24",
+        "tests/ops/test_loss_contracts.py -k background",
+        "a background class that float32 does not hold",
+    ),
+    Slip(
+        FUNCTIONS,
+        "    if dtype in HALF_DTYPES and _backend.autocasts(input.device.type):\n        return torch.float32\n",
+        "",
+        "tests/ops/test_loss_contracts.py -k autocast",
+        "a half loss under autocast",
+    ),
+]

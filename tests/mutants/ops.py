@@ -1,0 +1,66 @@
+"""Slips in the sigmoid and the gates: sigtorch/ops/sigmoid.py and gates.py, and sigtorch/cpu."""
+
+from mutants.slip import Slip
+
+SIGMOID = "tests/ops/test_sigmoid.py"
+OPS, GATES = "tests/ops/test_ops.py", "tests/ops/test_gates.py"
+CASES = "tests/ops/test_ops.py tests/kernels/test_kernels.py -k 'oracle and (gate or lerp)'"
+
+SLIPS = [
+    Slip(
+        "sigtorch/ops/sigmoid.py",
+        "F.softplus(-wide, threshold=50)",
+        "F.softplus(-wide)",
+        f"{SIGMOID} -k keeps_its_gradient",
+        "PyTorch's own threshold costs float64 its last digits",
+    ),
+    Slip(
+        "sigtorch/ops/sigmoid.py",
+        "wide = x.float() if x.dtype in HALF_DTYPES else x",
+        "wide = x",
+        f"{SIGMOID} -k keeps_its_gradient",
+        "a formula that rounds to half types in between",
+    ),
+    Slip(
+        "sigtorch/ops/sigmoid.py",
+        "return torch.ops.aten.sigmoid_backward(grad, s), None",
+        "return torch.ops.aten.sigmoid_backward(s, grad), None",
+        f"{OPS} -k '(gradcheck or differentiably) and sigmoid'",
+        "swapped arguments where backward is differentiated",
+    ),
+    Slip(
+        "sigtorch/ops/sigmoid.py",
+        "if fused(grad, s):",
+        "if True:",
+        f"{OPS} -k '(gradcheck or differentiably) and sigmoid'",
+        "a pass runs where backward is differentiated",
+    ),
+    Slip(
+        "sigtorch/ops/gates.py",
+        "or (residual is not None and residual.shape != x.shape):",
+        "or False:",
+        GATES,
+        "a residual that broadcasts goes to a kernel",
+    ),
+    Slip(
+        "sigtorch/ops/gates.py",
+        "not x.shape == y.shape == gate.shape:",
+        "not x.shape == y.shape:",
+        GATES,
+        "a gate that broadcasts goes to lerp's kernel",
+    ),
+    Slip(
+        "sigtorch/ops/gates.py",
+        'if backend == "formula" or gate.shape != up.shape:',
+        'if backend == "formula":',
+        GATES,
+        "an up that broadcasts goes to swiglu's kernel",
+    ),
+    Slip(
+        "sigtorch/ops/gates.py",
+        "swiglu(self.gate_proj(x), self.up_proj(x))",
+        "swiglu(self.up_proj(x), self.gate_proj(x))",
+        GATES,
+        "a layer's halves swapped",
+    ),
+]
