@@ -43,7 +43,7 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
 
     @triton.jit
     def halved(stride):
-        """Not by a shift: an integer in [2^31, 2^32) is unsigned here, and a shift would take it for a negative one."""
+        """Half of a stride. A shift would read an integer in [2^31, 2^32), which is unsigned here, as negative."""
         return stride // 2
 
     @triton.jit

@@ -43,14 +43,14 @@ def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tenso
     if x.numel():
         summed = launch_map_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
         if summed is not None:
-            return grad_x, _lying_as(gate, summed)
+            return grad_x, _with_strides_of(gate, summed)
     wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed
     launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, wide))
-    return grad_x, _lying_as(gate, wide.sum_to_size(gate.shape).to(gate.dtype))
+    return grad_x, _with_strides_of(gate, wide.sum_to_size(gate.shape).to(gate.dtype))
 
 
-def _lying_as(gate: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """The gradient in the gate's order of axes, in which sums are not computed."""
+def _with_strides_of(gate: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient with the gate's strides: a sum is contiguous."""
     return grad if gate.is_contiguous() else torch.empty_like(gate).copy_(grad)
 
 

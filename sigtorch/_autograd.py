@@ -141,3 +141,10 @@ class FromInputs(Function):
             needs = ctx.needs_input_grad[: cls.tensors]
             grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
+
+
+def with_strides_of(t: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient of t with t's strides, copied where it has others; as it is where t is not dense."""
+    if grad.stride() == t.stride() or not torch.ops.aten.is_non_overlapping_and_dense(t):
+        return grad
+    return torch.empty_like(t, dtype=grad.dtype, device=grad.device).copy_(grad)

@@ -62,6 +62,30 @@ def test_of_a_loss(loss, layout, kind, options, reduction, backend, device):
             pytest.skip("class indices need two classes")
     with running(backend):
         (grad,) = torch.autograd.grad(loss(x, target, reduction=reduction, **options).sum(), x)
-    # In the formula, which compilers and transforms get, a gradient of other logits lies as PyTorch's operators leave it.
-    if dense(x) and (backend != "formula" or x.is_contiguous()):
+    if dense(x):
         assert of_several(grad) == of_several(x)
+
+
+def columns_first(rows, cols):
+    return torch.randn(cols, rows).t().requires_grad_()
+
+
+def test_of_losses_over_a_product():
+    image, text = columns_first(6, 4), columns_first(6, 4)
+    weight, target = columns_first(8, 4), torch.rand(6, 8) > 0.5
+    for loss, inputs in (
+        (sigtorch.siglip_loss(image, text, 2.0), [image, text]),
+        (sigtorch.linear_binary_cross_entropy(image, weight, None, target), [image, weight]),
+    ):
+        for grad, leaf in zip(torch.autograd.grad(loss, inputs), inputs):
+            assert grad.stride() == leaf.stride()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_where_no_operator_of_pytorchs_serves(reduction):
+    x = torch.randn(3, 5, 4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    target = torch.rand(3, 5, 4, 6)
+    loss = sigtorch.sigmoid_focal_loss(x, target, gamma=0.5, reduction=reduction)
+    (grad,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    assert grad.stride() == x.stride()
+    torch.autograd.grad(grad.sum(), x)

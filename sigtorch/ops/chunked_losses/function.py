@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
 from sigtorch import _backend
-from sigtorch._autograd import marker, saved
+from sigtorch._autograd import marker, saved, with_strides_of
 from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.products import Needs, Sums, Tile, Work, unrounded
 
@@ -72,14 +72,16 @@ def computed(
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
     grads: Grads = [
-        g.reshape(t.shape).to(t.device, work.kept(t)) if wanted and g is not None and t is not None else None
+        with_strides_of(t, g.reshape(t.shape).to(t.device, work.kept(t)))
+        if wanted and g is not None and t is not None
+        else None
         for g, t, wanted in zip((sums.grad_rows, grad_cols, grad_scale, grad_bias), given, needs, strict=True)
     ]
     return (sums.loss / work.divisor).to(work.dtype), grads
 
 
 class ChunkedLoss(Function):
-    """Saves its gradients; and its inputs, of which some may be changed since, or differentiated again."""
+    """Saves its gradients, and its inputs: an error where these are changed in place, or differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, work: Work, tile: Tile, needs: Needs, *given: torch.Tensor | None) -> torch.Tensor:
@@ -108,7 +110,7 @@ class ChunkedLoss(Function):
 
 
 def _scaled(ctx: Any, kept: Sequence[torch.Tensor | None], grad: torch.Tensor) -> Grads:
-    """Gradients times the incoming one: in their own memory where nothing needs them any more, and no hook has them."""
+    """Multiplies gradients by the incoming one, in place where neither the graph nor a hook keeps them."""
     in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and _backend.plain(grad)
     own = [in_place and ref is not None and ref() is g for ref, g in zip(ctx.own, kept, strict=True)]
     if any(own):

@@ -119,8 +119,8 @@ class _Dense:
 def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
     """Targets as a bool matrix."""
     if all(map(checks.readable, parts)):
-        checks.sparse(where, parts, samples, labels)
-    label, sample = checks.pairs(parts, samples)  # of parts whose values nobody may be able to look at
+        checks.sparse(where, parts, samples, labels)  # raises for what is malformed
+    label, sample = checks.pairs(parts, samples)
     targets = torch.zeros(samples, labels, dtype=torch.bool, device=label.device)
     return targets.index_put((sample, label), torch.ones_like(label, dtype=torch.bool))
 

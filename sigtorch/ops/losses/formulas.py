@@ -33,14 +33,14 @@ class Loss(NamedTuple):
         return target.dtype == torch.int64
 
     def tamed(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Both are 0 where they are ignored, for 0 times infinity is NaN; and where that is."""
+        """Zeroes ignored logits and targets, for 0 times infinity is NaN; gives where these are, too."""
         if self.ignore_index is None:
             return x, target, None
         ignored = target == self.ignore_index
         target = target.masked_fill(ignored, 0)
         if self.indexed(target):
             ignored = ignored.unsqueeze(self.class_dim)
-        ignored = _lying_as(x, ignored)
+        ignored = _with_strides_of(x, ignored)
         return torch.where(ignored, 0, x), target, ignored
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
@@ -49,7 +49,7 @@ class Loss(NamedTuple):
         return torch.float32 if dtype in HALF_DTYPES else dtype
 
 
-def _lying_as(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+def _with_strides_of(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """The condition with x's strides, which the result of torch.where takes from its condition."""
     return condition if x.is_contiguous() else torch.ones_like(x, dtype=torch.bool) & condition
 
@@ -78,7 +78,7 @@ def formula(
 def _reduced(
     loss: Loss, values: torch.Tensor, ignored: torch.Tensor | None, normalizer: torch.Tensor | None
 ) -> torch.Tensor:
-    """Of every element's loss: what was asked for, divided, in the result's dtype."""
+    """Reduces every element's loss as was asked, divides, and gives the result its dtype."""
     if ignored is not None:
         values = torch.where(ignored, 0, values)
     if loss.reduction == "mean" and ignored is not None:
@@ -184,4 +184,4 @@ def _of_classes(loss: Loss, x: torch.Tensor, index: torch.Tensor, pos_weight: to
     if pos_weight is not None:
         pos_weight = pos_weight.expand(x.shape).gather(dim, at)
     of_classes = torch.where(hit, _one(loss, x.gather(dim, at), 1.0, pos_weight), values.gather(dim, at))
-    return torch.where(_lying_as(x, known), values.scatter(dim, at, of_classes), torch.nan)
+    return torch.where(_with_strides_of(x, known), values.scatter(dim, at, of_classes), torch.nan)

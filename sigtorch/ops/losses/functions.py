@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.autograd import Function
 
 from sigtorch import _backend
-from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved
+from sigtorch._autograd import formula_grads, fused, marker, passes_of, saved, with_strides_of
 from sigtorch._backend import HALF_DTYPES
 from sigtorch.ops.losses import checks
 from sigtorch.ops.losses.formulas import TINY, Loss, eager, formula
@@ -239,7 +239,18 @@ def _run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.T
         if backend != "formula" and _fused(loss, input, target, given):
             return _by_kernels(loss, backend, input, target, *others)
     _check_values(loss, input, target)
-    return (eager if serves else formula)(loss, input, target, *others)
+    if serves:
+        return eager(loss, input, target, *others)
+    return formula(loss, _keeping_strides(input), target, *others)
+
+
+def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
+    """The logits, whose gradient by the formula has the strides of whatever operand PyTorch's operators put first."""
+    if not _backend.readable(input) or not input.requires_grad or not torch.is_grad_enabled() or input.is_contiguous():
+        return input
+    view, like = input.view_as(input), input.detach()
+    view.register_hook(lambda grad: with_strides_of(like, grad) if _backend.readable(grad) else grad)
+    return view
 
 
 def _check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
