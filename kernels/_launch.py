@@ -32,7 +32,7 @@ _plans: dict[tuple[Any, ...], Plan] = {}  # emptied where it is full
 
 
 class Call(NamedTuple):
-    """What a kernel is launched with beside its operands."""
+    """A kernel, its grid, and its arguments beside the operands."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -77,7 +77,7 @@ class Plan:
 def _direct(
     compiled: Any, call: Call, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]
 ) -> tuple[Any, ...]:
-    """What launches a compiled kernel anew; nothing where Triton is not as expected: ``kernel[grid]`` then always does.
+    """The arguments of a direct launch, or () where Triton's launcher is not as expected: ``kernel[grid]`` then launches.
 
     A compiled kernel has a launcher in Python, and that calls one in C. What it calls it with is recorded here, and only the
     stream and the operands differ from one launch to the next.
@@ -155,7 +155,7 @@ def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...
 
 
 def form(at: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype], ignoring: int = 0) -> tuple[Any, ...]:
-    """What a kernel is compiled for: each operand's strides and kind, the width of an access, and the precision.
+    """The form that a kernel is compiled for: each operand's strides and kind, the width of an access, the precision.
 
     Whether the last bits of a float32 count, for all results of half types round them away; whether it is all float64; and
     which input, where it is the number that comes last, has its elements ignored: 0 for none.

@@ -257,7 +257,7 @@ def _smoothed(t, keep):
 
 @triton.jit
 def _shares(t, pos_weight, keep):
-    """Of softplus(-x) and softplus(x) in the loss, where smoothing keeps so much of the target; all is no instruction."""
+    """Weights of softplus(-x) and softplus(x); keep is what smoothing leaves of the target, and 1 compiles to nothing."""
     negative = 1.0 - t
     if t.dtype == tl.float64:  # noqa: SIM114, Triton's `or` is of two constexprs or of two tensors
         t, negative = _smoothed(t, keep), _smoothed(negative, keep)

@@ -34,7 +34,7 @@ def negatives_with_gradient(
 
 
 def _marked(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> tuple[Operand, ...]:
-    """What the kernel takes: logits that are -inf where there is a positive, the scale, and a bias a row."""
+    """The kernel's inputs: logits that are -inf where there is a positive, the scale, and a bias a row."""
     if len(positives):
         logits.view(-1).index_fill_(0, positives, -torch.inf)
     rows = (len(logits), 1)

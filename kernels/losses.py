@@ -53,7 +53,7 @@ def loss_backward(
     return grad_x
 
 
-@functools.cache
+@functools.cache  # a look-up: two threads get the same
 def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
     """The scalar function of a loss for this kind of target."""
     kind = {torch.int64: "_of_class", torch.uint8: "_of_mask"}.get(target, "")
@@ -63,7 +63,7 @@ def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
 def _operands(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
 ) -> tuple[Operand, ...]:
-    """What a scalar function takes of the loss, and the number to ignore, if there is one.
+    """The operands of a loss' scalar function, and the number to ignore, if there is one.
 
     A class index comes with the place that it is compared to.
     """
@@ -93,7 +93,7 @@ def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _result(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """As x lies, or contiguous, where x has more rows of matrices than a grid has programs for."""
+    """A result with x's strides; contiguous where x has more rows of matrices than a grid has programs for."""
     out = torch.empty_like(x, dtype=dtype)
     if out.is_contiguous() or not loss.indexed(target) or reachable(axes_of((out,), out, True)):
         return out

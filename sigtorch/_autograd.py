@@ -61,7 +61,7 @@ def marker(op: str) -> torch.Tensor:
 
 
 def saved(ctx: Any, op: str) -> list[torch.Tensor]:
-    """What forward saved behind its marker, if that is what comes back."""
+    """The tensors that forward saved behind its marker; an error where others come back."""
     try:
         first, *tensors = ctx.saved_tensors
     except CheckpointError as error:

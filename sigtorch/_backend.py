@@ -123,7 +123,7 @@ def _diverted() -> bool:
 
 
 def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False) -> str:
-    """What runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula".
+    """Choose what runs an op on these: "triton", "cpu" (only where the op has a CPU pass) or "formula".
 
     Tensors beside them, such as class indices, may be of any dtype.
     """
@@ -148,7 +148,7 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
 
 @once
 def _runs(choice: str, index: int, *dtypes: torch.dtype) -> str:
-    """What runs ordinary tensors of these dtypes on a CUDA device, or on the CPU, whose index is -1."""
+    """Choose by dtypes and device, a CUDA device or, by the index -1, the CPU."""
     if 0 < dtypes.count(torch.float64) < len(dtypes):
         return "formula"  # a kernel computes in float64 or in float32
     if choice == "triton":

@@ -1,4 +1,4 @@
-"""What a user is told of a mistake, each time in one line that quotes what was seen; the losses have a file of their own."""
+"""Argument checks and error messages, each one line that quotes what was seen; the losses have a file of their own."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def no_tensor(where: str, name: str, value: object) -> TypeError:
 
 
 def floating(where: str, name: str, t: torch.Tensor) -> None:
-    """Of a dtype that PyTorch computes in: those of 8 bits it only stores and multiplies."""
+    """Refuse a dtype that PyTorch does not compute in: those of 8 bits it only stores and multiplies."""
     if t.dtype not in FLOATS:
         raise TypeError(f"{where}: {name} must be floating point of 16 bits or more, got {t.dtype}")
 
@@ -91,7 +91,7 @@ def broadcast(
 
 
 def broadcastable(where: str, **arguments: torch.Tensor) -> None:
-    """What PyTorch would not take, in a line; nested tensors have errors of their own."""
+    """Refuse shapes that do not broadcast; nested tensors have errors of their own."""
     plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
     try:
         torch.broadcast_shapes(*(t.shape for t in plain.values()))
@@ -204,7 +204,7 @@ def triton_capability(device: torch.device, seen: tuple[int, int], least: tuple[
 
 
 def triton_fails(index: int, why: str, forced: bool = False) -> str:
-    """Of a device that Triton should run on: a warning's text, or an error's where it is forced."""
+    """The text of a warning that Triton fails on a device; of an error, where it is forced."""
     if forced:
         return f"backend 'triton' was asked for, but Triton fails on cuda:{index}: {why}"
     return f"sigtorch runs PyTorch's operators on cuda:{index}, for Triton fails there: {why}"

@@ -22,7 +22,8 @@ def negatives_with_gradient(
 
 
 THRESHOLD = 50  # PyTorch's own, 20, would cost float64 its last digits
-PIECE, SHARE = 2**10, 8  # so many logits at a time, or a share of them: of all at once the losses took as much memory
+# Softplus of all logits at once would double their memory: a piece has this many, or 1 / SHARE of them if that is more.
+PIECE, SHARE = 2**10, 8
 
 
 def _loss(logits: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def _some(size: int) -> bool:
 
 
 def _broadcasts(sizes: Sequence[int], to: Sequence[int]) -> bool:
-    """Of at most one axis."""
+    """Whether a shape of at most one axis broadcasts."""
     if not sizes or torch._C._get_tracing_state() is not None:
         return len(sizes) <= 1
     return tuple(sizes) == (1,) or _same(sizes, to)

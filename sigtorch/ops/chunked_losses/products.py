@@ -21,9 +21,9 @@ from sigtorch._backend import HALF_DTYPES
 
 # Logits of a chunk, in float32: what stays near a CPU's cores between the products, or fills a GPU; and its least rows.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
-# Of few logits half are a chunk, for eager code holds all of them beside the gradients; of so few, all.
+# Where logits are few a chunk is half of them, for eager code holds them all; where they are this few, a chunk is all.
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
-# A chunk's positives are computed so many at a time, or a share of its logits, for each takes the memory of several.
+# Positives are computed this many at a time, or 1 / SHARE of a chunk's logits if that is more: each takes more memory.
 POSITIVES, SHARE = 2**10, 8
 
 # Where the positives lie in a chunk, counted row by row: from a row to another, from a column to another.
@@ -60,12 +60,12 @@ class Work:
         return torch.float32 if self.narrow in HALF_DTYPES else self.narrow
 
     def operand(self, t: torch.Tensor) -> torch.Tensor:
-        """As a product takes it: a GPU multiplies bfloat16 into float32, and float16 is too narrow for gradients."""
+        """The tensor in the dtype of a product: a GPU multiplies bfloat16 into float32; float16 is too narrow for gradients."""
         t = t.to(self.narrow)
         return t if t.is_cuda and t.dtype == torch.bfloat16 and self.step == "kernels" else t.to(self.wide)
 
     def kept(self, t: torch.Tensor) -> torch.dtype:
-        """What a gradient is kept in until backward multiplies it: float16 would lose what a loss scale saves."""
+        """The dtype of a gradient until backward multiplies it: float16 would lose what a loss scale saves."""
         return self.wide if t.dtype == torch.float16 else t.dtype
 
 
@@ -103,7 +103,7 @@ def work_for(op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[t
 
 
 def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """What rows and cols are multiplied in, by autocast too, and the dtype of the result."""
+    """The dtype in which rows and cols are multiplied, under autocast too, and the dtype of the result."""
     narrow = dtype = torch.promote_types(rows.dtype, cols.dtype)
     kind = rows.device.type
     if narrow != torch.float64 and _backend.autocasts(kind):
@@ -119,7 +119,7 @@ def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 class Sums:
-    """What chunks are added to: the loss, and the wanted gradients of loss / divisor; a None is not wanted."""
+    """Sums over chunks: the loss, and the wanted gradients of loss / divisor. A None is not wanted."""
 
     def __init__(self, work: Work, tile: Tile, needs: Needs, rows: torch.Tensor, scale: Number, bias: Number) -> None:
         self.work, self.tile, self.needs = work, tile, needs

@@ -1,4 +1,4 @@
-"""What each loss means, in PyTorch's own operators, differentiable in every way that PyTorch knows."""
+"""The losses in PyTorch's own operators, differentiable in every way that PyTorch knows."""
 
 from __future__ import annotations
 

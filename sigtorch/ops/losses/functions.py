@@ -302,14 +302,14 @@ def _eager_serves(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: 
 
 
 def _pytorchs(loss: Loss, target: torch.Tensor, *weights: torch.Tensor) -> bool:
-    """What binary_cross_entropy_with_logits() hands to PyTorch before all else: that differentiates a target, but no weight."""
+    """Whether PyTorch's own function computes the loss, with a gradient for the target but none for a weight."""
     plain = loss.name == "binary_cross_entropy_with_logits" and loss.ignore_index is None
     plain = plain and type(loss.label_smoothing) is float and loss.label_smoothing == 0
     return plain and target.is_floating_point() and not any(w.requires_grad for w in weights)
 
 
 def _fused(loss: Loss, input: torch.Tensor, target: torch.Tensor, given: list[torch.Tensor]) -> bool:
-    """What the kernels do."""
+    """Whether the kernels take this call."""
     if not input.numel() or _differentiated(loss, given):
         return False
     if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
