@@ -120,14 +120,14 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        "            if _innermost.get() is self:\n                _innermost.set(self.outer)",
-        "            _innermost.set(self.outer)",
+        "        if _innermost.get() is self:\n",
+        "        if True:\n",
         CHOICES,
         "a block left out of turn ends another one",
     ),
     Slip(
         BACKEND,
-        "        if self.entered:\n            raise _checks.entered_twice(self.name)\n",
+        '        if self.token is not None:\n            raise _checks.entered_twice("use_backend()")\n',
         "",
         CHOICES,
         "a block that is entered twice is never left",
@@ -162,8 +162,8 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/_once.py",
-        "        with lock:\n",
-        "        if lock:\n",
+        "            values.setdefault(key, function(*key))\n",
+        "            values[key] = function(*key)\n",
         "tests/test_once.py",
         "a value made twice, in two threads",
     ),
