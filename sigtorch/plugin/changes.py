@@ -1,4 +1,4 @@
-"""What a method's source says of when things happen: what changes in place, by whatever name, and what runs in between."""
+"""Finds, in a method's source, what changes a tensor in place and what runs between two expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from sigtorch.plugin.recognise import IN_PLACE
+from sigtorch.plugin.recognise import ANEW, IN_PLACE, NUMBER, SIGMOID, SILU
 
 Position = tuple[int, int]
 SCOPES = (
@@ -19,29 +21,39 @@ _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _STILL = (
     ast.Name, ast.Constant, ast.Tuple, ast.List, ast.UnaryOp, ast.unaryop, ast.operator, ast.expr_context, ast.Starred, ast.Load
 )  # fmt: skip
-# Functions that give a view of their first argument, in one case or other.
-_VIEWS = {
-    "broadcast_to", "chunk", "detach", "flatten", "movedim", "narrow", "permute", "rearrange", "reshape", "select",
-    "split", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unsqueeze",
-    "view_as_real",
-}  # fmt: skip
-# Methods of a tensor that give memory of its own, in whatever case.
+# Functions, and methods of a tensor, that always give memory of its own.
 _ANEW = {
-    "clone",
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "matmul",
-    "exp",
-    "sigmoid",
-    "softmax",
-    "tanh",
-}
+    "abs", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "add", "addmm", "all", "amax", "amin", "any", "arange", "argmax",
+    "avg_pool2d", "baddbmm", "batch_norm", "bmm", "cat", "celu", "clamp", "clone", "conv1d", "conv2d", "conv3d", "cos",
+    "cumsum", "div", "elu", "embedding", "empty", "empty_like", "erf", "exp", "full", "full_like", "gather", "gelu", "glu",
+    "group_norm", "hardsigmoid", "hardswish", "hardtanh", "index_select", "layer_norm", "leaky_relu", "linear", "log",
+    "log_softmax", "logsigmoid", "masked_fill", "matmul", "max_pool2d", "mean", "mish", "mm", "mul", "multiply", "neg",
+    "new_empty", "new_full", "new_ones", "new_zeros", "normalize", "ones", "ones_like", "pow", "prod", "rand", "rand_like",
+    "randn", "randn_like", "reciprocal", "relu", "relu6", "repeat", "rms_norm", "rsqrt", "scaled_dot_product_attention",
+    "selu", "sigmoid", "silu", "sin", "softmax", "softplus", "sqrt", "square", "stack", "std", "sub", "sum", "tanh",
+    "topk", "tril", "triu", "var", "where", "zeros", "zeros_like",
+}  # fmt: skip
+# What gives no tensor: attributes and methods of one, and Python's functions, of which a tensor's method may be a view.
+_NO_TENSOR = {"device", "dim", "dtype", "is_contiguous", "item", "ndim", "numel", "shape", "size", "stride", "tolist"}
+_BUILTINS = {"bool", "float", "hasattr", "int", "isinstance", "len", "print", "range", "str", "super", "type"}
+_KEEPING = {"append", "appendleft", "extend", "insert", "setdefault", "update"}  # methods of what holds tensors
+_OPERATORS = ("add", "and", "floordiv", "matmul", "mod", "mul", "or", "pow", "sub", "truediv")
+_CHANGING = {"setitem", "__setitem__", *(f"i{o}" for o in _OPERATORS), *(f"__i{o}__" for o in _OPERATORS)}
+_DISPLAYS = (ast.Tuple, ast.List, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp)
+_LOCAL = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def _places() -> dict[str, int]:
+    """Where PyTorch's functions and modules take ``inplace``, counted from their first argument."""
+    makers = [(name, f, 0) for name, f in vars(F).items() if inspect.isfunction(f)]
+    makers += [
+        (c.__name__, c.__init__, 1) for c in vars(nn).values() if inspect.isclass(c) and inspect.isfunction(c.__init__)
+    ]
+    named = [(name, f.__code__.co_varnames[own : f.__code__.co_argcount]) for name, f, own in makers]
+    return {name: arguments.index("inplace") for name, arguments in named if "inplace" in arguments}
+
+
+_INPLACE_AT = _places()
 
 
 class Changes:
@@ -51,63 +63,104 @@ class Changes:
         self.function, self.kinds, self.me = function, kinds, me
         self.scope_of: dict[ast.AST, tuple[ast.AST, ...]] = {}  # the loops and functions that a node is in
         self._enclose(function, ())
-        arguments = {a.arg for n in ast.walk(function) if isinstance(n, ast.arguments)
-                     for a in (*n.posonlyargs, *n.args, *n.kwonlyargs, n.vararg, n.kwarg) if a}  # fmt: skip
-        stored = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        nodes = [*ast.walk(function)]
+        arguments = {a for n in nodes if isinstance(n, ast.arguments) for a in _names(n)}
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         self.variables = (arguments | stored) - {me}
-        self.alias: dict[str, str] = {}
-        for node in ast.walk(function):
-            for target, value in _assignments(node):
-                self._unite(target, value)
-        self.changed = [(node, name) for node in ast.walk(function) for name in self._changed_by(node)]
+        self.shares: dict[str, set[str]] = {}  # the names whose memory each may share, by what it is assigned
+        self.filled: set[str] = set()  # the names of what tensors are put into
+        within = {a for n in nodes if isinstance(n, _LOCAL) and n is not function for a in _names(n.args)}
+        pairs = [pair for node in nodes for pair in _assignments(node)]
+        for target, value in pairs:
+            self._assign(target, value)
+        for target, value in pairs:
+            if isinstance(target, ast.Subscript):
+                self._fill(target, self.owners(value))
+        for node in nodes:
+            if isinstance(node, ast.AugAssign) and isinstance(node.value, _DISPLAYS):
+                self._fill(node.target, self.owners(node.value))
+            if isinstance(node, ast.Call):
+                self._pass(node, within)
+        self.changed = [(node, name) for node in nodes for name in self._changed_by(node)]
 
-    def concern(self, gate: ast.expr, product: ast.AST, statement: ast.stmt) -> bool:
+    def concern(self, gate: ast.expr, statement: ast.stmt) -> bool:
         """Whether the memory of a gate changes after its sigmoid is taken: before a product of it, or after."""
-        name = self.owner(gate)
-        if not name:
-            return False
-        names, within = self._root(name), {*ast.walk(gate)}
-        for node, changed in self.changed:
-            if self._root(changed) != names or node in within:
-                continue
-            if self._may_follow(node, gate) and not self._another_since(changed, statement, node):
-                return True
-        return False
+        memory, within = self._memory(self.owners(gate)), {*ast.walk(gate)}
+        return any(
+            memory & self._memory({name})
+            and self._may_follow(node, gate)
+            and not self._another_since(name, statement, node)
+            for node, name in self.changed
+            if memory and node not in within
+        )
 
-    def owner(self, node: ast.AST | None) -> str:
-        """The variable, or attribute of the module, that an expression is a part or view of, as far as names tell."""
+    def owners(self, node: ast.AST | None) -> set[str]:
+        """The variables, and attributes of the module, whose memory an expression may share, as far as names tell."""
         if isinstance(node, ast.Name):
-            return "" if node.id == self.me else node.id
+            return {node.id} - {self.me}
         if isinstance(node, ast.Attribute):
-            of_me = isinstance(node.value, ast.Name) and node.value.id == self.me
-            return f"{self.me}.{node.attr}" if of_me else self.owner(node.value)
+            if self._is_of_me(node):
+                return {f"{self.me}.{node.attr}"}
+            return set() if node.attr in _NO_TENSOR else self.owners(node.value)
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else self.owner(node.func)
-            if self._is_method(node.func):
-                return self.owner(node.func) if called not in _ANEW else ""
-            return self.owner(node.args[0]) if called in _VIEWS and node.args else ""
-        if isinstance(node, (ast.Subscript, ast.Starred, ast.NamedExpr, ast.Await)):
-            return self.owner(node.value)
-        return ""
+            return self._owners_of_result(node)
+        return {name for part in _sources(node) for name in self.owners(part)}
 
-    def _root(self, name: str) -> str:
-        while (more := self.alias.get(name, name)) != name:
-            name = more
-        return name
+    def _owners_of_result(self, call: ast.Call) -> set[str]:
+        """The owners of all that a call is given, unless it is known to give a tensor of its own."""
+        options = {k.arg: k.value for k in call.keywords}
+        if self._is_anew(call):
+            return self.owners(options.get("out"))
+        owner = self.owners(call.func.value) if isinstance(call.func, ast.Attribute) else set()
+        given = {name for a in (*call.args, *options.values()) for name in self.owners(a)}
+        no_tensors = {f"{self.me}.{a}" for a in ("training", *(a for a, kind in self.kinds.items() if kind == NUMBER))}
+        return {name for name in owner | (given - no_tensors) if self._is_known(name)}
 
-    def _unite(self, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, (ast.Tuple, ast.List)):
-            values = value.elts if isinstance(value, (ast.Tuple, ast.List)) else []
-            pairs = zip(
-                target.elts, values if len(values) == len(target.elts) else [value] * len(target.elts), strict=True
-            )
-            for pair in pairs:
-                self._unite(*pair)
+    def _is_anew(self, call: ast.Call) -> bool:
+        if self._is_of_me(call.func):
+            return self._attribute(call.func) in (ANEW, SIGMOID, SILU)
+        called = _called(call)
+        if isinstance(call.func, ast.Name) and called in _BUILTINS:
+            return True
+        return called in _NO_TENSOR or (called in _ANEW and not self._works_in_place(call))
+
+    def _memory(self, names: set[str]) -> set[str]:
+        """Names, and all whose memory those may share."""
+        reached: set[str] = set()
+        left = [*names]
+        while left:
+            if (name := left.pop()) not in reached:
+                reached.add(name)
+                left += self.shares.get(name, ())
+        return reached
+
+    def _share(self, names: set[str], others: set[str]) -> None:
+        for name in names:
+            self.shares.setdefault(name, set()).update(others)
+
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if not isinstance(target, (ast.Tuple, ast.List)):
+            self._share(self.owners(target), self.owners(value))
             return
-        for part in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
-            one, other = self.owner(target), self.owner(part)
-            if one and other:
-                self.alias[self._root(one)] = self._root(other)
+        values = value.elts if isinstance(value, (ast.Tuple, ast.List)) else []
+        starred = any(isinstance(e, ast.Starred) for e in (*target.elts, *values))
+        one_each = len(values) == len(target.elts) and not starred
+        for i, element in enumerate(target.elts):
+            self._assign(element, values[i] if one_each else value)
+
+    def _pass(self, call: ast.Call, parameters: set[str]) -> None:
+        """Notes what a call gives to a container, or to a function within this one."""
+        given = {name for a in (*call.args, *(k.value for k in call.keywords)) for name in self.owners(a)}
+        if not isinstance(call.func, ast.Attribute):
+            self._share(parameters, given)
+        elif call.func.attr in _KEEPING:
+            self._fill(call.func.value, given)
+
+    def _fill(self, container: ast.expr, given: set[str]) -> None:
+        """Notes what a container gets, by whatever name."""
+        names = self._memory(self.owners(container))
+        self._share(names, given)
+        self.filled |= names
 
     def _changed_by(self, node: ast.AST) -> Iterator[str]:
         changed: list[ast.AST | None] = []
@@ -116,34 +169,46 @@ class Changes:
         elif isinstance(node, ast.Call):
             options = {k.arg: k.value for k in node.keywords}
             everything: list[ast.AST | None] = [node.func, *node.args, *options.values()]
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else self.owner(node.func)
-            in_place = options.get("inplace", ast.Constant(False))
+            called = _called(node)
             if called.endswith("_") and not called.endswith("__"):
                 changed = [node.func] if self._is_method(node.func) else everything
-            elif called == "__setitem__" or not (isinstance(in_place, ast.Constant) and not in_place.value):
+            elif called in _CHANGING or self._works_in_place(node):
                 changed = everything
-            elif self._attribute(node.func) == IN_PLACE:
+            elif self._attribute(node.func) == IN_PLACE or self._works_in_place(node.func):
                 changed = [*node.args]
-            if "out" in options:
-                changed = [*changed, options["out"]]
+            changed = [*changed, options.get("out")]
         else:
             changed = [t.value for target, _ in _assignments(node) for t in _parts(target)
-                       if isinstance(t, ast.Subscript) or (isinstance(t, ast.Attribute) and self.owner(t.value))]  # fmt: skip
+                       if isinstance(t, ast.Subscript) or (isinstance(t, ast.Attribute) and self.owners(t.value))]  # fmt: skip
         for part in changed:
-            for inner in _parts(part):
-                if name := self.owner(inner):
-                    yield name
+            yield from self.owners(part)
+
+    def _works_in_place(self, call: ast.AST) -> bool:
+        """Whether a call's ``inplace`` may be true, or makes a module of which it is."""
+        if not isinstance(call, ast.Call):
+            return False
+        options = {k.arg: k.value for k in call.keywords}
+        in_place, at = options.get("inplace"), _INPLACE_AT.get(_called(call))
+        if in_place is None and at is not None:
+            if None in options or any(isinstance(a, ast.Starred) for a in call.args[: at + 1]):
+                return True
+            in_place = call.args[at] if at < len(call.args) else None
+        return in_place is not None and not (isinstance(in_place, ast.Constant) and not in_place.value)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self.variables or name.startswith(f"{self.me}.")
+
+    def _is_of_me(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.me
 
     def _is_method(self, called: ast.expr) -> bool:
         """Whether this is a method of a variable's, or of an attribute of the module."""
         if not isinstance(called, ast.Attribute):
             return False
-        owner = self.owner(called.value)
-        return owner in self.variables or owner.startswith(f"{self.me}.")
+        return any(map(self._is_known, self.owners(called.value)))
 
     def _attribute(self, called: ast.expr) -> str | None:
-        of_me = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == self.me
-        return self.kinds.get(called.attr) if of_me else None  # type: ignore[attr-defined]
+        return self.kinds.get(called.attr) if self._is_of_me(called) else None  # type: ignore[attr-defined]
 
     def _enclose(self, node: ast.AST, within: tuple[ast.AST, ...]) -> None:
         for child in ast.iter_child_nodes(node):
@@ -160,21 +225,18 @@ class Changes:
 
     def _another_since(self, name: str, statement: ast.stmt, change: ast.AST) -> bool:
         """Whether a variable was assigned anew by the product's own statement, or by one after that, before a change."""
-        body = self.function.body
-        if statement not in body or self.scope_of.get(change):
+        body, anew = self.function.body, False
+        if statement not in body or self.scope_of.get(change) or name in self.filled:
             return False
         for s in body[body.index(statement) :]:
             if position(s) >= position(change) or (change is not s and change in {*ast.walk(s)}):
-                return False
-            pairs = _assignments(s) if isinstance(s, ast.Assign) else ()
-            for target, value in pairs:
-                if (
-                    isinstance(target, ast.Name)
-                    and target.id == name
-                    and self._root(self.owner(value) or "") != self._root(name)
-                ):
-                    return True
-        return False
+                break
+            for target, value in _assignments(s) if isinstance(s, ast.Assign) else ():
+                if isinstance(target, ast.Name) and target.id == name:
+                    anew = not self._memory({name}) & self._memory(self.owners(value))
+                elif name in self.owners(target):
+                    anew = False
+        return anew
 
 
 def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
@@ -185,7 +247,35 @@ def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
         return [(node.target, node.value)]
     if isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
         return [(node.target, node.iter)]
+    if isinstance(node, ast.withitem) and node.optional_vars is not None:
+        return [(node.optional_vars, node.context_expr)]
     return []
+
+
+def _sources(node: ast.AST | None) -> list[ast.expr]:
+    """The expressions whose memory an expression gives on: elements, alternatives, and what it takes a part of."""
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        return node.elts
+    if isinstance(node, (ast.Dict, ast.BoolOp)):
+        return node.values
+    if isinstance(node, ast.IfExp):
+        return [node.body, node.orelse]
+    if isinstance(node, ast.BinOp):  # of lists
+        return [node.left, node.right] if isinstance(node.left, _DISPLAYS) or isinstance(node.right, _DISPLAYS) else []
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
+        return [node.elt]
+    given = isinstance(node, (ast.Subscript, ast.Starred, ast.NamedExpr, ast.Await, ast.DictComp))
+    return [node.value] if given else []  # type: ignore[union-attr]
+
+
+def _called(call: ast.Call) -> str:
+    """The last name of a called function."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _names(arguments: ast.arguments) -> list[str]:
+    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+    return [a.arg for a in every if a]
 
 
 def _parts(node: ast.AST | None) -> list[ast.AST]:
@@ -201,7 +291,7 @@ def position(node: Any) -> Position:
 
 
 class Calm:
-    """Tells what runs nothing of anybody's: names, constants, and attributes of the module that are no properties."""
+    """Tells what runs no code of the user's: names, constants, and attributes of the module that are no properties."""
 
     def __init__(self, cls: Any, me: str) -> None:
         self.cls, self.me = cls, me

@@ -13,7 +13,18 @@ from sigtorch import _checks
 from sigtorch.plugin import classes
 from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import SWAPS
-from sigtorch.plugin.recognise import ALIKE, IN_PLACE, NUMBER, kind_of, looks_alike, obstacle, works_in_place
+from sigtorch.plugin.recognise import (
+    ALIKE,
+    ANEW,
+    IN_PLACE,
+    INERT,
+    NUMBER,
+    computes_anew,
+    kind_of,
+    looks_alike,
+    obstacle,
+    works_in_place,
+)
 from sigtorch.plugin.rewrite import Rewritten, methods_of
 from sigtorch.plugin.table import Row, headline, table
 
@@ -186,7 +197,7 @@ class _Look:
         cls: Any = type(module)
         held = {**vars(module), **module._modules, **module._parameters, **module._buffers}
         kinds = {attribute: kind for attribute, value in held.items() if (kind := _kind(value))}
-        hindered = {a: why for a, kind in kinds.items() if kind not in (NUMBER, ALIKE, IN_PLACE)
+        hindered = {a: why for a, kind in kinds.items() if kind not in INERT
                     and (why := obstacle(held[a]))}  # fmt: skip
         activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if attribute not in hindered)
         methods = self.methods_of(cls, activations)
@@ -249,4 +260,6 @@ def _kind(value: Any) -> str | None:
         return NUMBER
     if looks_alike(value):
         return ALIKE
-    return IN_PLACE if isinstance(value, torch.nn.Module) and works_in_place(value) else None
+    if not isinstance(value, torch.nn.Module):
+        return None
+    return IN_PLACE if works_in_place(value) else ANEW if computes_anew(value) else None

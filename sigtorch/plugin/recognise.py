@@ -17,6 +17,8 @@ from sigtorch.plugin.classes import original_of
 
 SIGMOID, SILU, NUMBER = "sigmoid", "silu", "number"
 IN_PLACE, ALIKE = "works in place", "looks like a sigmoid or silu"  # by its name only
+ANEW = "gives a tensor of its own"
+INERT = (NUMBER, ALIKE, IN_PLACE, ANEW)  # kinds of attributes that compute no sigmoid or silu, as far as is known
 
 
 def sigmoid_method(x: Any) -> Any:
@@ -37,6 +39,10 @@ _SEQUENCE, _ITER = nn.Sequential.forward, nn.Sequential.__iter__
 _OURS: Any = Sigmoid.forward
 _CODES = {f: getattr(f, "__code__", None) for f in (*_FUNCTIONS, _CALL, _CALL_IMPL, _SEQUENCE, _ITER, _OURS)}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_compiled_call_impl")
+_ANEW = [cls.forward for cls in (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh, nn.AdaptiveAvgPool2d,
+)]  # fmt: skip
 _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 
@@ -84,6 +90,11 @@ def obstacle(called: Any) -> str | None:
 def works_in_place(module: nn.Module) -> bool:
     """Whether a module, as PyTorch's activations have it, may write into its input."""
     return bool(module.__dict__.get("inplace", getattr(type(module), "inplace", False)))
+
+
+def computes_anew(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's that never give their input, or a view of it."""
+    return any(type(module).forward is forward for forward in _ANEW) and obstacle(module) is None
 
 
 def _unchanged(function: Any) -> bool:

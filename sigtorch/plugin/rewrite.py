@@ -10,7 +10,7 @@ import inspect
 from typing import Any, NamedTuple
 
 from sigtorch.plugin import overlooked, source
-from sigtorch.plugin.recognise import IN_PLACE, NUMBER
+from sigtorch.plugin.recognise import ANEW, IN_PLACE, NUMBER
 from sigtorch.plugin.writer import HELPERS, Site, Writer, file_of, looks_at_names
 
 OTHER_SOURCE = "its source is not what runs"
@@ -57,7 +57,7 @@ class _Class:
     def __init__(self, cls: Any, kinds: dict[str, str], methods: dict[str, Any]) -> None:
         self.cls, self.kinds, self.methods = cls, kinds, methods
         # At a glance: most methods hold no product, and need not be read.
-        self.telling = overlooked.NAMES | {name for name, kind in kinds.items() if kind not in (NUMBER, IN_PLACE)}
+        self.telling = overlooked.NAMES | {name for name, kind in kinds.items() if kind not in (NUMBER, IN_PLACE, ANEW)}
         self.returning: dict[str, str] = {}
         self.returning |= {n: k for n, f in methods.items() if self.tells(f) and (k := self._returns(f))}
         self.telling |= self.returning.keys()
@@ -107,7 +107,7 @@ class _Class:
         writer = Writer(self.cls, function, read.definition, self.kinds, {})
         kind = writer.kind(returns[0].value)
         gate = writer.gate(returns[0].value) if kind else None
-        return None if gate is None or writer.changes.concern(gate, returns[0], returns[0]) else kind
+        return None if gate is None or writer.changes.concern(gate, returns[0]) else kind
 
     def putting_off(self, name: str, rewritten: Rewritten | None) -> Rewritten:
         """A method that returns a sigmoid, with another that leaves that to a product."""

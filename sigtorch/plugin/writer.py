@@ -14,7 +14,7 @@ from sigtorch.plugin.recognise import SIGMOID, SILU, activation, is_number, kind
 
 _PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _METHODS = ("mul", "multiply")
-_VIEWS = ("expand_as", "unsqueeze", "view")  # of a product's operand, which the activation may come after
+_FUSED_VIEWS = ("expand_as", "unsqueeze", "view")  # of a sigmoid: the product takes the same view of its gate
 _HELPERS = (
     products.activated, products.product, products.product_by, products.product_of, products.putting_off, sigmoid_method
 )  # fmt: skip
@@ -119,7 +119,7 @@ class Writer(ast.NodeTransformer):
             factors = self.factors(product)
             if factors and use in [_viewed(f) for f in factors]:
                 gate = self.gate(assignment.value)
-                if gate is not None and self.changes.concern(gate, product, at):
+                if gate is not None and self.changes.concern(gate, at):
                     self.refused[_span(product)] = CHANGED  # type: ignore[arg-type]
                     return
                 calm = self.calm_after(assignment, rest[: rest.index(at)], at, product, use)
@@ -208,11 +208,11 @@ class Writer(ast.NodeTransformer):
         fused = "swiglu" if (second or first) == SILU else "sigmoid_gate"
         for factor, kind in zip(factors, (first, second), strict=True):
             gate = self.gate(factor) if kind and _viewed(factor) not in self.held else None
-            if gate is not None and self.changes.concern(gate, node, self.statement):
+            if gate is not None and self.changes.concern(gate, self.statement):
                 self.sites.append(Site(self.place(node), fused, CHANGED, _span(node)))
-                return (
-                    None if not any(_viewed(f) in self.held for f in factors) else self.written(node, factors, "", "")
-                )
+                if any(_viewed(f) in self.held for f in factors):  # that one still awaits its product
+                    return self.written(node, factors, "", "")
+                return None
         self.sites.append(Site(self.place(node), fused))
         return self.written(node, factors, first or "", second or "")
 
@@ -312,7 +312,7 @@ def _assigned(statement: ast.stmt) -> str | None:
 def _is_view(node: ast.expr) -> bool:
     if not isinstance(node, ast.Call) or node.keywords or not node.args:
         return False
-    return isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWS
+    return isinstance(node.func, ast.Attribute) and node.func.attr in _FUSED_VIEWS
 
 
 def _viewed(node: ast.expr) -> ast.expr:

@@ -1,5 +1,7 @@
 """Methods that change tensors in place, around a product: values and gradients are as unpatched, and so is what fails."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,15 +112,190 @@ def by_a_closure(self, x):
     return self.w2(y)
 
 
+def by_a_positional_option(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    F.relu(g, True)
+    return self.w2(y) + g.sum()
+
+
+def by_an_option_of_a_module(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    nn.ReLU(True)(g)
+    return self.w2(y) + g.sum()
+
+
+def by_an_option_in_a_dictionary(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    F.relu(g, **{"inplace": True})
+    return self.w2(y) + g.sum()
+
+
+def by_the_variable_of_a_loop(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    for t in [g]:
+        t.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_the_values_of_a_dictionary(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    for t in {"a": g}.values():
+        t.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_comprehension(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    [t.mul_(2) for t in (g,)]
+    return self.w2(y) + g.sum()
+
+
+def by_an_element_of_a_list(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    gs = [g]
+    gs[0].mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_an_element_appended(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    gs = []
+    gs.append(g)
+    gs[0].mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_an_element_added(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    gs = []
+    gs += [g]
+    gs[0].mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_another_name_of_a_list(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    gs = []
+    others = gs
+    others.append(g)
+    gs[0].mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_name_used_twice(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = torch.zeros(1)
+    y = y + h
+    h = g
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_function_of_lists(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    torch._foreach_mul_([g], 2)
+    return self.w2(y) + g.sum()
+
+
+def by_ravel(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = torch.ravel(g)
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_atleast_2d(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = torch.atleast_2d(g)
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_as_tensor(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = torch.as_tensor(g)
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_view_of_a_view(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = torch.view_as_real(torch.view_as_complex(g.reshape(-1, 2)))
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_choice(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = None or g
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_submodule(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    h = self.act(g)
+    h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def by_an_operator(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    operator.imul(g, 2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_local_function(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+
+    def double(t):
+        t.mul_(2)
+
+    double(g)
+    return self.w2(y) + g.sum()
+
+
+def of_what_dropout_gives(self, x):
+    g = self.w1(x)
+    h = F.dropout(g, 0.0, True, False)
+    y = self.w3(x) * torch.sigmoid(h)
+    g.mul_(2)
+    return self.w2(y) + g.sum()
+
+
 SEEN = (
     an_item, by_an_option, by_a_module, an_alias, the_other_half_of_a_chunk, an_alias_of_a_part, a_part_by_a_function,
-    afterwards, afterwards_by_a_function, by_a_subscript_of_it, in_a_loop, by_a_closure,
+    afterwards, afterwards_by_a_function, by_a_subscript_of_it, in_a_loop, by_a_closure, by_a_positional_option,
+    by_an_option_of_a_module, by_an_option_in_a_dictionary, by_the_variable_of_a_loop, by_the_values_of_a_dictionary,
+    by_a_comprehension, by_an_element_of_a_list, by_an_element_appended, by_an_element_added, by_another_name_of_a_list,
+    by_a_name_used_twice, by_a_function_of_lists, by_ravel, by_atleast_2d, by_as_tensor, by_a_view_of_a_view, by_a_choice,
+    by_a_submodule, by_an_operator, by_a_local_function, of_what_dropout_gives,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("body", SEEN, ids=lambda body: body.__name__)
 def test_a_gate_that_the_method_changes_is_left(body, calls):
-    model = forward_as(body, nn.ReLU(inplace=True))
+    model = forward_as(body, nn.Identity() if body is by_a_submodule else nn.ReLU(inplace=True))
     before = run(model)
     patch = sigtorch.patch(model)
     assert CHANGED in patch.left[""]
@@ -264,8 +441,32 @@ def another_tensor(self, x):
     return self.w2(total)
 
 
+def of_a_shape(self, x):
+    g = self.w1(x)
+    rows, columns = g.shape
+    total = torch.zeros(rows, columns, dtype=g.dtype)
+    total += self.w3(x) * torch.sigmoid(g)
+    return self.w2(total)
+
+
+def a_residual(self, x):
+    y = self.w2(self.w3(x) * torch.sigmoid(self.w1(x)))
+    y += x
+    return y
+
+
+def another_argument(self, x):
+    g, u = self.w1(x), self.w3(x)
+    both = torch.atleast_2d((g, u))
+    y = self.w3(x) * torch.sigmoid(g)
+    u.mul_(2)
+    return self.w2(y) + sum(b.sum() for b in both)
+
+
 @pytest.mark.parametrize(
-    "body", [before_it, another_of_the_name, another_result, another_tensor], ids=lambda body: body.__name__
+    "body",
+    [before_it, another_of_the_name, another_result, another_tensor, of_a_shape, a_residual, another_argument],
+    ids=lambda body: body.__name__,
 )
 def test_what_changes_another_tensor_hinders_nothing(body, calls):
     model = forward_as(body)
