@@ -22,6 +22,12 @@ class Method:
             chain.append(chain[-1].__wrapped__)
         self.made_from = [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in chain if inspect.isfunction(f)]
 
+    def is_made_from_the_same(self, other: Method) -> bool:
+        """Whether two were made from the same functions, codes and defaults."""
+        mine, others = ([part for f in m.made_from for part in f] for m in (self, other))
+        # By identity: defaults may be tensors, which compare by elements.
+        return len(mine) == len(others) and all(a is b for a, b in zip(mine, others, strict=True))
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if not self.runs():
             return getattr(super(self.owner, owner if instance is None else instance), self.name)
@@ -88,7 +94,7 @@ def made(original: Any, methods: Mapping[str, Method], again: tuple[Callable[...
         again: a function and its arguments, which give the class once more, where an instance is unpickled.
     """
     for cls in type.__subclasses__(original):  # which Python keeps by weak references
-        if vars(cls).get("_sigtorch_again") == again and _made_from(methods_in(cls)) == _made_from(methods):
+        if vars(cls).get("_sigtorch_again") == again and _same(methods_in(cls), methods):
             return cls
     body = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {"_sigtorch_again": again, "__reduce_ex__": _reduce_ex, **methods}
@@ -107,8 +113,8 @@ def methods_in(cls: type) -> dict[str, Method]:
     return {name: m for name, m in vars(cls).items() if isinstance(m, Method)}
 
 
-def _made_from(methods: Mapping[str, Method]) -> dict[str, Any]:
-    return {name: m.made_from for name, m in methods.items()}
+def _same(methods: Mapping[str, Method], others: Mapping[str, Method]) -> bool:
+    return methods.keys() == others.keys() and all(m.is_made_from_the_same(others[name]) for name, m in methods.items())
 
 
 def _metaclass(meta: type) -> type:

@@ -109,6 +109,21 @@ def test_decorators(calls):
     assert not patch.swapped
 
 
+def test_defaults_that_are_tensors(calls):
+    def forward(self, x, by=torch.ones(6)):  # noqa: B008
+        return self.w2(torch.sigmoid(self.w1(x)) * self.w3(x)) * by
+
+    first = forward_as(forward)
+    second = type(first)()
+    sigtorch.patch(first)
+    forward.__defaults__ = (torch.full((6,), 2.0),)
+    before = run(second)
+    sigtorch.patch(second)
+    agree(before, run(second))
+    assert calls == ["sigmoid_gate"]
+    assert type(second) is not type(first)
+
+
 def test_a_source_that_is_not_what_runs_is_left(calls):
     """As after an edit of the file, or of the function: what runs is not changed into what is read."""
     edited = copy.copy(scaled)
