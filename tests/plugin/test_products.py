@@ -1,6 +1,7 @@
 """A product that is called in a method's place: what it looks at each time, and what it then gives."""
 
 import copy
+import sys
 from types import MethodType
 
 import pytest
@@ -10,6 +11,7 @@ from patching import MLP, Silu, agree, forward_as, run, spy, the_other_way_round
 from torch import nn
 
 import sigtorch
+from sigtorch.plugin import products
 
 
 @pytest.fixture
@@ -230,6 +232,14 @@ class Meddling(nn.Module):
 
     def meddle(self, g):
         g.zero_()
+
+
+def test_a_gate_that_a_variable_holds_is_computed(calls):
+    """Through that variable, something may change it before the product."""
+    gate = torch.randn(4)
+    assert products.activated(torch.sigmoid, gate, False).computed is not None
+    only_here = products.activated(torch.sigmoid, gate * 1, False).computed is None
+    assert only_here == (sys.version_info < (3, 14)), "from Python 3.14 on, references do not tell"
 
 
 def test_inference_mode(calls):
