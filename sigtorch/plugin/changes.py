@@ -44,7 +44,7 @@ _LOCAL = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 def _places() -> dict[str, int]:
-    """Where PyTorch's functions and modules take ``inplace``, counted from their first argument."""
+    """The places at which PyTorch's functions and modules take ``inplace``, counted from their first argument."""
     makers = [(name, f, 0) for name, f in vars(F).items() if inspect.isfunction(f)]
     makers += [
         (c.__name__, c.__init__, 1) for c in vars(nn).values() if inspect.isclass(c) and inspect.isfunction(c.__init__)
@@ -286,7 +286,7 @@ def _parts(node: ast.AST | None) -> list[ast.AST]:
 
 
 def position(node: Any) -> Position:
-    """Where a node begins: what is evaluated first stands first, as a rule."""
+    """The place where a node begins: what is evaluated first stands first, as a rule."""
     return node.lineno, node.col_offset
 
 

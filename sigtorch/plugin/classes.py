@@ -53,7 +53,7 @@ class Forward(Method):
     """A forward of ours in place of PyTorch's."""
 
     def runs(self) -> bool:
-        """Also for a compiler, which does not see a changed code."""
+        """Whether this one is to run: for a compiler too, which does not see a changed code."""
         return self.is_there() and (torch.compiler.is_compiling() or self.is_unchanged())
 
 
@@ -74,7 +74,7 @@ class Forwarding(type):
 
 
 class _Quiet:
-    """Asks no class of somebody's on making a subclass, which may want arguments, or keep a list of its subclasses."""
+    """Keeps a user's ``__init_subclass__`` from running: it may want arguments, or keep a list of subclasses."""
 
     def __init_subclass__(cls) -> None:
         pass
@@ -98,7 +98,7 @@ def made(original: Any, methods: Mapping[str, Method], again: tuple[Callable[...
             return cls
     body = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {"_sigtorch_again": again, "__reduce_ex__": _reduce_ex, **methods}
-    # No metaclass of theirs is asked, either.
+    # A user's metaclass does not run, either.
     new: Any = abc.ABCMeta.__new__ if issubclass(type(original), abc.ABCMeta) else type.__new__
     cls = new(_metaclass(type(original)), original.__name__, (_Quiet, original), body)
     type.__setattr__(cls, "__bases__", (original,))
@@ -109,7 +109,7 @@ def made(original: Any, methods: Mapping[str, Method], again: tuple[Callable[...
 
 
 def methods_in(cls: type) -> dict[str, Method]:
-    """Those of a made class that are not the original's."""
+    """The methods of a made class that are not the original's."""
     return {name: m for name, m in vars(cls).items() if isinstance(m, Method)}
 
 
@@ -126,7 +126,7 @@ def _reduce_ex(self: Any, protocol: Any) -> Any:
     made_class: Any = next(cls for cls in type(self).__mro__ if "_sigtorch_original" in vars(cls))
     # Older protocols name the class among what they copy.
     reduced = super(made_class, self).__reduce_ex__(max(int(protocol), 2))
-    if type(self) is not made_class or isinstance(reduced, str):  # a subclass of somebody's, or a name
+    if type(self) is not made_class or isinstance(reduced, str):  # a user's subclass, or a name
         return reduced
     (function, args, *rest), original = reduced, made_class._sigtorch_original
     function, *args = (original if part is made_class else part for part in (function, *args))

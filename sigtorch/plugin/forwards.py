@@ -1,4 +1,4 @@
-"""What the forward of a module of PyTorch's becomes: it takes what that takes, and answers alike."""
+"""Forwards that replace those of PyTorch's modules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bce_forward(self: Any, input: torch.Tensor, target: torch.Tensor) -> torch.T
 class Swap(NamedTuple):
     """A class of PyTorch's, its forward when sigtorch is imported, and ours by what a sigmoid saves."""
 
-    theirs: type[torch.nn.Module]
+    module_class: type[torch.nn.Module]
     original: Any
     code: Any
     output: Any
@@ -44,9 +44,14 @@ class Swap(NamedTuple):
     name: str
 
 
-def _swap(theirs: Any, output: Any, input: Any = None) -> Swap:
+def _swap(module_class: Any, output: Any, input: Any = None) -> Swap:
     return Swap(
-        theirs, theirs.forward, theirs.forward.__code__, output, input or output, f"sigtorch.nn.{theirs.__name__}"
+        module_class,
+        module_class.forward,
+        module_class.forward.__code__,
+        output,
+        input or output,
+        f"sigtorch.nn.{module_class.__name__}",
     )
 
 

@@ -56,7 +56,7 @@ _DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 class _Divert(TorchFunctionMode):
-    """Of this thread only, as every function mode; what it calls does not see it again."""
+    """Diverts the calls of its thread, like every function mode; not those that its own functions make."""
 
     def __init__(self, save: str) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Focal:
                 self.function.__code__, self.function = self.original.__code__, None
 
     def answer(self, inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
-        """Ours where this thread is in a block and ours means the same, else torchvision's."""
+        """Computes sigtorch's loss where this thread is in a block and the loss is the same, else torchvision's."""
         modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if (
             any(isinstance(mode, _Divert) for mode in modes)
@@ -169,7 +169,7 @@ def patched_functions(*, save: str = "output") -> _Block:
     torchvision's ``sigmoid_focal_loss``, if torchvision is loaded by then: in this thread only, and under
     :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
     ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
-    indices for one, stay theirs. Every PyTorch call in the block costs some
+    indices for one, run as without the block. Every PyTorch call in the block costs some
     microseconds more, as under any function mode: where modules can be swapped, swap them. Swap them, too, under a
     non-reentrant checkpoint: PyTorch runs backward, and what a checkpoint computes again there, without the block, and
     what then differs from the forward pass raises an error.

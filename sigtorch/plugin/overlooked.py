@@ -81,7 +81,7 @@ class Search:
 
 
 def _factors(node: ast.AST) -> list[ast.expr]:
-    """What a node multiplies."""
+    """The factors that a node multiplies."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         return [node.left, node.right]
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult):

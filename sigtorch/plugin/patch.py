@@ -39,9 +39,9 @@ class _Swap(NamedTuple):
 
 
 class Patch:
-    """What :func:`sigtorch.patch` swapped in a model: prints as a table, and takes it back.
+    """The swaps that :func:`sigtorch.patch` made in a model: prints them as a table, and takes them back.
 
-    Also a context manager, which takes it back on leaving.
+    Also a context manager, which takes them back on leaving.
 
     Attributes:
         swapped: for the name of each module that was swapped, what now runs it.
@@ -147,7 +147,7 @@ def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
     for name, module in model.named_modules():
         try:
             look.at(name, module)
-        except Exception as error:  # whatever an odd class of somebody's does when it is asked
+        except Exception as error:  # whatever an odd class of the user's raises
             look.leave(name, module, [f"it cannot be looked at: {_checks.in_a_line(error)}"])
     return Patch(look.swaps, look.left)
 
@@ -179,7 +179,7 @@ class _Look:
         """Whether it is one of PyTorch's modules, which it then swaps, or leaves."""
         cls: Any = type(module)
         for swap in SWAPS:
-            if isinstance(module, swap.theirs):
+            if isinstance(module, swap.module_class):
                 if (
                     "forward" in vars(module)
                     or cls.forward is not swap.original

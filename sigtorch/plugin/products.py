@@ -1,4 +1,4 @@
-"""What a rewritten method calls: a product of a sigmoid or silu, computed as ours where it is one, else as it was written."""
+"""Functions that a rewritten method calls: each computes a product fused where it can, and as written elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Activated:
         self.graph, self.expanded = torch.is_grad_enabled(), None
 
     def value(self) -> Any:
-        """As it was written, and where: statements may have switched autograd since."""
+        """Computes what was written, with autograd on or off as it was there: statements may have switched it since."""
         s = self.computed
         if s is None:
             if self.changed():
@@ -45,20 +45,20 @@ class Activated:
         return self.version is not None and self.gate._version != self.version
 
     def unsqueeze(self, dim: int) -> Any:
-        """As of a tensor: an elementwise function of a view is the view of the function."""
+        """Does what Tensor.unsqueeze does: an elementwise function of a view is the view of the function."""
         if self.expanded is not None or self.changed():
             return self.value().unsqueeze(dim)
         return self._seen(lambda t: t.unsqueeze(dim))
 
     def view(self, *shape: Any) -> Any:
-        """As of a tensor, by its shape."""
+        """Does what Tensor.view does."""
         shaped = self.expanded is None and not isinstance(shape[0], torch.dtype) and self.gate.is_contiguous()
         if not shaped or self.changed():
             return self.value().view(*shape)
         return self._seen(lambda t: t.view(*shape))
 
     def expand_as(self, other: Any) -> Any:
-        """As of a tensor; a product with one of that shape does without."""
+        """Does what Tensor.expand_as does; a product with a tensor of that shape needs no expanding."""
         if self.expanded is not None or not isinstance(other, torch.Tensor) or self.changed():
             return self.value().expand_as(other)
         self.gate.expand(other.shape)  # which says what does not fit

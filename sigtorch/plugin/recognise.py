@@ -1,4 +1,4 @@
-"""What of anybody's is a sigmoid or a silu and nothing else, function or module; and what in a source is a number."""
+"""Recognises sigmoids and silus among functions and modules, and numbers in a source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INERT = (NUMBER, ALIKE, IN_PLACE, ANEW)  # kinds of attributes that compute no s
 
 
 def sigmoid_method(x: Any) -> Any:
-    """What ``x.sigmoid()`` calls, whatever x is."""
+    """Calls ``x.sigmoid()``, whatever x is."""
     return x.sigmoid()
 
 
@@ -47,13 +47,13 @@ _GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 
 def activation(called: Any) -> str | None:
-    """What calling this with one tensor ends in: "sigmoid" or "silu", or None. A module is that, or a sequence's last one."""
+    """The function, "sigmoid" or "silu", in which calling this with one tensor ends; None for any other."""
     kind = kind_of(called)
     return kind if kind and obstacle(called) is None else None
 
 
 def kind_of(called: Any) -> str | None:
-    """The same by what classes compute as they are now, whatever hangs on the instances."""
+    """The same function by the classes as they are now, whatever the instances hold."""
     if not isinstance(called, nn.Module):
         return _function(called)
     kind = _of_forward(_forward(called))
@@ -105,27 +105,27 @@ def _unchanged(function: Any) -> bool:
 def _function(called: Any) -> str | None:
     try:
         kind = _FUNCTIONS.get(called)
-    except Exception:  # whatever hashing and comparing somebody's object raises
+    except Exception:  # whatever hashing and comparing a user's object raises
         return None
     return kind if kind and _unchanged(called) else None
 
 
 def _forward(module: nn.Module) -> Any:
-    """What calling a module runs by its class, if that is all."""
+    """The forward of a module's class, if calling the module runs that alone."""
     cls: Any = original_of(type(module))
     plain = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL and _unchanged(_CALL) and _unchanged(_CALL_IMPL)
     return cls.forward if plain else None
 
 
 class _Returned(NamedTuple):
-    """What a forward of one statement calls with its one argument: by a name and attributes, or its method sigmoid."""
+    """The function that a one-statement forward calls with its one argument: a name and attributes, or its method sigmoid."""
 
     name: str
     attributes: tuple[str, ...]
 
 
 def _of_forward(forward: Any) -> str | None:
-    """What a forward of one statement returns: sigmoid or silu of its one argument."""
+    """The function, sigmoid or silu, of its one argument that a forward of one statement returns."""
     if type(forward) is not types.FunctionType:
         return None
     if forward is _OURS:
@@ -208,6 +208,6 @@ def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
 
 
 def kind_of_attribute(node: ast.expr, kinds: dict[str, str], me: str) -> str | None:
-    """What an attribute of the module is."""
+    """The kind of an attribute of the module."""
     owner, _, name = ast.unparse(node).partition(".")
     return kinds.get(name) if owner == me else None

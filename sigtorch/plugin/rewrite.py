@@ -25,13 +25,13 @@ class Rewritten(NamedTuple):
 
 
 def methods_of(cls: Any, activations: frozenset[tuple[str, str]]) -> dict[str, Rewritten]:
-    """Those of a class' methods that hold products, whose instance has a sigmoid, silu or number as these attributes."""
-    theirs = [
+    """The methods of a class that hold products, where these attributes of its instance are a sigmoid, a silu, a number."""
+    bases = [
         b for b in reversed(cls.__mro__) if str(b.__module__).split(".")[0] not in ("torch", "sigtorch", "builtins")
     ]
-    # As they are now, for anybody may replace one.
+    # As they are now: a method may have been replaced.
     functions = [
-        (b, n, f) for b in theirs for n, f in vars(b).items() if inspect.isfunction(f) and not n.startswith("__")
+        (b, n, f) for b in bases for n, f in vars(b).items() if inspect.isfunction(f) and not n.startswith("__")
     ]
     methods = {name: f for _, name, f in functions if inspect.getattr_static(cls, name) is f}
     class_ = _Class(cls, dict(activations), methods)
@@ -123,7 +123,7 @@ class _Class:
 
 
 def names_in(function: Any) -> set[str]:
-    """What a function's code names, wrapped and nested ones included."""
+    """The names in a function's code, and in that of wrapped and nested functions."""
     names: set[str] = set()
     codes = [f.__code__ for f in (inspect.unwrap(function),) if inspect.isfunction(f)]
     for code in codes:

@@ -56,7 +56,7 @@ def read(function: Any) -> Source | None:
 
 
 def known(function: Any) -> Source | None:
-    """The same, and None also for what does not run."""
+    """A function's source as :func:`read` gives it; None also where the file holds another code."""
     try:
         return read(function)
     except NotWhatRuns:
@@ -69,7 +69,7 @@ def _same(a: types.CodeType, b: types.CodeType) -> bool:
 
 
 class _File(NamedTuple):
-    """What a file compiles to, by name and first line, and its statements' first and last lines.
+    """The codes that a file compiles to, by name and first line, and its statements' first and last lines.
 
     Only these are kept, which hold neither classes nor functions.
     """
@@ -93,7 +93,7 @@ def _file(filename: str, text: str) -> _File:
 
 
 def _first(node: ast.stmt) -> int:
-    """Where Python counts a function from: its first decorator."""
+    """The first line of a function as Python counts it: that of its first decorator."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
 
 
@@ -111,7 +111,7 @@ def _parsed(text: str) -> ast.Module:
 
 
 def found(node: ast.expr, function: Any) -> Any:
-    """What a name of a function's globals or closure, or an attribute of such a module, stands for; else None."""
+    """The value of a name in a function's globals or closure, or of an attribute of a module there; else None."""
     if isinstance(node, ast.Attribute):
         owner = found(node.value, function)
         return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
@@ -119,7 +119,7 @@ def found(node: ast.expr, function: Any) -> Any:
 
 
 def named(name: str, function: Any) -> Any:
-    """What a name of a function's globals or closure stands for; else None."""
+    """The value of a name in a function's globals or closure; else None."""
     code = function.__code__
     if name in code.co_freevars:
         return _content(function.__closure__[code.co_freevars.index(name)])
@@ -166,7 +166,7 @@ def _within(code: types.CodeType) -> list[types.CodeType]:
 
 
 def _renamed(code: types.CodeType, name: str) -> types.CodeType:
-    """With the name it had, in the full names of functions within too, which Python 3.10 holds as constants."""
+    """A code with the name it had, in the full names of functions within too, which Python 3.10 holds as constants."""
     place = f"{_OUTER}.<locals>.{_INNER}"
     consts = tuple(
         _renamed(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c

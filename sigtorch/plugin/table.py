@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
 
 def table(swapped: list[Row], left: list[Row]) -> str:
-    """What was swapped and what was left, and why: a line each, or one for layers that are alike."""
+    """Lists the modules that were swapped and those that were left, and why: layers that are alike share a line."""
     lines = [headline(swapped, left)]
     rows = [("swapped", r) for r in swapped] + [("left", r) for r in left]
     # Layers of one kind are one line: their numbers become a star.
@@ -32,7 +32,7 @@ def table(swapped: list[Row], left: list[Row]) -> str:
         head = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=False))
         first, *more = cell[4].splitlines()
         lines += [f"  {head}  {first}", *(f"    {line}" for line in more)]
-    # Names and lines of somebody's model may hold what stdout cannot print: escapes, then.
+    # Names and lines of a user's model may hold what stdout cannot print: it becomes escapes.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
 

@@ -28,7 +28,7 @@ Span = tuple[Any, ...]
 
 
 class Site(NamedTuple):
-    """A product in somebody's source, and what becomes of it: one of ours, or the reason why not."""
+    """A product in a user's source, and the sigtorch function that fuses it, or the reason why none does."""
 
     where: str
     fused: str = ""
@@ -37,14 +37,14 @@ class Site(NamedTuple):
 
 
 class _Factors(NamedTuple):
-    """What a node multiplies."""
+    """The factors that a node multiplies."""
 
     left: ast.expr
     right: ast.expr
 
 
 class _Held(NamedTuple):
-    """What a variable holds until its one use, a factor: a sigmoid or silu."""
+    """A sigmoid or silu that a variable holds until its one use, as a factor."""
 
     kind: str
     computed: ast.expr
@@ -90,7 +90,7 @@ class Writer(ast.NodeTransformer):
         return [Site(self.place(n), "", why, _span(n)) for n, why in search.products(self.definition)]
 
     def left(self, alike: list[Site]) -> list[Site]:
-        """Those of them that the writer did not see as one of a sigmoid."""
+        """The products among them that the writer did not see as one of a sigmoid."""
         return [s._replace(reason=self.refused.get(s.span, s.reason)) for s in alike if s.span not in self.seen]
 
     def visit(self, node: ast.AST) -> Any:
@@ -235,7 +235,7 @@ class Writer(ast.NodeTransformer):
         return f"{file_of(self.function)}:{node.lineno}"
 
     def kind(self, node: ast.expr) -> str | None:
-        """What an operand is, sigmoid or silu, maybe seen as another shape."""
+        """The kind of an operand or of what it views, sigmoid or silu; else None."""
         if isinstance(node, ast.Name):
             return self.held[node].kind if node in self.held else None
         if not isinstance(node, ast.Call) or node.keywords:
@@ -253,7 +253,7 @@ class Writer(ast.NodeTransformer):
         return kind if kind in (SIGMOID, SILU) else activation(source.found(called, self.function))
 
     def gate(self, node: ast.expr) -> ast.expr | None:
-        """What the sigmoid or silu in an operand is taken of; None where another method takes it."""
+        """The argument of the sigmoid or silu in an operand; None where another method computes that."""
         node = _viewed(node)
         if isinstance(node, ast.Name):
             return self.gate(self.held[node].computed)
@@ -316,14 +316,14 @@ def _is_view(node: ast.expr) -> bool:
 
 
 def _viewed(node: ast.expr) -> ast.expr:
-    """What views of it are taken of."""
+    """The expression that an operand views; itself, if it is no view."""
     while _is_view(node):
         node = node.func.value  # type: ignore[attr-defined]
     return node
 
 
 def _view_arguments(node: ast.expr) -> list[ast.expr]:
-    """What views are given."""
+    """The arguments of the views in an operand."""
     given: list[ast.expr] = []
     while _is_view(node):
         given += node.args  # type: ignore[attr-defined]
