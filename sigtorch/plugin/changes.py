@@ -73,6 +73,9 @@ class Changes:
         pairs = [pair for node in nodes for pair in _assignments(node)]
         for target, value in pairs:
             self._assign(target, value)
+        # Variables that hold a function which changes what it is given.
+        self.changing = {t.id for t, value in pairs if isinstance(t, ast.Name)
+                         and (_in_place(getattr(value, "attr", "")) or self._works_in_place(value))}  # fmt: skip
         for target, value in pairs:
             if isinstance(target, ast.Subscript):
                 self._fill(target, self.owners(value))
@@ -170,9 +173,9 @@ class Changes:
             options = {k.arg: k.value for k in node.keywords}
             everything: list[ast.AST | None] = [node.func, *node.args, *options.values()]
             called = _called(node)
-            if called.endswith("_") and not called.endswith("__"):
+            if _in_place(called):
                 changed = [node.func] if self._is_method(node.func) else everything
-            elif called in _CHANGING or self._works_in_place(node):
+            elif called in _CHANGING or called in self.changing or self._works_in_place(node):
                 changed = everything
             elif self._attribute(node.func) == IN_PLACE or self._works_in_place(node.func):
                 changed = [*node.args]
@@ -247,6 +250,11 @@ def _assignments(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
         return [(node.target, node.value)]
     if isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
         return [(node.target, node.iter)]
+    if isinstance(node, ast.Match):
+        captured = [
+            getattr(n, "name", None) or getattr(n, "rest", None) for case in node.cases for n in ast.walk(case.pattern)
+        ]
+        return [(ast.Name(name, ast.Store()), node.subject) for name in captured if name]
     if isinstance(node, ast.withitem) and node.optional_vars is not None:
         return [(node.optional_vars, node.context_expr)]
     return []
@@ -270,7 +278,15 @@ def _sources(node: ast.AST | None) -> list[ast.expr]:
 
 def _called(call: ast.Call) -> str:
     """The last name of a called function."""
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    function = call.func
+    if isinstance(function, ast.Call) and getattr(function.func, "id", "") == "getattr" and len(function.args) > 1:
+        return str(getattr(function.args[1], "value", ""))
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _in_place(name: str) -> bool:
+    """Whether a function is named as PyTorch names those that work in place."""
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _names(arguments: ast.arguments) -> list[str]:

@@ -202,6 +202,38 @@ def by_a_name_used_twice(self, x):
     return self.w2(y) + g.sum()
 
 
+def by_a_method_in_a_variable(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    double = g.mul_
+    double(2)
+    return self.w2(y) + g.sum()
+
+
+def by_a_function_in_a_variable(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    act = nn.ReLU(True)
+    act(g)
+    return self.w2(y) + g.sum()
+
+
+def by_a_method_by_its_name(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    getattr(g, "mul_")(2)  # noqa: B009
+    return self.w2(y) + g.sum()
+
+
+def by_a_capture(self, x):
+    g = self.w1(x)
+    y = self.w3(x) * torch.sigmoid(g)
+    match g:
+        case h:
+            h.mul_(2)
+    return self.w2(y) + g.sum()
+
+
 def by_a_function_of_lists(self, x):
     g = self.w1(x)
     y = self.w3(x) * torch.sigmoid(g)
@@ -290,6 +322,7 @@ SEEN = (
     by_a_comprehension, by_an_element_of_a_list, by_an_element_appended, by_an_element_added, by_another_name_of_a_list,
     by_a_name_used_twice, by_a_function_of_lists, by_ravel, by_atleast_2d, by_as_tensor, by_a_view_of_a_view, by_a_choice,
     by_a_submodule, by_an_operator, by_a_local_function, of_what_dropout_gives,
+    by_a_method_in_a_variable, by_a_function_in_a_variable, by_a_method_by_its_name, by_a_capture,
 )  # fmt: skip
 
 
