@@ -63,7 +63,7 @@ SLIPS = [
     ),
     Slip(
         CHANGES,
-        '            if "out" in options:\n                changed = [*changed, options["out"]]\n',
+        '            changed = [*changed, options.get("out")]\n',
         "",
         IN_PLACE,
         "what is written by out= is not seen to change",
