@@ -21,12 +21,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from _distributed import first, gather, rank, size, together
-from _output import os_errors, warn
+from _output import first_line, os_errors, warn
 from torch.distributed.checkpoint.api import CheckpointException
 
 KEPT = 3
 STATE = "state.json"
+UNREADABLE = (RuntimeError, OSError, KeyError, ValueError)  # raised for a checkpoint of other tensors, or a torn one
 Values = dict[str, Any]
+Failures = type[Exception] | tuple[type[Exception], ...]
 
 
 def folders(place: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def save(place: Path, step: int, tensors: Values, values: Values) -> Path:
     aside = place / f".{final.name}"
     try:
         together(lambda: _clear(place, aside) if rank() == 0 else None)
-        _dcp(dcp.save, tensors, storage_writer=_Writer(aside))
+        _dcp(dcp.save, OSError, tensors, storage_writer=_Writer(aside))
         files = together(lambda: _write_random_states(aside))
         values = values | {"step": step, "files": {name: proof for part in files for name, proof in part.items()}}
         together(lambda: _finish(aside, final, values) if rank() == 0 else None)
@@ -76,7 +78,7 @@ def load(path: Path, tensors: Values) -> None:
     Raises:
         OSError: it cannot be read, or holds other tensors.
     """
-    _dcp(dcp.load, tensors, checkpoint_id=path)
+    _dcp(dcp.load, UNREADABLE, tensors, checkpoint_id=path)
     mine = _random_file(path)
     if mine.exists():  # else it was written by fewer processes
         set_random_states(torch.load(mine, weights_only=True))
@@ -90,16 +92,20 @@ class _Writer(dcp.FileSystemWriter):
             return super().write_data(*given)
 
 
-def _dcp(call: Callable[..., Any], tensors: Values, **where: Any) -> None:
-    """Save or load; every failure is an OSError, of one line, in every process."""
+def _dcp(call: Callable[..., Any], expected: Failures, tensors: Values, **where: Any) -> None:
+    """Save or load; an expected failure becomes an OSError of one line in every process, another one is raised as it is."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is")  # uninitialized: there is one process
             warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.8 warns itself
             call(tensors, no_dist=not dist.is_initialized(), **where)
-    except (CheckpointException, RuntimeError, OSError, KeyError, ValueError) as error:
-        cause = next((failure[0] for failure in getattr(error, "failures", {}).values()), error)
-        raise OSError(str(cause).splitlines()[0]) from None
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        if not all(isinstance(cause, expected) for cause in causes):
+            raise
+        raise OSError(first_line(causes[0])) from None
+    except expected as error:
+        raise OSError(first_line(error)) from None
 
 
 def _clear(place: Path, aside: Path) -> None:

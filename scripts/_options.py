@@ -14,7 +14,7 @@ from typing import NoReturn
 import _distributed
 import numpy
 import torch
-from _output import Row
+from _output import Row, first_line
 
 import sigtorch
 
@@ -168,7 +168,7 @@ def check(parser: Parser, args: argparse.Namespace, samples: int) -> None:
         if args.compile:
             torch.compile(torch.sigmoid)(x)
     except (RuntimeError, TypeError, ValueError) as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(first_line(error))
     parser.agree()
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 LINES = 20  # that a pipe gets of a training, where a terminal gets a bar
+FAILED_WRITE = ("file write failed", "unexpected pos")  # in the text of PyTorch's writer, which may hide the cause
 Row = dict[str, Any]
 
 
@@ -29,6 +30,11 @@ def give_up(text: str, status: int = 1) -> NoReturn:
     if rank() == 0:
         print(f"error: {text}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -116,14 +122,21 @@ def plot_curves(path: Path, rows: Sequence[Row], *, x: str, panels: dict[str, Se
 
 @contextmanager
 def os_errors() -> Iterator[None]:
-    """Raise the operating system's own error, a full disk's for one, where PyTorch's writer makes another one of it."""
+    """Raise the operating system's own error, a full disk's for one, where PyTorch's writer makes another one of it.
+
+    A RuntimeError that comes from no failed write stays what it is.
+    """
     try:
         yield
     except RuntimeError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        raise OSError(*(cause.args[:2] if cause else str(error).splitlines()[:1])) from None
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise OSError(*cause.args[:2]) from None
+        if any(text in str(error) for text in FAILED_WRITE):
+            raise OSError(first_line(error)) from None
+        raise
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor], config: Row) -> None:

@@ -30,7 +30,7 @@ import torch._functorch.config
 from _cases import CASES, Case
 from _measure import Step, peak_extra_bytes
 from _options import DTYPES, device, folder, positive_int
-from _output import progress
+from _output import first_line, progress
 from _report import Record
 from _timing import in_turn, interleaved, passes_of, rotation
 from torch import Tensor
@@ -178,7 +178,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(torch.sigmoid)(torch.ones(1, device=device))
     except TorchDynamoException as error:
-        print(f"torch.compile is left out, it does not work here: {str(error).splitlines()[0]}")
+        print(f"torch.compile is left out, it does not work here: {first_line(error)}")
         return False
     return True
 

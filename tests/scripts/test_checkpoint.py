@@ -20,6 +20,7 @@ import pytest
 import torch
 import train_text
 from scripting import FORKS, TINY_TEXT, Started, assert_refused, checkpoints, fork, losses, read_csv, state_of
+from torch.distributed.checkpoint.api import CheckpointException
 
 STEPS = 40
 TRAINING = (*TINY_TEXT, "--steps", STEPS, "--checkpoint-every", 4)
@@ -275,6 +276,26 @@ def test_a_checkpoint_of_other_tensors_is_an_oserror_of_one_line(tmp_path):
     for other in ({"x": torch.zeros(3)}, {"y": torch.zeros(2)}):
         with pytest.raises(OSError, match=r"^[^\n]+$"):
             _checkpoint.load(tmp_path / "step-000000001", other)
+
+
+def test_an_error_without_a_text_is_an_oserror_of_one_line(tmp_path, monkeypatch):
+    def load(*of, **how):
+        raise ValueError
+
+    monkeypatch.setattr(_checkpoint.dcp, "load", load)
+    with pytest.raises(OSError, match="^ValueError$"):
+        _checkpoint.load(tmp_path, {"x": torch.zeros(2)})
+
+
+def test_a_fault_of_the_program_ends_the_saving(tmp_path, monkeypatch):
+    """An OSError would be a warning, and the training would go on without checkpoints."""
+
+    def write(*of):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(_checkpoint.dcp.FileSystemWriter, "write_data", write)
+    with pytest.raises(CheckpointException, match="a fault"):
+        _checkpoint.save(tmp_path, 1, {"x": torch.ones(2)}, {})
 
 
 def test_nothing_to_resume(tmp_path):

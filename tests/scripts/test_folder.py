@@ -221,6 +221,31 @@ def test_the_disk_is_named_whatever_the_serializer_says(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ["a fault", ""])
+def test_a_fault_of_the_program_is_no_full_disk(text, tmp_path, monkeypatch):
+    """Else a training would warn of it and go on."""
+
+    def save(what, file):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(_output.torch, "save", save)
+    with pytest.raises(RuntimeError, match=f"^{text}$"):
+        _output.save_weights(tmp_path / "model.pt", {}, {})
+
+
+@pytest.mark.parametrize(
+    "text", ["PytorchStreamWriter failed writing file data/0: file write failed", "unexpected pos 6"]
+)
+def test_the_writers_word_for_a_failed_write_counts(text):
+    with pytest.raises(OSError, match=f"^{text}$"), _output.os_errors():
+        raise RuntimeError(f"{text}\nframe #0")
+
+
+def test_an_error_without_a_text_has_its_name():
+    assert _output.first_line(ValueError("one\ntwo")) == "one"
+    assert [_output.first_line(ValueError(*text)) for text in ([], [""], ["\n"])] == ["ValueError"] * 3
+
+
 def test_one_process_is_not_some(capsys):
     with pytest.raises(SystemExit, match="2"):
         train_digits.parse(["--device", "cpu", "--batch", "7", "--accumulate", "3"])
