@@ -332,7 +332,7 @@ def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
         try:
             run.restore(tensors[str(place)], values["runs"][place])
         except KeyError as missing:
-            give_up(f"{args.checkpoint} lacks {missing}: another version of this script wrote it", 2)
+            give_up(f"{args.checkpoint} was written by another version of this script: it lacks {missing}", 2)
     changed = f", with {', '.join(args.changed)}" if args.changed else ""
     print(f"Goes on after step {values['step']}, from {args.checkpoint}{changed}", flush=True)
     return values["step"]

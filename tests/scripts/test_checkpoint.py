@@ -283,7 +283,7 @@ def test_an_error_without_a_text_is_an_oserror_of_one_line(tmp_path, monkeypatch
         raise ValueError
 
     monkeypatch.setattr(_checkpoint.dcp, "load", load)
-    with pytest.raises(OSError, match="^ValueError$"):
+    with pytest.raises(OSError, match=r"^ValueError$"):
         _checkpoint.load(tmp_path, {"x": torch.zeros(2)})
 
 

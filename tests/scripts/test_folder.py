@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import _checkpoint
 import _folder
 import _options
 import _output
 import _training
 import pytest
+import torch
 import train_digits
 from scripting import FORKS, SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
 
@@ -127,6 +129,93 @@ def test_a_finished_training_is_not_overwritten(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "model.pt"]
 
 
+def launched(monkeypatch, launch, count):
+    """Set what torchrun sets for a process that this launch has started again so many times."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/torchelastic_x/{launch}/attempt_{count}/0/error.json")
+
+
+def begin(out, end=lambda args: None):
+    """What a training in this folder goes on from."""
+    args = train_digits.parse(["--device", "cpu", "--out", str(out)])
+    with _folder.for_training(args, ("layers", "batch")):
+        end(args)
+    return args.checkpoint
+
+
+def leave_a_checkpoint(args):
+    values = {"config": _options.config(args), "runs": []}
+    _checkpoint.save(args.out / "checkpoints", 1, {"x": torch.ones(2)}, values)
+    raise ConnectionError("lost")
+
+
+@pytest.mark.parametrize("there", ["results", "checkpoints"])
+def test_a_launch_that_was_refused_is_refused_again(there, tmp_path, monkeypatch):
+    if there == "results":
+        for name in ("metrics.csv", "model.pt"):
+            (tmp_path / name).write_text("before")
+    else:
+        launched(monkeypatch, "another", 0)
+        with pytest.raises(ConnectionError):
+            begin(tmp_path, leave_a_checkpoint)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for count in (0, 1):
+        launched(monkeypatch, "mine", count)
+        with pytest.raises(SystemExit, match="2"):
+            begin(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_launch_goes_on_with_what_it_began(tmp_path, monkeypatch):
+    launched(monkeypatch, "mine", 0)
+    with pytest.raises(ConnectionError):
+        begin(tmp_path, leave_a_checkpoint)
+    launched(monkeypatch, "mine", 1)
+    assert begin(tmp_path) == tmp_path / "checkpoints" / "step-000000001"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    with pytest.raises(SystemExit, match="2"):  # it ended well
+        begin(tmp_path)
+
+
+def test_a_launch_without_a_checkpoint_begins_again(tmp_path, monkeypatch):
+    def lose(args):
+        (tmp_path / "metrics.csv").touch()
+        raise ConnectionError("lost")
+
+    launched(monkeypatch, "mine", 0)
+    with pytest.raises(ConnectionError):
+        begin(tmp_path, lose)
+    launched(monkeypatch, "mine", 1)
+    assert begin(tmp_path) is None
+
+
+def test_a_launch_that_cannot_be_noted_is_a_warning(tmp_path, monkeypatch, capsys):
+    def replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_folder, "replacing", replacing)
+    launched(monkeypatch, "mine", 0)
+    begin(tmp_path)
+    said = (
+        f"{tmp_path}/.launch could not be written (No space left on device): torchrun can't start this training again"
+    )
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
+@pytest.mark.parametrize("lacking", ["config", "runs", "an option"])
+def test_a_checkpoint_of_another_version_is_one_line(lacking, tmp_path, capsys):
+    args = train_digits.parse(["--device", "cpu", "--out", str(tmp_path), "--resume"])
+    config = _options.config(args)
+    values = {"config": config, "runs": []}
+    del (config if lacking == "an option" else values)[{"an option": "compare"}.get(lacking, lacking)]
+    path = _checkpoint.save(tmp_path / "checkpoints", 1, {"x": torch.ones(2)}, values)
+    with pytest.raises(SystemExit, match="2"), _folder.for_training(args, ("layers", "batch")):
+        pass
+    assert (
+        capsys.readouterr().err == f"error: argument --resume: {path} was written by another version of this script\n"
+    )
+
+
 def test_epochs_are_counted_in_batches(tmp_path):
     args = train_digits.parse(["--device", "cpu", "--out", str(tmp_path), "--batch", "8"])
     args.checkpoint = Path("step-000000001")
@@ -147,6 +236,38 @@ def test_results_have_a_folder_of_their_own(tmp_path, capsys):
     assert capsys.readouterr().err == said
     with _folder.for_results(out, default, ["a.csv"]) as same:
         assert same == out
+
+
+def test_two_that_start_together_take_two_folders(tmp_path, capsys):
+    default = str(tmp_path / "made")
+    with _folder.for_results(None, default, ["a.csv"]) as one, _folder.for_results(None, default, ["a.csv"]) as two:
+        assert (str(one), str(two)) == (default, f"{default}-2")
+        with pytest.raises(SystemExit, match="2"), _folder.for_results(one, default, ["a.csv"]):
+            pass
+    said = f"error: argument --out: cannot write into '{one}': process {os.getpid()} on "
+    assert capsys.readouterr().err.startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_come_before_the_lock_are_seen(tmp_path, monkeypatch):
+    """Another process may write its results, and end, between the look for a free folder and the lock."""
+    default, real = tmp_path / "made", _folder.locked
+
+    def locked(folder):
+        if folder == default:
+            folder.mkdir(exist_ok=True)
+            (folder / "a.csv").touch()
+        return real(folder)
+
+    monkeypatch.setattr(_folder, "locked", locked)
+    with _folder.for_results(None, str(default), ["a.csv"]) as taken:
+        assert taken == tmp_path / "made-2"
+
+
+def test_a_default_that_cannot_be_made_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"), _folder.for_results(None, "/proc/x", []):
+        pass
+    assert capsys.readouterr().err.startswith("error: argument --out: cannot write into '/proc/x': No such file")
 
 
 def test_a_disk_that_gets_full_is_one_line(tmp_path, capsys):
