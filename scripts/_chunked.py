@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from _measure import Step, peak_extra_bytes
-from _output import progress
+from _output import progress, replacing
 from _report import Record
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -256,8 +256,8 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.suptitle(f"A training step beyond inputs and gradients, float32, {hardware}", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside)
 
 
 if __name__ == "__main__":

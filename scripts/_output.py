@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 
 def warn(text: str) -> None:
-    """One line on the error stream, from the first process."""
+    """Print one line on the error stream, from the first process."""
     if rank() == 0:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def give_up(text: str, status: int = 1) -> NoReturn:
-    """End all processes, which come here together, in one line."""
+    """Print one line, and end all processes, which call this together."""
     if rank() == 0:
         print(f"error: {text}", file=sys.stderr, flush=True)
     raise SystemExit(status)
@@ -41,7 +41,7 @@ def first_line(error: BaseException) -> str:
 def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """A live bar over total steps, or plain lines in a pipe.
 
-    What it yields takes one step and shows the metrics given by name.
+    The function that it yields counts one step and shows the metrics given by name.
     """
 
     def text(metrics: dict[str, float]) -> str:
@@ -66,6 +66,12 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
         yield lambda **metrics: bar.update(task, advance=1, metrics=text(metrics))
 
 
+def console() -> Console:
+    """The terminal at its own width, or a file or a pipe at 160 columns."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
+
+
 def show_table(title: str, rows: Iterable[Row]) -> None:
     """Print rows as a table; the first one names the columns."""
     table = Table(title=title)
@@ -74,15 +80,12 @@ def show_table(title: str, rows: Iterable[Row]) -> None:
             for name in row:
                 table.add_column(name)
         table.add_row(*(str(value) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # into a file or a pipe: nobody's window is narrow
-    console.print(table)
+    console().print(table)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in the place of path, which it takes when it is whole: a full disk leaves what was there."""
+    """Give a file to write, and rename it to ``path`` once it is complete: a full disk leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     try:
@@ -92,10 +95,10 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row; the first row names the columns."""
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+    """Write one line a row; the columns are those given, or else those of the first row."""
     with replacing(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, columns or rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
@@ -140,7 +143,7 @@ def os_errors() -> Iterator[None]:
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor], config: Row) -> None:
-    """Weights and plain values only: torch.load(path) opens it without running anybody's code."""
+    """Write weights and plain values alone: torch.load(path) opens them without running code of the file."""
     # Given a path, PyTorch's writer would not say what the operating system said.
     with replacing(path) as aside, aside.open("wb") as file, os_errors():
         torch.save({"model": weights, "config": config}, file)

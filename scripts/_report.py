@@ -6,7 +6,6 @@ A report measures or models, and says of every figure which. Example, the figure
 
 import _start  # isort: skip
 import argparse
-import csv
 import json
 import platform
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _output import console, replacing, write_csv
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 
@@ -48,7 +47,7 @@ SUBJECT = ("op", "pass", "dtype", "shape", "device", "implementation")  # what a
 
 
 def header(device: torch.device | None = None) -> dict[str, Any]:
-    """What the figures depend on: versions, hardware (the GPU that ``device`` is), threads and date."""
+    """The versions, hardware (the GPU that ``device`` is), threads and date that the figures depend on."""
     return {
         "sigtorch": _version("sigtorch"),
         "torch": torch.__version__,
@@ -80,35 +79,26 @@ def as_row(record: Record) -> dict[str, Any]:
     return {column: getattr(record, field.name) for column, field in zip(COLUMNS, fields(Record), strict=True)}
 
 
-def write_csv(path: Path, records: Iterable[Record]) -> None:
-    """One line a figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(map(as_row, records))
-
-
-def write_json(path: Path, head: dict[str, Any], records: Iterable[Record]) -> None:
-    """The header, and the figures under it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"header": head, "records": [as_row(record) for record in records]}, indent=1) + "\n")
+def write(folder: Path, name: str, head: dict[str, Any], records: Iterable[Record]) -> None:
+    """Write the figures, one a line, into name.csv, and the header and the figures into name.json."""
+    rows = [as_row(record) for record in records]
+    write_csv(folder / f"{name}.csv", rows, COLUMNS)
+    with replacing(folder / f"{name}.json") as aside:
+        aside.write_text(json.dumps({"header": head, "records": rows}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What ``write_json`` wrote."""
+    """The header and the figures of a JSON file that ``write`` has written."""
     content = json.loads(path.read_text())
     return content["header"], [Record(*(row[column] for column in COLUMNS)) for row in content["records"]]
 
 
 def show(head: dict[str, Any], records: Sequence[Record]) -> None:
     """Print the header and a table for each kind of figures."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # into a file or a pipe: nobody's window is narrow
-    console.print(", ".join(f"{key} {value}" for key, value in head.items() if value is not None), highlight=False)
+    screen = console()
+    screen.print(", ".join(f"{key} {value}" for key, value in head.items() if value is not None), highlight=False)
     for kind in dict.fromkeys(record.kind for record in records):
-        console.print(table(kind, [record for record in records if record.kind == kind]))
+        screen.print(table(kind, [record for record in records if record.kind == kind]))
 
 
 def table(title: str, records: Sequence[Record]) -> Table:
@@ -166,8 +156,8 @@ def picture(path: Path, records: Iterable[Record], metric: str, title: str) -> N
         panel.set_xlabel("elements")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(implementations))
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside)
 
 
 def overview(path: Path, records: Iterable[Record], title: str) -> None:
@@ -199,8 +189,8 @@ def overview(path: Path, records: Iterable[Record], title: str) -> None:
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 1)
     figure.suptitle(title, fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside)
 
 
 def main() -> None:

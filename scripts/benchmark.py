@@ -88,7 +88,7 @@ class Traffic(TorchDispatchMode):
 
 
 def traffic(op: str, dtype: str, n: int) -> list[Record]:
-    """What forward and backward have to move, as eager operators and as sigtorch's kernels."""
+    """Count what forward and backward have to move, as eager operators and as sigtorch's kernels."""
     case = CASES[op]
     inputs = case.inputs(n, DTYPES[dtype], torch.device("cpu"))
     forward, backward = case.moved(inputs[0].element_size())
@@ -142,7 +142,7 @@ def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -
 
 
 def machine_code(op: str, dtype: str, passes: Sequence[str]) -> list[Record]:
-    """What forward and backward compile to, for every architecture."""
+    """Count what forward and backward compile to, for every architecture."""
     import _machine_code
 
     case, records, n = CASES[op], [], MODELLED_ELEMENTS
@@ -235,8 +235,7 @@ def chunked(args: argparse.Namespace) -> None:
 
     head, records = _report.header(args.device if args.device.type == "cuda" else None), _chunked.measured(args)
     _report.show(head, records)
-    _report.write_csv(args.out / "chunked.csv", records)
-    _report.write_json(args.out / "chunked.json", head, records)
+    _report.write(args.out, "chunked", head, records)
     hardware = head["gpu"] if args.device.type == "cuda" else f"{head['cpu']}, {head['threads']} threads"
     _chunked.picture(args.out / "chunked.png", records, hardware)
     print(f"written: {args.out}{os.sep}chunked.csv, chunked.json, chunked.png")
@@ -300,8 +299,7 @@ def elementwise(args: argparse.Namespace) -> None:
         "backend": sigtorch.backend_of(torch.ones(1, device=args.device))
     }
     _report.show(head, records)
-    _report.write_csv(args.out / "benchmark.csv", records)
-    _report.write_json(args.out / "benchmark.json", head, records)
+    _report.write(args.out, "benchmark", head, records)
     hardware = head["gpu"] if args.device.type == "cuda" else f"{head['cpu']}, {head['threads']} threads"
     print(
         f"written: {args.out}{os.sep}{', '.join(['benchmark.csv', 'benchmark.json', *draw(args, records, hardware)])}"

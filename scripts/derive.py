@@ -93,7 +93,7 @@ def measure_bce() -> list[dict[str, str]]:
 
 
 def torchvision_focal(x: Tensor, t: Tensor) -> Tensor:
-    """What torchvision's sigmoid_focal_loss computes, in the same operators."""
+    """Compute torchvision's sigmoid_focal_loss, in the same operators."""
     p = torch.sigmoid(x)
     cross_entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
     balance = 0.25 * t + 0.75 * (1 - t)
@@ -128,7 +128,8 @@ def draw_sigmoid(path: Path) -> None:
     axes.set_xlim(-8, 8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=12, loc="upper left")
-    figure.savefig(path)
+    with _output.replacing(path) as aside:
+        figure.savefig(aside)
 
 
 def draw_gradient_error(path: Path) -> None:
@@ -149,7 +150,8 @@ def draw_gradient_error(path: Path) -> None:
     axes.set_ylabel("relative error of the gradient", fontsize=12)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=12, loc="upper left", markerscale=2)
-    figure.savefig(path)
+    with _output.replacing(path) as aside:
+        figure.savefig(aside)
 
 
 def main() -> None:

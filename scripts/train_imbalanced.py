@@ -139,8 +139,8 @@ def draw(path: Path, rows: list[_output.Row], said: str) -> None:
     strips.grid(alpha=0.3, axis="y")
     strips.legend(fontsize="small")
     figure.supxlabel(textwrap.fill(said, 150), x=0.02, ha="left", fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with _output.replacing(path) as aside:
+        figure.savefig(aside)
 
 
 def verdict(rows: list[_output.Row], name: str) -> str:
@@ -153,7 +153,7 @@ def verdict(rows: list[_output.Row], name: str) -> str:
 
 
 def conclude(rows: list[_output.Row], args: argparse.Namespace) -> str:
-    """What the picture shows, and what it does not."""
+    """Say what the picture shows, and what it does not."""
     recalls = [f"{threshold_point([row for row in rows if row['loss'] == name])[0]:.0%} ({name})" for name in LOSSES]
     shown = [
         f"What it shows: at a threshold of 0.5, the three find {', '.join(recalls)} of the malignant tumours:",
