@@ -1,4 +1,4 @@
-"""What the benchmark compares: each operation as people write it in eager PyTorch, and sigtorch's."""
+"""The cases that the benchmark compares: each operation as people write it in eager PyTorch, and sigtorch's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

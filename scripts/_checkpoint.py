@@ -68,7 +68,7 @@ def newest(place: Path) -> Path | None:
 
 
 def values_of(path: Path) -> Values:
-    """Everything but the tensors and random states."""
+    """The values of a checkpoint: everything but the tensors and random states."""
     return json.loads((path / STATE).read_text())
 
 
@@ -109,14 +109,14 @@ def _dcp(call: Callable[..., Any], expected: Failures, tensors: Values, **where:
 
 
 def _clear(place: Path, aside: Path) -> None:
-    """Make an empty folder to write into; what was left of others, half written or half removed, goes."""
+    """Make an empty folder to write into, and remove those that were left half written or half removed."""
     for rest in place.glob(".step-*"):
         shutil.rmtree(rest)
     aside.mkdir(parents=True)
 
 
 def _write_random_states(aside: Path) -> Values:
-    """Write this process's, and prove all files that it wrote."""
+    """Write this process's random states; return size and checksum of every file that it wrote."""
     with _durable(_random_file(aside)) as file, os_errors():
         torch.save(random_states(), file)
     mine = [_random_file(aside), *aside.glob(f"__{rank()}_*.distcp")]
@@ -140,7 +140,7 @@ def _finish(aside: Path, final: Path, values: Values) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Take the name away first, for who dies in between leaves nothing that looks whole."""
+    """Rename a checkpoint before it is removed: a process that dies in between leaves nothing that looks complete."""
     if path.exists():
         shutil.rmtree(path.rename(path.with_name(f".{path.name}-removed")), ignore_errors=True)
 
@@ -171,7 +171,7 @@ def _proof(path: Path) -> list[int]:
 
 
 def _complaint(path: Path) -> str | None:
-    """What is wrong with this process's share of a checkpoint's files, or None."""
+    """Say what is wrong with this process's share of a checkpoint's files, or return None."""
     try:
         files = values_of(path)["files"]
         for name in sorted(files)[rank() :: size()]:
@@ -189,14 +189,14 @@ def _random_file(path: Path) -> Path:
 
 
 def random_states() -> Values:
-    """Where every random number generator of this process stands."""
+    """The state of every random number generator of this process."""
     name, keys, *rest = numpy.random.get_state()
     states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
 
 def set_random_states(states: Values) -> None:
-    """Let every generator go on from there."""
+    """Set the state of every generator."""
     random.setstate(states["python"])
     numpy.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])

@@ -29,7 +29,7 @@ def shuffled(seed: int, step: int, batch: int, samples: int) -> Tensor:
 
 
 def share(batch: Tensor, accumulate: int) -> list[Tensor]:
-    """What this process takes of a batch, in as many parts as gradients are accumulated over."""
+    """The samples that this process takes of a batch, in as many parts as gradients are accumulated over."""
     return list(batch.view(accumulate, size(), -1)[:, rank()])
 
 

@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -63,7 +63,7 @@ def _leave() -> None:
 
 
 def gather(value: T) -> list[T]:
-    """What each process says."""
+    """The values of all processes, in the order of their numbers."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -72,7 +72,7 @@ def gather(value: T) -> list[T]:
 
 
 def first(value: T) -> T:
-    """What the first process says."""
+    """The value that the first process has."""
     values = [value]
     if size() > 1:
         dist.broadcast_object_list(values)

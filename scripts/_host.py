@@ -1,4 +1,4 @@
-"""What a call costs the host, which launches kernels while a GPU computes: CPU time forward and backward, tensors small.
+"""The cost of a call on the host, which launches kernels while a GPU computes: CPU time forward and backward, tensors small.
 
 Without a GPU, Triton's own launcher works over a stand-in for the driver that does nothing (``tests/host``), and eager
 operators are PyTorch's on the CPU: on a GPU each of their launches takes some 2 to 3 us more.

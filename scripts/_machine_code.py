@@ -62,13 +62,13 @@ class Launch:
 
     @property
     def alignment(self) -> dict[tuple[int, ...], Any]:
-        """What Triton assumed of the arguments, by their place in the signature."""
+        """Name what Triton assumed of the arguments, by their place in the signature."""
         return self.kernel.src.attrs
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a thread of a kernel holds: registers, and bytes on its stack, where whatever exceeds them is spilled."""
+    """The storage that a thread of a kernel holds: registers, and bytes on its stack for what exceeds them."""
 
     registers: int
     stack: int
@@ -76,7 +76,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Counts(Held):
-    """What a thread executes on the way of full blocks, and what it holds.
+    """The instructions that a thread executes on the way of full blocks, and the storage that it holds.
 
     ``accesses`` are that way's reads and writes of global memory by kind and bits: ``{"load 128": 2, "store 128": 2}``.
     A loop counts as one turn.

@@ -1,4 +1,4 @@
-"""What a training or a benchmark measures beside time: memory, and what a step waits for."""
+"""Measurements of a training or a benchmark beside time: memory, and what a step waits for."""
 
 import os
 import resource
@@ -44,7 +44,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def bound_by(step: Step, device: torch.device) -> str:
-    """What a step waits for: the "host", which launches kernels, or the "device", which runs them; or the "CPU", both."""
+    """Find what a step waits for: the "host", which launches kernels, or the "device", which runs them; or the "CPU", both."""
     if device.type != "cuda":
         return "CPU"
     shares = []

@@ -37,7 +37,7 @@ SMALLEST_SCALE = 1.0  # of a loss in float16: if its gradients overflow even so,
 
 @dataclass(frozen=True)
 class Job:
-    """What is learnt, whatever the model.
+    """The task that a model is trained for, whatever the model.
 
     ``draw(step)`` gives the numbers of the step's samples, those of all processes; ``where`` says where they are.
     ``loss(model, samples)`` is their mean loss. ``measure(model, step, loss)`` makes a row, given the mean loss of the
@@ -93,7 +93,7 @@ class Run:
         return torch.autocast(self.device.type, _options.DTYPES[self.args.dtype] if half else None, enabled=half)
 
     def backward(self, parts: Sequence[Tensor]) -> Tensor:
-        """Add the gradients of a batch that comes in parts; its mean loss, of this process's samples."""
+        """Add the gradients of a batch that comes in parts, and return the mean loss of this process's samples."""
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, 1):
             with _distributed.accumulating(self.called, number == len(parts)):
@@ -132,7 +132,7 @@ class Run:
         self._add_time(started)
 
     def _clip(self) -> Tensor:
-        """Scale the gradients down where --clip says so; their norm before."""
+        """Scale the gradients down where --clip says so, and return their norm before."""
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.args.clip is not None:
@@ -193,17 +193,17 @@ class Run:
         self.log(self.name, row, step)
 
     def tensors(self) -> Row:
-        """What of it a checkpoint keeps in tensors: the same for any number of processes."""
+        """The tensors that a checkpoint keeps: the same for any number of processes."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer}
 
     def values(self) -> Row:
-        """What of it a checkpoint keeps in plain values."""
+        """The plain values that a checkpoint keeps."""
         kept = {name: getattr(self, name) for name in KEPT}
         return kept | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Row, values: Row) -> None:
-        """Go on from what ``tensors`` and ``values`` answered; a learning rate that was given anew holds."""
+        """Restore what ``tensors`` and ``values`` returned; a learning rate that was given anew holds."""
         rates = self.schedule.base_lrs
         set_state_dict(
             self.model, self.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
@@ -222,7 +222,7 @@ class Run:
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def summary(self) -> Row:
-        """What a table says of it: time and speed of all its steps, with those before it was resumed."""
+        """The row of a table: time and speed of all steps, including those before the training was resumed."""
         seconds = self.all["seconds"]
         row = {"seconds": f"{seconds:.2f}", "ms a step": f"{1000 * seconds / self.all['steps']:.2f}"}
         row[f"{self.job.unit} a second"] = f"{self.all['units'] / seconds:,.0f}"
@@ -278,12 +278,12 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
 
 
 def names(args: argparse.Namespace) -> list[str]:
-    """Of the runs that the options ask for."""
+    """Names the runs that the options ask for."""
     return ["patched" if args.patch else "sigtorch", "torch"][: 1 + args.compare]
 
 
 def print_difference(runs: Sequence[Run]) -> None:
-    """How far the losses of two runs are apart, where there are two."""
+    """Print how far the losses of two runs are apart, where there are two."""
     if len(runs) > 1:
         ours, theirs = (run.losses for run in runs)
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
@@ -299,7 +299,7 @@ def shown(run: Run) -> dict[str, float]:
 
 
 def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Path | None) -> Path | None:
-    """Write a checkpoint of good weights, and the metrics so far; which checkpoint is the last good one now."""
+    """Write a checkpoint of finite weights and the metrics so far, and return the last good checkpoint."""
     for run in runs:
         run.settle()
         norm = nn.utils.get_total_norm([weight.detach() for weight in _distributed.weights_of(run.model)])
@@ -319,7 +319,7 @@ def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Pat
 
 
 def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
-    """Put the runs where the checkpoint says; the number of steps behind them."""
+    """Restore the runs from the checkpoint, and return the number of steps that they have taken."""
     if args.checkpoint is None:
         return 0
     values = _checkpoint.values_of(args.checkpoint)

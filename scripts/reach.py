@@ -68,7 +68,7 @@ def storage(t: torch.Tensor) -> int:
 
 
 def line() -> str:
-    """Whose code multiplies: the first file on the stack that is neither PyTorch's, nor the plug-in's, nor this."""
+    """Find whose code multiplies: the first file on the stack that is neither PyTorch's, nor the plug-in's, nor this."""
     passed = (Path(torch.__file__).parent, Path(products.__file__).parent, Path(__file__))
     for frame, number in traceback.walk_stack(sys._getframe()):
         path = Path(frame.f_code.co_filename)
@@ -87,7 +87,7 @@ def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
 
 
 def row(name: str, example: Example) -> dict[str, Any]:
-    """What a table says of a model."""
+    """The row of a table for a model."""
     torch.manual_seed(0)
     model = example.build().eval()
     with Watch() as before:

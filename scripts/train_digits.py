@@ -90,7 +90,7 @@ def weights_in(args: argparse.Namespace) -> torch.dtype:
 
 
 def job_of(data: Digits, args: argparse.Namespace) -> _training.Job:
-    """What is learnt: to read scans, each of them once an epoch."""
+    """The task: to read scans, each of them once an epoch."""
     ends = {math.ceil(epoch * TRAINED_ON / args.batch): epoch for epoch in range(1, args.epochs + 1)}
 
     def loss(model: nn.Module, scans: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> dict[str
 
 
 def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
-    """What is learnt: the labels of places drawn anew for every step."""
+    """The task: the labels of places drawn anew for every step."""
     every = math.ceil(args.steps / MEASUREMENTS)
 
     def loss(model: nn.Module, places: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def gradients(loss: Callable[..., Tensor], given: list[Tensor]) -> tuple[Tensor,
 
 
 def memory(text: Text, args: argparse.Namespace) -> list[_output.Row]:
-    """What the layer, its loss and their gradients hold at once, as sigtorch and as PyTorch compute them."""
+    """The memory that the layer, its loss and their gradients hold at once, as sigtorch and as PyTorch compute them."""
     rows = []
     words, (crow, columns) = sample(text, torch.arange(args.batch) * (args.samples // args.batch), args.device)
     for share in SHARES:

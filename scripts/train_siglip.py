@@ -1,4 +1,4 @@
-"""Align images of handwritten digits with their names as text, by SigLIP's loss, and read digits that nobody labelled.
+"""Align images of handwritten digits with their names as text, by SigLIP's loss, and read digits without labels.
 
 A text tower reads bytes: "a scan of the number seven", in several phrasings, one of which is kept for the test. What it
 says of the ten words then classifies scans that were held out: zero-shot accuracy. Of several processes each computes its
@@ -109,7 +109,7 @@ def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.
 
 
 def job_of(data: train_digits.Digits, args: argparse.Namespace) -> _training.Job:
-    """What is learnt: which scan belongs to which text; a sample is a scan with a phrasing."""
+    """The task: which scan belongs to which text; a sample is a scan with a phrasing."""
     every = math.ceil(args.steps / MEASUREMENTS)
     texts = as_bytes([phrase.format(word) for phrase in PHRASINGS for word in WORDS]).to(args.device)
     group = torch.distributed.group.WORLD if _distributed.size() > 1 else None

@@ -187,7 +187,7 @@ def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.
 
 
 def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
-    """What is learnt: to go on from windows of the text, drawn anew for every step."""
+    """The task: to go on from windows of the text, drawn anew for every step."""
     every = math.ceil(args.steps / MEASUREMENTS)
     warmup = min(50, args.steps // 4 + 1)  # steps up, while the rest of them go down half a cosine
 
