@@ -13,7 +13,7 @@ ORDERS = {
     "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     "first axis last": lambda t: t.transpose(0, 3).contiguous().transpose(0, 3),
 }
-every_backend = pytest.mark.parametrize("backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)])
+every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
 
 
 def of_several(t):
@@ -43,11 +43,11 @@ def test_of_an_operation(case, order, backend, device):
         assert of_several(grad) in ([of_several(leaf)] if fused else [of_several(leaf), of_several(theirs)])
 
 
-@pytest.mark.parametrize("backend", ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)])
+@pytest.mark.parametrize("backend", ["auto", "formula", "triton"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("options", [{}, {"ignore_index": 3}], ids=["", "ignoring"])
 @pytest.mark.parametrize("kind", ["classes", "classes last", "mask", "soft"])
-@pytest.mark.parametrize("layout", IMAGES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "classes first", "transposed"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 def test_of_a_loss(loss, layout, kind, options, reduction, backend, device):
     x = IMAGES[layout](torch.randn(3, 5, 4, 6, device=device)).detach().requires_grad_()
@@ -58,8 +58,6 @@ def test_of_a_loss(loss, layout, kind, options, reduction, backend, device):
         class_dim = 1 if kind == "classes" else -1
         target = torch.randint(0, 5, x.select(class_dim, 0).shape, device=device).clamp(max=x.shape[class_dim])
         options = {**options, "class_dim": class_dim}
-        if x.shape[class_dim] < 2:
-            pytest.skip("class indices need two classes")
     with running(backend):
         (grad,) = torch.autograd.grad(loss(x, target, reduction=reduction, **options).sum(), x)
     if dense(x):

@@ -10,8 +10,6 @@ from loss_cases import LOSSES
 import sigtorch
 from sigtorch import _autograd
 
-pytestmark = pytest.mark.kernels
-
 
 def as_bytes(t):
     return t.dtype, t.shape, t.device, t.numpy(force=True).tobytes()
