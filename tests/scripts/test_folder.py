@@ -308,7 +308,12 @@ def test_help_is_help(script):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ctrl_c_is_one_line_even_among_imports(script, rank, tmp_path):
     """A file in PyTorch's place presses it."""
-    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(60)"
+    )
     env = environment(RANK=str(rank), PYTHONPATH=str(tmp_path))
     done = subprocess.run([sys.executable, SCRIPTS / script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
