@@ -191,7 +191,8 @@ def chosen() -> str:
 
 def _named_by(block: _Block | None) -> str | None:
     """The choice of a block, or of the innermost one around it that has not been left."""
-    block = _live(block)
+    if block is not None and not block.holds:
+        block = _live(block)
     return None if block is None else block.name
 
 
