@@ -211,12 +211,34 @@ def _callers() -> str | None:
     return _named_by(context.get(_innermost)) if isinstance(context, Context) else None
 
 
-class _Block(AbstractContextManager[None]):
+class Block(AbstractContextManager[None]):
+    """A block of a ``with`` statement, entered once, that also decorates functions: each call enters one of its own."""
+
+    where: str
+
+    def anew(self) -> AbstractContextManager[None]:
+        """Another block, not entered yet."""
+        raise NotImplementedError
+
+    def __call__(self, function: Decorated) -> Decorated:
+        _checks.decorated(self.where, function)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self.anew():
+                return function(*args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+
+class _Block(Block):
     """A block in which a choice holds.
 
     Leaving it restores the variable, so that tasks started inside keep the choice. That cannot be where a generator is closed
     in another context, or blocks are left out of order: there the block holds no longer, and is passed over.
     """
+
+    where = "use_backend()"
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -228,7 +250,7 @@ class _Block(AbstractContextManager[None]):
         if torch.compiler.is_compiling():  # which runs PyTorch's in any case
             return
         if self.token is not None:
-            raise _checks.entered_twice("use_backend()")
+            raise _checks.entered_twice(self.where)
         self.outer = _live(_innermost.get())
         self.token = _innermost.set(self)
 
@@ -243,15 +265,8 @@ class _Block(AbstractContextManager[None]):
                 pass
         self.holds = False
 
-    def __call__(self, function: Decorated) -> Decorated:
-        _checks.decorated("use_backend()", function)
-
-        @functools.wraps(function)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with _Block(self.name):
-                return function(*args, **kwargs)
-
-        return called  # type: ignore[return-value]
+    def anew(self) -> _Block:
+        return _Block(self.name)
 
 
 def use_backend(name: str) -> _Block:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,14 +117,15 @@ def _arguments(function: Any) -> tuple[str, ...]:
     return function.__code__.co_varnames[: function.__code__.co_argcount]  # type: ignore[no-any-return]
 
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 focal = _Focal()
 _backend.TRANSPARENT_MODES.add(_Divert)
 _backend.DIVERTING_MODES.add(_Divert)
 
 
-class _Block(AbstractContextManager[None]):
+class _Block(_backend.Block):
     """A block in which functions are diverted."""
+
+    where = "patched_functions()"
 
     def __init__(self, save: str) -> None:
         self.save = save
@@ -133,7 +133,7 @@ class _Block(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         if self.modes is not None:
-            raise _checks.entered_twice("patched_functions()")
+            raise _checks.entered_twice(self.where)
         self.modes = contextlib.ExitStack()
         self.modes.enter_context(focal)
         self.modes.enter_context(_Divert(self.save))
@@ -142,15 +142,8 @@ class _Block(AbstractContextManager[None]):
         if self.modes is not None:
             self.modes.__exit__(*exception)
 
-    def __call__(self, function: Decorated) -> Decorated:
-        _checks.decorated("patched_functions()", function)
-
-        @functools.wraps(function)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with patched_functions(save=self.save):
-                return function(*args, **kwargs)
-
-        return called  # type: ignore[return-value]
+    def anew(self) -> AbstractContextManager[None]:
+        return patched_functions(save=self.save)
 
 
 @contextlib.contextmanager

@@ -127,14 +127,14 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        '        if self.token is not None:\n            raise _checks.entered_twice("use_backend()")\n',
+        "        if self.token is not None:\n            raise _checks.entered_twice(self.where)\n",
         "",
         CHOICES,
         "a block that is entered twice is never left",
     ),
     Slip(
         BACKEND,
-        '        _checks.decorated("use_backend()", function)\n\n',
+        "        _checks.decorated(self.where, function)\n\n",
         "",
         CHOICES,
         "a choice for a coroutine does nothing",
