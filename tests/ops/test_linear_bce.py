@@ -192,6 +192,22 @@ def test_what_is_malformed_is_said_whoever_watches(watched):
             watched(call, csr(HITS.float() + 0.5))
 
 
+def test_many_positives_of_a_csr_are_looked_at():
+    """So many that they are not sorted."""
+    x, weight, hits = torch.randn(50, 4), torch.randn(60, 4), torch.rand(50, 60) < 0.9
+    hits[29] = False
+    crow, col = indices(hits)
+    expected = F.binary_cross_entropy_with_logits(F.linear(x, weight), hits.float())
+    for parts in ((crow, col), (crow.long(), col)):
+        assert_close(linear_binary_cross_entropy(x, weight, None, parts), expected)
+    again, outside = col.clone(), col.clone()
+    again[1], outside[7] = again[0], 60
+    with pytest.raises(ValueError, match=f"sample 0 names label {again[0]} twice"):
+        linear_binary_cross_entropy(x, weight, None, (crow, again))
+    with pytest.raises(ValueError, match="targets name label 60, expected 0 to 59"):
+        linear_binary_cross_entropy(x, weight, None, (crow, outside))
+
+
 TRACERS = [
     lambda call: torch.func.grad(call)(X),
     lambda call: make_fx(call)(X),

@@ -225,12 +225,17 @@ def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
         raise ValueError(f"{where}: targets must have shape ({samples}, {labels}), got {tuple(value.shape)}")
 
 
-def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
-    """Label times samples plus sample of each positive, in order; what they hold is looked at once, on a device too."""
+def well_formed(where: str, parts: tuple[torch.Tensor, ...], labels: int) -> None:
+    """Row pointers that rise, and labels that are there; looked at once, on a device too."""
     crow, col = parts
     rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
     if not rises & ((col >= 0) & (col < labels)).all():
         raise _malformed(where, crow, col, labels)
+
+
+def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+    """Label times samples plus sample of each positive, in order."""
+    well_formed(where, parts, labels)
     label, sample = pairs(parts, samples)
     key = sample.add_(label, alpha=samples).sort().values
     twice = key[1:] == key[:-1]

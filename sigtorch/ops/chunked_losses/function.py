@@ -13,9 +13,10 @@ from torch.utils.weak import TensorWeakRef
 from sigtorch import _backend
 from sigtorch._autograd import marker, saved, with_strides_of
 from sigtorch.ops.chunked_losses import checks, ring
-from sigtorch.ops.chunked_losses.products import Needs, Sums, Tile, Work, unrounded
+from sigtorch.ops.chunked_losses.products import Needs, Sums, Tile, Work, has_units, times, unrounded, write_in_units
 
-Grads = list[torch.Tensor | None]
+Number = torch.Tensor | None
+Grads = list[Number]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -56,8 +57,8 @@ def computed(
     cols: torch.Tensor,
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, Grads]:
-    """The loss, and its gradients for an incoming one of 1, as they are kept; a None is not wanted."""
+) -> tuple[torch.Tensor, Grads, Grads]:
+    """The loss; its gradients for an incoming one of 1, as they wait for backward; and their units, where they have any."""
     given = (rows, cols, scale, bias)
     if scale is not None:
         scale = scale.reshape(()).to(rows.device, work.wide)
@@ -71,13 +72,25 @@ def computed(
     grad_bias = None if sums.grad_bias is None else sums.grad_bias.div_(work.divisor)
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
-    grads: Grads = [
-        with_strides_of(t, g.reshape(t.shape).to(t.device, work.kept(t)))
-        if wanted and g is not None and t is not None
-        else None
-        for g, t, wanted in zip((sums.grad_rows, grad_cols, grad_scale, grad_bias), given, needs, strict=True)
+    found = (sums.grad_rows, grad_cols, grad_scale, grad_bias)
+    kept = [
+        _kept(t, g, units) if wanted and g is not None and t is not None else (None, None)
+        for t, g, units, wanted in zip(given, found, (sums.row_units, None, None, None), needs, strict=True)
     ]
-    return (sums.loss / work.divisor).to(work.dtype), grads
+    grads, units = (list(each) for each in zip(*kept, strict=True))
+    return (sums.loss / work.divisor).to(work.dtype), grads, units
+
+
+def _kept(t: torch.Tensor, grad: torch.Tensor, units: Number) -> tuple[torch.Tensor, Number]:
+    """The gradient of t as it waits for backward, with t's strides, and its units."""
+    grad = grad.reshape(t.shape).to(t.device)
+    if has_units(t) and units is None:
+        wide, grad = grad, torch.empty_like(t)
+        units = wide.new_empty(len(t), 1)
+        write_in_units(wide, grad, units)
+    elif t.dtype != torch.float16:  # else a number, or one of each label, which backward rounds
+        grad = grad.to(t.dtype)
+    return with_strides_of(t, grad), units
 
 
 class ChunkedLoss(Function):
@@ -85,9 +98,9 @@ class ChunkedLoss(Function):
 
     @staticmethod
     def forward(ctx: Any, work: Work, tile: Tile, needs: Needs, *given: torch.Tensor | None) -> torch.Tensor:
-        loss, grads = computed(work, tile, needs, *given)  # type: ignore[arg-type]
+        loss, grads, units = computed(work, tile, needs, *given)  # type: ignore[arg-type]
         ctx.op, ctx.group = work.op, work.group  # no more of the work, whose targets would live as long as the loss
-        ctx.save_for_backward(marker(work.op), *given, *grads)
+        ctx.save_for_backward(marker(work.op), *given, *grads, *units)
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ctx.own = [None if g is None or hooked else TensorWeakRef(g) for g in grads]
         return loss
@@ -97,28 +110,40 @@ class ChunkedLoss(Function):
         if ctx.own is None:
             raise checks.taken(ctx.op)
         tensors = saved(ctx, ctx.op)
-        given, kept = tensors[: len(Needs._fields)], tensors[len(Needs._fields) :]
+        count = len(Needs._fields)
+        given, kept, units = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         scaled: Grads
         if ctx.group is not None:
             ring.same_gradient(ctx.op, ctx.group, grad)
         if torch.is_grad_enabled():  # somebody means to differentiate these, or may
             kept = NotTwice.apply(ctx.op, *given, *kept)
-            scaled = [g if g is None else g * grad.to(g.device) for g in kept]
+            factors = [grad if unit is None else unit * grad.to(unit.device) for unit in units]
+            scaled = [g if g is None else g * factor.to(g.device) for g, factor in zip(kept, factors, strict=True)]
         else:
-            scaled = _scaled(ctx, kept, grad)
+            scaled = _scaled(ctx, kept, units, grad)
         return None, None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(scaled, given, strict=True))
 
 
-def _scaled(ctx: Any, kept: Sequence[torch.Tensor | None], grad: torch.Tensor) -> Grads:
+def _scaled(ctx: Any, kept: Sequence[Number], units: Sequence[Number], grad: torch.Tensor) -> Grads:
     """Multiplies gradients by the incoming one, in place where neither the graph nor a hook keeps them."""
-    in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and _backend.plain(grad)
+    plain = _backend.plain(grad)
+    in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and plain
     own = [in_place and ref is not None and ref() is g for ref, g in zip(ctx.own, kept, strict=True)]
     if any(own):
         ctx.own = None  # should backward fail before the graph is freed, these are gone
-    return [
-        g if g is None else g.mul_(grad.to(g.device)) if mine else g * grad.to(g.device)
-        for g, mine in zip(kept, own, strict=True)
-    ]
+    scaled: Grads = []
+    for g, unit, mine in zip(kept, units, own, strict=True):
+        if g is None:
+            scaled.append(None)
+            continue
+        factor = grad.to(g.device)
+        if unit is None:
+            scaled.append(g.mul_(factor) if mine else g * factor)
+        elif plain:
+            scaled.append(times(g, unit, factor, g if mine else torch.empty_like(g)))
+        else:
+            scaled.append(g * (unit * factor))
+    return scaled
 
 
 class NotTwice(Function):

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import Find, Work, tile_of, unrounded, work_for
+from sigtorch.ops.chunked_losses.products import POSITIVES, SHARE, Find, Work, tile_of, unrounded, work_for
 
 Targets = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+# A CSR that holds more than one label of this many becomes a bool matrix: to sort it takes 32 bytes for each positive.
+MANY = 16
 
 
 @uncompiled
@@ -80,6 +82,8 @@ def linear_binary_cross_entropy(
             checks.distributed(where, parts, input=input, weight=weight, bias=bias, pos_weight=pos_weight)
             raise
     tile = tile_of(work, weight, input, chunk_size)
+    if len(parts) == 2 and parts[1].shape[0] > max(POSITIVES, samples * labels // MANY):
+        parts = (_filled(where, parts, samples, labels),)
     if len(parts) == 1:
         find: Find = _Dense(parts[0])
     else:
@@ -123,6 +127,19 @@ def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: in
     label, sample = checks.pairs(parts, samples)
     targets = torch.zeros(samples, labels, dtype=torch.bool, device=label.device)
     return targets.index_put((sample, label), torch.ones_like(label, dtype=torch.bool))
+
+
+def _filled(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+    """The same of a CSR whose positives are many, a part of them at a time."""
+    checks.well_formed(where, parts, labels)
+    crow, col = parts[0].long(), parts[1]
+    matrix = torch.zeros(samples, labels, dtype=torch.bool, device=col.device)
+    place = torch.arange(len(col), device=col.device)
+    for label, at in zip(*(t.split(max(POSITIVES, len(col) // SHARE)) for t in (col, place)), strict=True):
+        matrix[torch.searchsorted(crow, at, right=True).sub_(1), label] = True
+    if int(matrix.count_nonzero()) < len(col):
+        checks.sparse(where, parts, samples, labels)  # raises for what is named twice
+    return matrix
 
 
 def _formula(

@@ -21,8 +21,11 @@ from sigtorch._backend import HALF_DTYPES
 
 # Logits of a chunk, in float32: what stays near a CPU's cores between the products, or fills a GPU; and its least rows.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
-# Where logits are few a chunk is half of them, for eager code holds them all; where they are this few, a chunk is all.
+# Where logits are few a chunk is a third of them, for eager code holds them all; where they are this few, a chunk is all.
+PART = 3
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
+# A gradient in units of its own is multiplied this many elements at a time.
+UNITS = {"cpu": 2**16, "cuda": 2**23}
 # Positives are computed this many at a time, or 1 / SHARE of a chunk's logits if that is more: each takes more memory.
 POSITIVES, SHARE = 2**10, 8
 
@@ -64,10 +67,6 @@ class Work:
         t = t.to(self.narrow)
         return t if t.is_cuda and t.dtype == torch.bfloat16 and self.step == "kernels" else t.to(self.wide)
 
-    def kept(self, t: torch.Tensor) -> torch.dtype:
-        """The dtype of a gradient until backward multiplies it: float16 would lose what a loss scale saves."""
-        return self.wide if t.dtype == torch.float16 else t.dtype
-
 
 class Tile(NamedTuple):
     """Rows and columns of a chunk."""
@@ -79,10 +78,10 @@ class Tile(NamedTuple):
 def tile_of(work: Work, rows: torch.Tensor, cols: torch.Tensor, chunk_size: int | None) -> Tile:
     """How large a chunk is, so that its logits, and what else grows with its rows and columns, stay within bounds."""
     kind, features = rows.device.type, max(1, rows.shape[1])
-    half = rows.shape[0] * cols.shape[0] // 2
+    part = rows.shape[0] * cols.shape[0] // PART
     elements = CHUNK_ELEMENTS.get(kind, 2**20) * 4 // work.wide.itemsize
-    elements = min(elements, max(half, FEW_ELEMENTS.get(kind, 2**14)))
-    size = chunk_size or max(min(CHUNK_ROWS.get(kind, 1), rows.shape[0] // 2), elements // cols.shape[0])
+    elements = min(elements, max(part, FEW_ELEMENTS.get(kind, 2**14)))
+    size = chunk_size or max(min(CHUNK_ROWS.get(kind, 1), rows.shape[0] // PART), elements // cols.shape[0])
     width = cols.shape[0]
     if work.group is not None or rows.dtype != work.wide or cols.dtype != work.wide:
         # Not added up where they are returned: a chunk holds two copies of its rows' features, and one of its columns'.
@@ -131,8 +130,10 @@ class Sums:
         self.loss = rows.new_zeros((), dtype=torch.float64)
         self.factor = self.loss.to(work.wide) + (1 if scale is None else scale) / work.divisor  # of rows and cols
         # Blocks from other processes add to the same rows: rounded once, at the end.
-        dtype = work.wide if work.group is not None else work.kept(rows)
+        dtype = rows.dtype if work.group is None else work.wide
         self.grad_rows = torch.zeros(rows.shape, dtype=dtype, device=rows.device) if needs.rows else None
+        by_units = needs.rows and work.group is None and has_units(rows)
+        self.row_units = rows.new_empty(len(rows), 1, dtype=work.wide) if by_units else None
         self.direct = needs.rows and work.group is None and dtype == work.wide  # are parts added up where they end
         self.grad_scale = rows.new_zeros((), dtype=torch.float64) if needs.scale else None
         self.grad_bias = rows.new_zeros(len(rows), dtype=work.wide) if needs.bias else None
@@ -220,8 +221,11 @@ class Sums:
             self.grad_scale += dot(part, of_part)
         if self.grad_rows is not None:
             of_part.mul_(self.factor)
-            if not self.direct:
-                self.grad_rows[start : start + len(part)] += of_part
+            stop = start + len(part)
+            if self.row_units is not None:
+                write_in_units(of_part, self.grad_rows[start:stop], self.row_units[start:stop])
+            elif not self.direct:
+                self.grad_rows[start:stop] += of_part
 
 
 NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -243,3 +247,27 @@ def add_product(a: torch.Tensor, b: torch.Tensor, to: torch.Tensor) -> None:
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The sum of all products of two elements, in no memory of their size."""
     return torch.bmm(a.to(b.dtype).unsqueeze(1), b.unsqueeze(2)).sum(dtype=torch.float64)
+
+
+# A gradient of float16 waits for backward in units of its own a row, for a loss scale saves what float16 alone would lose.
+
+
+def has_units(t: torch.Tensor) -> bool:
+    """Whether the gradient of t does."""
+    return t.dtype == torch.float16 and t.dim() == 2 and t.shape[1] > 0
+
+
+def write_in_units(grad: torch.Tensor, out: torch.Tensor, units: torch.Tensor) -> None:
+    """Writes grad / units to out and the units, powers of two, to units: each row's largest is below 2^15 then. Spends grad."""
+    largest = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True)
+    largest = largest.nan_to_num(2**14, posinf=2**14)  # has the unit 1: infinity and NaN stay what they are
+    torch.ldexp(torch.ones_like(largest), largest.frexp().exponent.clamp_(min=-100) - 15, out=units)
+    out.copy_(grad.div_(units))
+
+
+def times(grad: torch.Tensor, units: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Writes grad * units * factor to out, which may be grad, rounded once; a part of the rows at a time."""
+    size = max(1, UNITS.get(grad.device.type, 2**16) // grad.shape[1])
+    for rows, unit, to in zip(grad.split(size), units.split(size), out.split(size), strict=True):
+        to.copy_(rows * (unit * factor))
+    return out
