@@ -27,7 +27,7 @@ test: $(READY)
 test-ptx: $(ARCH:%=test-ptx-%)
 
 $(ARCH:%=test-ptx-%): test-ptx-%: $(READY)
-	$(BIN)/python -m pytest -p ptx.plugin --ptx-arch $* -m kernels $(ARGS)
+	$(BIN)/python -m pytest -p without_gpu.ptx.plugin --ptx-arch $* -m kernels $(ARGS)
 
 # Compiles and launches everything on other releases of Triton, over a driver that does nothing.
 test-tritons: $(TRITONS:%=.tritons/%.tested)

@@ -1,15 +1,13 @@
 """The cost of a call on the host, which launches kernels while a GPU computes: CPU time forward and backward, tensors small.
 
-Without a GPU, Triton's own launcher works over a stand-in for the driver that does nothing (``tests/host``), and eager
-operators are PyTorch's on the CPU: on a GPU each of their launches takes some 2 to 3 us more.
+Without a GPU, Triton's own launcher works over a driver that does nothing (``without_gpu.standin``), and eager operators are
+PyTorch's on the CPU: on a GPU each of their launches takes some 2 to 3 us more.
 """
 
-import sys
 import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import _report
@@ -93,8 +91,7 @@ def _best(steps: dict[tuple[str, str], Step], device: torch.device) -> dict[tupl
 
 
 def _stand_in() -> None:
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from host import standin
+    from without_gpu import standin
 
     warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch sees the stand-in, too
     standin.install()

@@ -143,19 +143,19 @@ def measure(op: str, dtype: str, n: int, args: argparse.Namespace, done: Step) -
 
 def machine_code(op: str, dtype: str, passes: Sequence[str]) -> list[Record]:
     """Count what forward and backward compile to, for every architecture."""
-    import _machine_code
+    from without_gpu.machine_code import ARCHITECTURES, compiled, count
 
     case, records, n = CASES[op], [], MODELLED_ELEMENTS
     inputs = case.inputs(n, DTYPES[dtype], torch.device("cpu"))
     wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    for arch in _machine_code.ARCHITECTURES:
+    for arch in ARCHITECTURES:
         with sigtorch.use_backend("triton"):
-            with _machine_code.compiled(arch) as forward:
+            with compiled(arch) as forward:
                 out = case.ours(*inputs)
-            with _machine_code.compiled(arch) as backward:
+            with compiled(arch) as backward:
                 torch.autograd.grad(out, wanted, torch.empty_like(out))
         for pass_, launches in {"forward": forward, "backward": backward, "both": forward + backward}.items():
-            counts = [(_machine_code.count(launch), launch.threads / n) for launch in launches if pass_ in passes]
+            counts = [(count(launch), launch.threads / n) for launch in launches if pass_ in passes]
             if not counts:
                 continue
             figures = [
@@ -223,7 +223,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if os.environ.get("TRITON_INTERPRET", "0") != "0":
             parser.error("--machine-code: TRITON_INTERPRET is set, and the interpreter makes no machine code")
         try:
-            import _machine_code  # noqa: F401
+            import without_gpu.machine_code  # noqa: F401
         except ImportError as error:
             parser.error(f"--machine-code needs Triton: {error}")
     return args

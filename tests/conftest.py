@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from device import DEVICE
+from support.device import DEVICE
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of matrix products
 if DEVICE == "cpu":
@@ -14,7 +14,7 @@ if DEVICE == "cpu":
 @pytest.fixture(autouse=True, scope="session")
 def interpreter():
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from interpreting import replace_language_once  # only now: the interpreter is chosen above
+        from support.interpreting import replace_language_once  # only now: the interpreter is chosen above
 
         replace_language_once()
 

@@ -270,7 +270,7 @@ def test_why_triton_cannot_be_imported_is_a_line(source, said, tmp_path):
 
 PROBE = """
 import sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, "scripts")
 {before}
 from sigtorch import _backend
 print(_backend._probe(0))
@@ -282,7 +282,7 @@ torch.cuda.device = lambda index: contextlib.nullcontext()
 """
 STAND_IN = (
     """
-from host import standin
+from without_gpu import standin
 standin.install({arch})
 """
     + BELIEVED

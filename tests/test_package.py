@@ -56,6 +56,19 @@ def test_kernels_import_only_their_own(name):
             assert top <= {"torch", "triton", "sigtorch"} | set(sys.stdlib_module_names)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda p: p.name)
+def test_scripts_import_nothing_from_tests(path):
+    """Tests import scripts, never the other way round."""
+    tests = {p.stem for p in (ROOT / "tests").iterdir()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert tests.isdisjoint(a.name.split(".")[0] for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert node.module.split(".")[0] not in tests
+        elif isinstance(node, ast.Attribute):
+            assert ast.unparse(node) != "sys.path"
+
+
 def test_every_public_name_is_documented():
     for name in sigtorch.__all__:
         thing = getattr(sigtorch, name)

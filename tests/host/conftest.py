@@ -4,9 +4,8 @@ import warnings
 
 import pytest
 import triton
-from device import DEVICE
-
-from host import standin
+from support.device import DEVICE
+from without_gpu import standin
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 import triton
-from cases import CASES, DTYPES, STRIDES
-from device import DEVICE
-from loss_cases import IMAGES, KINDS, LOSSES, OPTIONS, images, make, suit
+from support.cases import CASES, DTYPES, STRIDES
+from support.device import DEVICE
+from support.loss_cases import IMAGES, KINDS, LOSSES, OPTIONS, images, make, suit
+from without_gpu import standin
 
 import sigtorch
-from host import standin
 from sigtorch.kernels import chunked_losses
 
 pytestmark = pytest.mark.skipif(

@@ -5,12 +5,12 @@ import threading
 import pytest
 import torch
 import triton
-from cases import CASES
-from device import DEVICE
-from loss_cases import LOSSES
+from support.cases import CASES
+from support.device import DEVICE
+from support.loss_cases import LOSSES
+from without_gpu import standin
 
 import sigtorch
-from host import standin
 from sigtorch.kernels import _map, _reduce
 from sigtorch.kernels._launch import Plan
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from device import DEVICE
+from support.device import DEVICE
 
 SCRIPT = """
 import sys, warnings
 import torch, sigtorch
-from host import standin
+from without_gpu import standin
 
 warnings.filterwarnings("ignore", "CUDA initialization")  # PyTorch sees the stand-in, too
 standin.install(int(sys.argv[1]))
@@ -26,7 +26,7 @@ print(before, forward, standin.launches())
 
 
 def run(arch, **variables):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", "."])} | variables
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(["scripts", "."])} | variables
     return subprocess.run([sys.executable, "-c", SCRIPT, str(arch)], env=env, capture_output=True, text=True)
 
 

@@ -1,7 +1,7 @@
 """How often a training run whose shapes change waits for the compiler: forward and backward, over 200 shapes."""
 
 import pytest
-from compiling import printed
+from support.compiling import printed
 
 # Kernels at most; each takes 0.2 to 0.5 s of somebody's step.
 BOUNDS = {
@@ -17,7 +17,7 @@ BOUNDS = {
 }
 SCRIPT = """
 import json, random, sys, torch, sigtorch
-from _machine_code import compiled
+from without_gpu.machine_code import compiled
 
 def image(channels_last=False):
     shape = (2, 24, random.randint(7, 65), random.randint(7, 65))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import triton
-from cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance, transposed
-from device import vast
+from support.cases import CASES, DTYPES, HALF, STRIDES, check, gradients, tolerance, transposed
+from support.device import vast
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
@@ -240,7 +240,7 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     """Its first and last programs, where an engine runs just these: counts of tiles must not wrap round."""
     gpu = getattr(triton.runtime.driver, "active", None) if not triton.knobs.runtime.interpret else None
     if not hasattr(gpu, "programs"):
-        pytest.skip("needs an engine that runs some programs of many: see tests/ptx")
+        pytest.skip("needs an engine that runs some programs of many: see scripts/without_gpu/ptx")
     x = vast(2**31 - 1000)
     target = vast(2**30).view(torch.uint8)[: len(x)]
     operands = (1, x, target, 1, 1, 1)

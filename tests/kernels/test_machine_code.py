@@ -5,7 +5,7 @@ import json
 
 import pytest
 import triton
-from compiling import printed
+from support.compiling import printed
 
 # instructions an element: an operation, its dtype, forward and backward at most
 BOUNDS = {
@@ -32,9 +32,9 @@ SCRIPT = """
 import json, sys, torch, sigtorch
 from functools import partial
 from itertools import chain
-from _machine_code import compiled, count, held
-from cases import CASES
-from loss_cases import LOSSES, images, make
+from without_gpu.machine_code import compiled, count, held
+from support.cases import CASES
+from support.loss_cases import LOSSES, images, make
 from sigtorch.kernels import chunked_losses
 arch, rows, BOUNDS = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler could see

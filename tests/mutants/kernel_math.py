@@ -3,7 +3,7 @@
 from mutants.slip import Slip
 
 FILE = "kernels/_math.py"
-PTX = "-p ptx.plugin --ptx-arch 90 -m kernels"
+PTX = "-p without_gpu.ptx.plugin --ptx-arch 90 -m kernels"
 SIGMOID = "tests/ops/test_sigmoid.py -m kernels"
 GATES = "tests/kernels/test_kernels.py tests/ops/test_ops.py -k '(oracle or extreme) and gate'"
 LERP = "tests/kernels/test_kernels.py tests/ops/test_ops.py -k '(oracle or extreme) and lerp'"

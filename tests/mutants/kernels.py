@@ -2,7 +2,7 @@
 
 from mutants.slip import Slip
 
-PTX = "-p ptx.plugin --ptx-arch 90 -m kernels"
+PTX = "-p without_gpu.ptx.plugin --ptx-arch 90 -m kernels"
 KERNELS = "tests/kernels/test_kernels.py"
 STRIDES = f"{KERNELS} -k 'any_strides and (gate-token or glu-first or lerp)'"
 SUMS = f"{KERNELS} -k 'no_kernel_sums or ((oracle or few_programs) and (token or feature or channel))'"

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import CASES
-from device import DEVICE, TORCH
-from loss_cases import LOSSES
+from support.cases import CASES
+from support.device import DEVICE, TORCH
+from support.loss_cases import LOSSES
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError, checkpoint

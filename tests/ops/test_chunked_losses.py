@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from _measure import peak_extra_bytes
-from chunked_cases import (
+from support.chunked_cases import (
     CASES,
     DTYPES,
     check,
@@ -18,7 +18,7 @@ from chunked_cases import (
     every_traced_case,
     expected_of,
 )
-from device import TORCH
+from support.device import TORCH
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close

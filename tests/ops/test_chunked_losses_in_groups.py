@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from cases import HALF, assert_rounded_once
-from device import TORCH
+from support.cases import HALF, assert_rounded_once
+from support.device import TORCH
 from torch.testing import assert_close
 
 import sigtorch

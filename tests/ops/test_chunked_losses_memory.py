@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _measure import peak_extra_bytes
-from chunked_cases import siglip_oracle
+from support.chunked_cases import siglip_oracle
 
 import sigtorch
 from sigtorch import linear_binary_cross_entropy, siglip_loss

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from chunked_cases import CASES, chunked, csr, every_case, expected_of, indices, positives
+from support.chunked_cases import CASES, chunked, csr, every_case, expected_of, indices, positives
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint

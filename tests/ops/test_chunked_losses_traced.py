@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from chunked_cases import indices, siglip_oracle
+from support.chunked_cases import indices, siglip_oracle
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chunked_cases import CASES, check, every_case
+from support.chunked_cases import CASES, check, every_case
 from torch.testing import assert_close
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, check, gate, lerp, swiglu
+from support.cases import Case, check, gate, lerp, swiglu
 
 import sigtorch
 from sigtorch import nn

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import CASES
-from loss_cases import IMAGES, LOSSES, running
+from support.cases import CASES
+from support.loss_cases import IMAGES, LOSSES, running
 
 import sigtorch
 

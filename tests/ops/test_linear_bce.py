@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _measure import peak_extra_bytes
-from chunked_cases import CASES, csr, indices, linear_oracle, positives
+from support.chunked_cases import CASES, csr, indices, linear_oracle, positives
 from torch.autograd.forward_ad import dual_level, make_dual
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close

@@ -7,8 +7,8 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from device import TORCH
-from loss_cases import (
+from support.device import TORCH
+from support.loss_cases import (
     DTYPES,
     LOSSES,
     MARKER_DIMS,

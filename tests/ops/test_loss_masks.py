@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import triton
-from device import TORCH
-from loss_cases import (
+from support.device import TORCH
+from support.loss_cases import (
     DTYPES,
     IMAGES,
     KINDS,
@@ -419,7 +419,7 @@ def test_an_index_is_read_once_for_several_classes(loss, layout, device):
     """All in all no more bytes move than with a target of the logits' dtype at each of them."""
     gpu = None if triton.knobs.runtime.interpret else triton.runtime.driver.active
     if not hasattr(gpu, "loads"):
-        pytest.skip("needs an engine that counts bytes: see tests/ptx")
+        pytest.skip("needs an engine that counts bytes: see scripts/without_gpu/ptx")
     x, target = images(torch.bfloat16, layout, device, classes=24, size=(32, 32))
     before = gpu.loads + gpu.stores
     with sigtorch.use_backend("triton"):

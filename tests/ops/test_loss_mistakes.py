@@ -7,7 +7,7 @@ import warnings
 import numpy
 import pytest
 import torch
-from loss_cases import LOSSES
+from support.loss_cases import LOSSES
 from torch.autograd.forward_ad import dual_level
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode

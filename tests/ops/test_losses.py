@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_cases import (
+from support.loss_cases import (
     DTYPES,
     FOCAL_RTOL,
     IMAGES,

@@ -9,9 +9,9 @@ import threading
 import numpy
 import pytest
 import torch
-from cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
 from functorch.compile import aot_function, nop
-from loss_cases import LOSSES
+from support.cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from support.loss_cases import LOSSES
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from cases import CASES
-from loss_cases import LOSSES
+from support.cases import CASES
+from support.loss_cases import LOSSES
 
 import sigtorch
 from sigtorch import _autograd

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from chunked_cases import CASES, every_backend, siglip_oracle
+from support.chunked_cases import CASES, every_backend, siglip_oracle
 from torch.testing import assert_close
 
 import sigtorch

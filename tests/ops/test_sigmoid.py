@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 import torch.multiprocessing as mp
-from cases import DTYPES, HALF, ULP, gradients, ulps
-from device import DEVICE, TORCH
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import DTYPES, HALF, ULP, gradients, ulps
+from support.device import DEVICE, TORCH
 
 import sigtorch
 

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES, tolerance
-from loss_cases import LOSSES
+from support.cases import CASES, tolerance
+from support.loss_cases import LOSSES
 from torch.fx.experimental.proxy_tensor import make_fx
 
 TRACED, OTHERS = 4, (8, 6, 10)  # an even number of rows, for what halves them

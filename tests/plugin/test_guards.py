@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patching import spy
+from support.patching import spy
 from torch import nn
 
 import sigtorch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import agree, forward_as, run, spy
+from support.patching import agree, forward_as, run, spy
 from torch import nn
 
 import sigtorch

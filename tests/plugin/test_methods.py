@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 import torch
-from patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
+from support.patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
 from torch import nn
 from torch.nn.utils import parametrize
 

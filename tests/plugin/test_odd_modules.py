@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patching import MLP, spy
+from support.patching import MLP, spy
 from torch import nn
 
 import sigtorch

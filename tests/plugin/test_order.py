@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patching import agree, forward_as, run, spy
+from support.patching import agree, forward_as, run, spy
 from torch import nn
 
 import sigtorch

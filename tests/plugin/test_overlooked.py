@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import Silu, agree, forward_as, run
+from support.patching import Silu, agree, forward_as, run
 from torch import nn
 
 import sigtorch

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from patching import MLP, agree, run, spy
+from support.patching import MLP, agree, run, spy
 from torch import nn
 
 import sigtorch

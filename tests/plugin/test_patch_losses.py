@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import agree, spy
+from support.patching import agree, spy
 from torch import nn
 
 import sigtorch

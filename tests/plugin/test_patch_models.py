@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from patching import agree, spy
+from support.patching import agree, spy
 
 import sigtorch
 

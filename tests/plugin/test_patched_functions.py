@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import agree, spy
+from support.patching import agree, spy
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

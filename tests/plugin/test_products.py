@@ -7,7 +7,7 @@ from types import MethodType
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import MLP, Silu, agree, forward_as, run, spy, the_other_way_round
+from support.patching import MLP, Silu, agree, forward_as, run, spy, the_other_way_round
 from torch import nn
 
 import sigtorch

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import MLP, spy
+from support.patching import MLP, spy
 from torch import nn
 
 import sigtorch

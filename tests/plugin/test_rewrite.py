@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
+from support.patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 

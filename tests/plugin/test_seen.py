@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from patching import MLP, agree, forward_as, run, spy
+from support.patching import MLP, agree, forward_as, run, spy
 from torch import nn
 from torch.nn.utils import parametrize
 

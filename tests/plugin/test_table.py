@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import MLP, Silu
+from support.patching import MLP, Silu
 from torch import nn
 
 import sigtorch

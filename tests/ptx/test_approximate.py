@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from ptx.device import Device
-from ptx.testing.running import bits_of, numbers, run
+from support.ptx.running import bits_of, numbers, run
+from without_gpu.ptx.device import Device
 
 # Opcode, type, the function, and the error that the PTX ISA manual allows: in units in the last place from the nearest
 # number, relative to the result, or absolute

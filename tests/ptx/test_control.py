@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from ptx.testing.running import execute, run
+from support.ptx.running import execute, run
 
 NUMBERS = np.random.default_rng(0).integers(0, 2**32, 256, dtype=np.uint32)
 INDEX = np.arange(256, dtype=np.uint32)

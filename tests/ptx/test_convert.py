@@ -6,9 +6,8 @@ import operator
 import numpy as np
 import pytest
 import torch
-
-from ptx.testing.oracle import exactly
-from ptx.testing.rows import Row, check, elementwise
+from support.ptx.oracle import exactly
+from support.ptx.rows import Row, check, elementwise
 
 
 def same(a):

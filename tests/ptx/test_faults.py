@@ -5,12 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-
-from ptx import machine
-from ptx.device import Device
-from ptx.driver import Gpu
-from ptx.fault import Fault
-from ptx.testing.running import run
+from support.ptx.running import run
+from without_gpu.ptx import machine
+from without_gpu.ptx.device import Device
+from without_gpu.ptx.driver import Gpu
+from without_gpu.ptx.fault import Fault
 
 INDEX = np.arange(128, dtype=np.uint32)
 SHARED = "mov.u32 %r0, global_smem;"

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-
-from ptx.testing.oracle import exactly
-from ptx.testing.rows import Row, check, rows
-from ptx.testing.running import bits_of, numbers, run
+from support.ptx.oracle import exactly
+from support.ptx.rows import Row, check, rows
+from support.ptx.running import bits_of, numbers, run
 
 
 def flushed(function):

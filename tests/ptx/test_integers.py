@@ -4,8 +4,7 @@ import operator
 
 import numpy as np
 import pytest
-
-from ptx.testing.rows import Row, check, elementwise, rows
+from support.ptx.rows import Row, check, elementwise, rows
 
 
 def quotient(a, b):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
-from ptx.device import Device
-from ptx.testing.running import execute, run
+from support.ptx.running import execute, run
+from without_gpu.ptx.device import Device
 
 INDEX = np.arange(256, dtype=np.uint32)
 SHARED = "mov.u32 %r0, global_smem; mad.lo.u32 %r1, %thread, {width}, %r0;"

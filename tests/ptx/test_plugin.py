@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "ptx.plugin", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "without_gpu.ptx.plugin", *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
 
 

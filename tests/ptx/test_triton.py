@@ -7,13 +7,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from _machine_code import count
+from without_gpu.machine_code import count
+from without_gpu.ptx.driver import install
+from without_gpu.ptx.fault import Fault
 
-from ptx.driver import install
-from ptx.fault import Fault
-
-if "ptx.plugin" not in sys.modules:
-    pytest.skip("run with -p ptx.plugin, as test_plugin does", allow_module_level=True)
+if "without_gpu.ptx.plugin" not in sys.modules:
+    pytest.skip("run with -p without_gpu.ptx.plugin, as test_plugin does", allow_module_level=True)
 
 pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")]
 

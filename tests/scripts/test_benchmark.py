@@ -9,15 +9,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import _chunked
-import _machine_code
 import _report
 import _timing
 import benchmark as benchmark_script
 import pytest
 import torch
-from device import DEVICE
 from matplotlib.image import imread
-from scripting import FORKS, assert_picture, run
+from support.device import DEVICE
+from support.scripting import FORKS, assert_picture, run
+from without_gpu import machine_code
 
 RECORD = _report.Record("op", "forward", "float32", "4x32", "eager", "cpu", "bandwidth", 1.5, "GB/s", "measured")
 
@@ -311,25 +311,25 @@ SASS = """
 
 
 def test_the_way_of_full_blocks_is_the_unmasked_one():
-    way = _machine_code._full_blocks(_machine_code._basic_blocks(SASS))
+    way = machine_code._full_blocks(machine_code._basic_blocks(SASS))
     assert way == ["S2R", "@!P0 BRA", "LDG.E.128", "MUFU.EX2", "FADD", "STG.E.U16", "EXIT"]
-    assert [_machine_code._access(op) for op in way if "E." in op] == ["load 128", "store 16"]
+    assert [machine_code._access(op) for op in way if "E." in op] == ["load 128", "store 16"]
 
 
 def test_uniform_branches_and_guarded_exits_go_both_ways():
     uniform = SASS.replace("@!P0 BRA `", "     BRA.U !UP0, `")
-    assert "MUFU.EX2" in _machine_code._full_blocks(_machine_code._basic_blocks(uniform))
-    fallen_through = _machine_code._full_blocks(_machine_code._basic_blocks(uniform.replace("@P1", "   ")))
+    assert "MUFU.EX2" in machine_code._full_blocks(machine_code._basic_blocks(uniform))
+    fallen_through = machine_code._full_blocks(machine_code._basic_blocks(uniform.replace("@P1", "   ")))
     assert fallen_through == ["S2R", "BRA.U", "LDG.E.128", "STG.E.128", "EXIT"]
     guarded = SASS.replace("@!P0 BRA `(.L_x_0)", "@!P0 EXIT").replace("@P1 LDG", "    LDG")
-    way = _machine_code._full_blocks(_machine_code._basic_blocks(guarded))
+    way = machine_code._full_blocks(machine_code._basic_blocks(guarded))
     assert way == ["S2R", "@!P0 EXIT", "LDG.E.128", "@P1 STG.E.128", "EXIT"]
 
 
 KERNELS = """
 import json, sys
 import torch, triton, triton.language as tl
-from _machine_code import compiled, count
+from without_gpu.machine_code import compiled, count
 
 @triton.jit
 def exponential(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
@@ -375,7 +375,7 @@ def test_launches_are_compiled_as_called_and_counted(tmp_path):
 
 def test_the_interpreter_has_no_machine_code(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"), _machine_code.compiled(90):
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"), machine_code.compiled(90):
         pass
 
 

@@ -19,7 +19,7 @@ import numpy
 import pytest
 import torch
 import train_text
-from scripting import FORKS, TINY_TEXT, Started, assert_refused, checkpoints, fork, losses, read_csv, state_of
+from support.scripting import FORKS, TINY_TEXT, Started, assert_refused, checkpoints, fork, losses, read_csv, state_of
 from torch.distributed.checkpoint.api import CheckpointException
 
 STEPS = 40

@@ -4,7 +4,7 @@ import pytest
 import torch
 import train_labels
 import train_siglip
-from scripting import SCRIPTS, assert_one_line, assert_picture, assert_refuses, fork, losses, read_csv, table
+from support.scripting import SCRIPTS, assert_one_line, assert_picture, assert_refuses, fork, losses, read_csv, table
 
 STEPS = 12
 SIGLIP = tuple(f"--device cpu --dim 8 --batch 16 --steps {STEPS} --checkpoint-every {STEPS}".split())

@@ -12,7 +12,7 @@ import _data
 import _distributed
 import pytest
 import torch
-from scripting import (
+from support.scripting import (
     SCRIPTS,
     TINY_TEXT,
     Started,

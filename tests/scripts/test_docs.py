@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from scripting import SCRIPTS, checkpoints, environment, fork
+from support.scripting import SCRIPTS, checkpoints, environment, fork
 
 PAGE = SCRIPTS.parent / "docs" / "training.md"
 SMALL = {

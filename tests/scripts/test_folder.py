@@ -17,7 +17,7 @@ import _training
 import pytest
 import torch
 import train_digits
-from scripting import FORKS, SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
+from support.scripting import FORKS, SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
 
 PROGRAMS = sorted(
     path.name for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text() and path.name != "_chunked.py"

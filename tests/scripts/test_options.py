@@ -19,7 +19,7 @@ import _training
 import pytest
 import torch
 import train_text
-from scripting import SCRIPTS, TINY_TEXT, environment, fork, losses, read_csv, state_of, table
+from support.scripting import SCRIPTS, TINY_TEXT, environment, fork, losses, read_csv, state_of, table
 
 STEPS = 20
 TRAINING = (*TINY_TEXT, "--steps", STEPS, "--checkpoint-every", STEPS)

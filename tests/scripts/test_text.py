@@ -6,7 +6,7 @@ import pytest
 import torch
 import train_imbalanced
 import train_text
-from scripting import assert_picture, assert_refuses, read_csv, run, table
+from support.scripting import assert_picture, assert_refuses, read_csv, run, table
 
 TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "4")
 

@@ -5,12 +5,12 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import HALF, assert_rounded_once
 from torch.testing import assert_close
 
 import sigtorch
 from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
 from sigtorch.ops.losses import functions
+from support.cases import HALF, assert_rounded_once
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Half types round once, to 2^-11 and 2^-8 of the value; float32 as promised, of each element.

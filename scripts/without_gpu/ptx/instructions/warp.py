@@ -42,7 +42,7 @@ def shuffle(machine, ins, active):
     source = np.where(inside, source, lane) + (machine.threads & ~31)
     if active is not machine.everyone and not active[source[active]].all():
         raise Fault("shfl from a thread that is not there")
-    for register, result in zip(ins.destinations, (value[source], inside)):
+    for register, result in zip(ins.destinations, (value[source], inside), strict=False):
         machine.write(register, result, active)
 
 

@@ -7,9 +7,8 @@ import tempfile
 
 import numpy as np
 import torch
-from _machine_code import TOOLS
-
-from ptx.device import Device
+from without_gpu.machine_code import TOOLS
+from without_gpu.ptx.device import Device
 
 THREADS = 128  # of a CTA
 NUMBERS = {

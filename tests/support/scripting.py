@@ -19,7 +19,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # A GPT that takes milliseconds a step, on a file that takes no time to read.
 TINY_TEXT = tuple(
     f"--device cpu --dim 16 --layers 2 --heads 2 --context 32 --batch 8 --data {SCRIPTS / 'benchmark.py'}".split()

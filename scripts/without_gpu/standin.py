@@ -3,14 +3,14 @@
 Kernels are compiled for the architecture and never run, so results are uninitialised memory; all that happens up to the
 launch is what it is with a GPU. It needs a C compiler, and works with Triton 3.4 to 3.9.
 
-    from host import standin
+    from without_gpu import standin
 
     standin.install(90)                       # before the first launch
     with sigtorch.use_backend("triton"):
         sigtorch.sigmoid(torch.empty(64))     # CPU tensors
     standin.launches()                        # how many there were
 
-By hand with ``PYTHONPATH=tests``. PyTorch, too, takes the stand-in for a GPU's driver: use CPU tensors only.
+By hand with ``PYTHONPATH=scripts``. PyTorch, too, takes the stand-in for a GPU's driver: use CPU tensors only.
 """
 
 import atexit

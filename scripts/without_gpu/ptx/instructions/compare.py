@@ -32,7 +32,7 @@ def set_predicate(machine, ins, active):
     """Two results, p|q: the comparison and its opposite, or those of a packed type's two elements."""
     truth = _compare(machine, ins)
     results = truth.reshape(-1, 2).T if ins.types[-1].count == 2 else (truth, ~truth)
-    for register, result in zip(ins.destinations, results):
+    for register, result in zip(ins.destinations, results, strict=False):
         if len(ins.operands) > 3:
             (combination,) = ins.modifiers & COMBINATIONS.keys()
             result = COMBINATIONS[combination](result, machine.predicate(ins.operands[3]))

@@ -6,7 +6,7 @@ from math import floor
 
 import numpy as np
 
-from ptx.testing.running import NUMBERS, bits_of, bits_type, numbers
+from support.ptx.running import NUMBERS, bits_of, bits_type, numbers
 
 # Bits of the significand, and the exponents of the smallest and of the largest normal number
 FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptx.testing.oracle import FORMATS, as_operands, sample
-from ptx.testing.running import TORCH, bits_of, bits_type, numbers, run
+from support.ptx.oracle import FORMATS, as_operands, sample
+from support.ptx.running import TORCH, bits_of, bits_type, numbers, run
 
 
 class Row(NamedTuple):

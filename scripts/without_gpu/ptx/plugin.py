@@ -1,4 +1,7 @@
-"""For pytest: Triton's kernels run as compiled PTX, on the CPU: ``pytest -p ptx.plugin --ptx-arch 90 -m kernels``."""
+"""For pytest: Triton's kernels run as compiled PTX, on the CPU.
+
+``pytest -p without_gpu.ptx.plugin --ptx-arch 90 -m kernels``
+"""
 
 import os
 

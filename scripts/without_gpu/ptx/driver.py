@@ -7,10 +7,10 @@ import re
 import numpy as np
 import torch
 import triton
-from _machine_code import Launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 
+from ..machine_code import Launch
 from .device import Device
 from .fault import Fault
 from .rounding import float32_to_bfloat16

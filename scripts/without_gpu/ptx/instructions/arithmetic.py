@@ -23,7 +23,7 @@ def calculate(machine, ins, active, function, operands=2, exact=None):
     if len(ins.operands) != operands + 1 or len(ins.types) > forms or ("sat" in modifiers and not to.is_float):
         raise Fault("form not modelled")
     types = [source] if operands == 1 else [source] * (operands - 1) + [to]
-    values = [machine.numbers(operand, ty, modifiers) for operand, ty in zip(ins.operands[1:], types)]
+    values = [machine.numbers(operand, ty, modifiers) for operand, ty in zip(ins.operands[1:], types, strict=True)]
     mode, error = mode_of(modifiers), 0.0
     if mode == "rn":
         result = function(*values)

@@ -36,7 +36,7 @@ class Device:
 
     def execute(self, text, arguments, tensors, grid=(1, 1, 1), shared_bytes=0):
         """Run the kernel of a PTX text. ``arguments`` are integers, the bits of each; ``tensors`` what it may access."""
-        if any(not 0 <= ctas <= most for ctas, most in zip(grid, MOST_CTAS)):
+        if any(not 0 <= ctas <= most for ctas, most in zip(grid, MOST_CTAS, strict=True)):
             raise Fault(f"grid {grid} is outside of what CUDA takes")
         program = read(text)
         if not 0 <= len(program.parameters) - len(arguments) <= 2:  # Triton adds up to two, pointers to scratch memory
@@ -53,7 +53,9 @@ class Device:
         if self.programs is None:
             x, y, z = map(range, grid)
             return ((i, j, k) for k in z for j in y for i in x)
-        return sorted({tuple(n + i if i < 0 else i for n, i in zip(grid, program)) for program in self.programs})
+        return sorted(
+            {tuple(n + i if i < 0 else i for n, i in zip(grid, program, strict=True)) for program in self.programs}
+        )
 
     def _ctas_at_a_time(self, program):
         if program.communicates:
@@ -69,7 +71,7 @@ def _buffers(tensors, tables):
         if tensor.device.type != "cpu":
             raise Fault(f"tensor on {tensor.device}")
         if tensor.numel():
-            last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride()))
+            last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
             size = (last + 1) * tensor.element_size()
             buffers[tensor.data_ptr()] = max(size, buffers.get(tensor.data_ptr(), 0))
     return buffers | {table.ctypes.data: table.nbytes for table in tables}

@@ -1,0 +1,1 @@
+"""Case tables, oracles and helpers that tests share."""

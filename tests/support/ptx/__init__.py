@@ -1,0 +1,1 @@
+"""Runs lines of PTX on arrays, and compares them with exact arithmetic."""
