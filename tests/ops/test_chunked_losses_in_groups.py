@@ -2,7 +2,6 @@
 
 import copy
 import math
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -17,14 +16,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from support.cases import HALF, assert_rounded_once
 from support.device import TORCH
+from support.forking import forks
 from torch.testing import assert_close
 
 import sigtorch
 from sigtorch.ops.chunked_losses import products, ring
 
 EACH, D = 5, 4
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "sigtorch", "torch.distributed"])
 
 
 def group_of(work, processes, timeout=60, **given):
@@ -34,7 +32,7 @@ def group_of(work, processes, timeout=60, **given):
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         started = [
-            FORKS.Process(target=_member, args=(work, rank, processes, port, timeout, folder, given), daemon=True)
+            forks().Process(target=_member, args=(work, rank, processes, port, timeout, folder, given), daemon=True)
             for rank in range(processes)
         ]
         for process in started:

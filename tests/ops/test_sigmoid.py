@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cases import DTYPES, HALF, ULP, gradients, ulps
 from support.device import DEVICE, TORCH
+from support.forking import forks
 
 import sigtorch
 
@@ -194,4 +195,7 @@ def _distributed(rank, path):
 
 
 def test_dtensor_over_two_processes(tmp_path):
-    mp.spawn(_distributed, (str(tmp_path / "rendezvous"),), nprocs=2)  # raises what a process asserts
+    forks()  # starts the server
+    mp.start_processes(
+        _distributed, (str(tmp_path / "rendezvous"),), nprocs=2, start_method="forkserver"
+    )  # raises what a process asserts

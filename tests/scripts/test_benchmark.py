@@ -16,7 +16,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 from support.device import DEVICE
-from support.scripting import FORKS, assert_picture, run
+from support.forking import forks
+from support.scripting import assert_picture, fork, run
 from without_gpu import machine_code
 
 RECORD = _report.Record("op", "forward", "float32", "4x32", "eager", "cpu", "bandwidth", 1.5, "GB/s", "measured")
@@ -50,7 +51,7 @@ def no_room(tmp_path):
 
 def test_a_full_disk_leaves_no_torn_report(tmp_path):
     (tmp_path / "r.csv").write_text("before")
-    process = FORKS.Process(target=no_room, args=(tmp_path,))
+    process = forks().Process(target=no_room, args=(tmp_path,))
     process.start()
     process.join(60)
     assert process.exitcode == 0
@@ -254,7 +255,7 @@ def test_a_gpus_time_is_its_events(monkeypatch):
 
 
 def test_benchmark_refuses_in_one_line():
-    result = run("benchmark.py", "--sizes", 0)
+    result = fork("benchmark.py", "--sizes", 0)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("argument --sizes: wants a whole number of at least 1, not '0'")
     assert "Traceback" not in result.stderr
@@ -387,7 +388,7 @@ def test_benchmark_measures_losses_in_chunks(tmp_path, monkeypatch):
     start = _chunked.in_its_own_process
     settings = ["--chunked", "--sizes", 1500, "--rounds", 1, "--device", "cpu", "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, settings)])
-    with FORKS.Pool(1, maxtasksperchild=1) as pool:
+    with forks().Pool(1, maxtasksperchild=1) as pool:
 
         def in_its_own_process(op, name, *of):
             new = (op, name) == ("siglip", "eager")

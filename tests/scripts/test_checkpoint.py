@@ -19,7 +19,8 @@ import numpy
 import pytest
 import torch
 import train_text
-from support.scripting import FORKS, TINY_TEXT, Started, assert_refused, checkpoints, fork, losses, read_csv, state_of
+from support.forking import forks
+from support.scripting import TINY_TEXT, Started, assert_refused, checkpoints, fork, losses, read_csv, state_of
 from torch.distributed.checkpoint.api import CheckpointException
 
 STEPS = 40
@@ -195,7 +196,7 @@ def test_what_is_removed_loses_its_name_first(tmp_path, monkeypatch):
 def test_no_room_leaves_the_former_checkpoint(room, tmp_path):
     """In a process of its own, which may write files of no more than so many bytes."""
     _checkpoint.save(tmp_path, 1, {"x": torch.zeros(8)}, {})
-    process = FORKS.Process(target=save_without_room, args=(room, tmp_path))
+    process = forks().Process(target=save_without_room, args=(room, tmp_path))
     process.start()
     process.join(60)
     assert process.exitcode == 0

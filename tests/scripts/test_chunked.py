@@ -18,10 +18,12 @@ def trained(script, options, out, processes=1):
     return ended.stdout
 
 
-@pytest.mark.parametrize(("script", "options"), [("train_siglip.py", SIGLIP), ("train_labels.py", LABELS)])
-def test_two_processes_learn_what_one_does(script, options, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "options", "chunk"), [("train_siglip.py", SIGLIP, 5), ("train_labels.py", LABELS, 2000)]
+)
+def test_two_processes_learn_what_one_does(script, options, chunk, tmp_path):
     for processes in (1, 2):
-        trained(script, (*options, "--chunk", 5), tmp_path / str(processes), processes)
+        trained(script, (*options, "--chunk", chunk), tmp_path / str(processes), processes)
     one, two = (losses(tmp_path / str(n), STEPS) for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     rows = [read_csv(tmp_path / str(n) / "metrics.csv") for n in (1, 2)]

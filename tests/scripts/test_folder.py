@@ -17,7 +17,8 @@ import _training
 import pytest
 import torch
 import train_digits
-from support.scripting import FORKS, SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
+from support.forking import forks
+from support.scripting import SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
 
 PROGRAMS = sorted(
     path.name for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text() and path.name != "_chunked.py"
@@ -46,7 +47,7 @@ def hold_for_ever(folder):
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
-    process = FORKS.Process(target=hold_for_ever, args=(tmp_path,))
+    process = forks().Process(target=hold_for_ever, args=(tmp_path,))
     process.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import train_imbalanced
 import train_text
-from support.scripting import assert_picture, assert_refuses, read_csv, run, table
+from support.scripting import assert_picture, assert_refuses, fork, read_csv, run, table
 
 TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "4")
 
@@ -123,7 +123,7 @@ def test_attention_sees_no_later_byte():
 
 
 def test_refused_in_one_line(tmp_path):
-    done = run("train_text.py", "--data", tmp_path / "nothing", "--out", tmp_path / "out")
+    done = fork("train_text.py", "--data", tmp_path / "nothing", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert done.stdout == ""
     usage, _, error = done.stderr.partition("train_text.py: error: ")

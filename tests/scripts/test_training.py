@@ -1,9 +1,9 @@
-"""The training scripts as their users run them: in a process of their own, on tiny settings."""
+"""The training scripts as their users run them: in a process of their own, on tiny settings; most of them are forked."""
 
 import pytest
 import torch
 import train_digits
-from support.scripting import assert_picture, assert_refuses, read_csv, run
+from support.scripting import assert_picture, assert_refuses, fork, read_csv, run
 
 TINY = ("--device", "cpu", "--epochs", "2", "--layers", "12", "9")
 
@@ -11,7 +11,7 @@ TINY = ("--device", "cpu", "--epochs", "2", "--layers", "12", "9")
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "made" / "by the script"
-    done = run("train_digits.py", *TINY, "--compare", "--out", out, PYTHONIOENCODING="ascii")
+    done = fork("train_digits.py", *TINY, "--compare", "--out", out, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     return done.stdout, out
 
@@ -91,7 +91,7 @@ def test_interpreted_kernels_in_bfloat16_from_the_input(tmp_path):
 
 @pytest.mark.parametrize("options", [("--device", "cuda:99"), ("--device", "cpu", "--backend", "triton")])
 def test_refused_in_one_line(options, tmp_path):
-    done = run("train_digits.py", "--out", tmp_path / "out", *options)
+    done = fork("train_digits.py", "--out", tmp_path / "out", *options)
     assert done.returncode == 2
     assert done.stdout == ""
     usage, _, error = done.stderr.partition("train_digits.py: error: ")
@@ -124,7 +124,7 @@ def test_refused_variable(monkeypatch, capsys):
 
 def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path):
     options = ("--device", "cpu", "--dtype", "float16", "--lr", 1e30, "--layers", 12)
-    done = run("train_digits.py", *options, "--out", tmp_path / "out")
+    done = fork("train_digits.py", *options, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "--lr" in done.stderr
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path):
 
 
 def test_derive_draws_both_pictures(tmp_path):
-    done = run("derive.py", "--out", tmp_path / "images", PYTHONIOENCODING="ascii")
+    done = fork("derive.py", "--out", tmp_path / "images", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     for name in ("sigmoid.png", "gradient_error.png"):
         assert_picture(tmp_path / "images" / name)
@@ -145,7 +145,7 @@ def test_derive_measures_the_losses(tmp_path):
     for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "on cpu"):
         assert text in done.stdout
     assert not (tmp_path / "images").exists()
-    refused = run("derive.py", "--losses", CUDA_VISIBLE_DEVICES="")
+    refused = fork("derive.py", "--losses", CUDA_VISIBLE_DEVICES="")
     assert refused.returncode == 2
     assert "TRITON_INTERPRET=1" in refused.stderr.splitlines()[-1]
 

@@ -3,7 +3,6 @@
 import csv
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -19,6 +18,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from support.forking import forks
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # A GPT that takes milliseconds a step, on a file that takes no time to read.
 TINY_TEXT = tuple(
@@ -31,9 +32,7 @@ IGNORED = (
     "The .grad attribute of a Tensor",
     "`torch.jit.script_method` is deprecated",
 )
-# Importing torch takes longer than these trainings: one process does it, and forks for each of them.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "matplotlib.backends.backend_agg", "train_text", "train_digits"])
+SAMPLED = 20  # bytes that a forked train_text writes at its end: 400 take longer than the training
 
 
 def environment(**variables):
@@ -72,7 +71,7 @@ class Started:
             for suffix in (".out", ".err"):
                 self._file(rank).with_suffix(suffix).touch()
             given = [argument(rank) if callable(argument) else str(argument) for argument in arguments]
-            started = FORKS.Process(target=_forked, args=(script, given, env, cwd, self._file(rank)), daemon=True)
+            started = forks().Process(target=_forked, args=(script, given, env, cwd, self._file(rank)), daemon=True)
             started.start()
             self.processes.append(started)
 
@@ -128,14 +127,18 @@ def _forked(script, arguments, env, cwd, file):
     os.environ.update(env)
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(file.with_suffix(suffix), os.O_WRONLY), number)
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="replace")
+        stream.reconfigure(encoding=encoding, line_buffering=True, errors="backslashreplace")
     torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
     sys.argv = [str(SCRIPTS / script), *arguments]
     warnings.simplefilter("error")
     for said in IGNORED:
         warnings.filterwarnings("ignore", said)
-    importlib.import_module(Path(script).stem).main()
+    module = importlib.import_module(Path(script).stem)
+    if script == "train_text.py":
+        module.SAMPLE = SAMPLED
+    module.main()
 
 
 def read_csv(path):
