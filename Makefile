@@ -1,15 +1,19 @@
-# make train | make train-text | make test | make test-ptx ARCH=90 | make test-tritons | make mutants | make lint;
-# -j2 runs two at a time
+# make train | make train-text | make test | make test-fast | make test-ptx ARCH=90 | make test-tritons | make mutants |
+# make lint; tests run in JOBS processes
 # TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 ARCH   ?= 90
 PYTHON ?= python3
+JOBS   ?= 2
 TRITONS ?= 3.4 3.5 3.6 3.7 3.8 3.9 newest
 VENV   := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# A file's tests stay together and in order: some share a training, or go on from what the one before them left.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+FAST   := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_losses.py tests/ops/test_gates.py
 
-.PHONY: train train-text test test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
+.PHONY: train train-text test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
 
 # Each training gets a folder of its own: the first of runs/digits, runs/digits-2, ... that is not there.
 fresh = out=$(1); n=1; while [ -e $$out ]; do n=$$((n + 1)); out=$(1)-$$n; done
@@ -21,20 +25,24 @@ train-text: $(READY)
 	@$(call fresh,runs/text); set -x; $(BIN)/python scripts/train_text.py --out $$out
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The main tables of cases: what to run at each save.
+test-fast: $(READY)
+	$(PYTEST) -m "not slow" $(FAST) $(ARGS)
 
 # ARCH may name several: "80 90 100".
 test-ptx: $(ARCH:%=test-ptx-%)
 
 $(ARCH:%=test-ptx-%): test-ptx-%: $(READY)
-	$(BIN)/python -m pytest -p without_gpu.ptx.plugin --ptx-arch $* -m kernels $(ARGS)
+	$(PYTEST) -p without_gpu.ptx.plugin --ptx-arch $* -m kernels $(ARGS)
 
 # Compiles and launches everything on other releases of Triton, over a driver that does nothing.
 test-tritons: $(TRITONS:%=.tritons/%.tested)
 
 .tritons/%.tested: $(READY)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .tritons/$* triton$(if $(filter-out newest,$*),==$*.*)
-	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(BIN)/python -m pytest -p no:cacheprovider tests/host
+	TRITON_INTERPRET=0 PYTHONPATH=.tritons/$* $(PYTEST) -p no:cacheprovider tests/host
 
 # Which mistakes the tests would not notice: an hour or two, by hand or by night.
 mutants: $(READY)
