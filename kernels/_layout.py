@@ -1,126 +1,232 @@
-"""How tensors of one shape lie in memory, seen as (batches, rows, columns): what lets a kernel read views in place."""
+"""Layouts: tensors of one shape seen as (batches, rows, columns), so that a kernel reads views in place.
+
+Three axes reach all that training code passes. Dense tensors are one long row, whatever their shape. Rows serve halves of a
+packed tensor and a gate per token. Batches serve what lies between two dimensions: a gate per channel, the classes of
+images. A fourth axis would cost every kernel registers, and a grid has three axes; what needs one is copied first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 
-Operand = torch.Tensor | float | None  # None stands for an element's place along the last dimension
 
-ONE_A_ROW, ONE_A_COLUMN, EVERY_ELEMENT, NUMBER, COLUMN, ROW, BATCH = range(7)  # what an operand is to a kernel
-MAX_GRID = 2**16  # where a grid's second and third axes end
+class Index(Enum):
+    INDEX = "an element's index along the last dimension"
+
+
+INDEX = Index.INDEX  # an operand of kernels
+Operand = torch.Tensor | float | Index
+
+# Kinds of operands: an element per row of a tile, per column, per element; a number; or the element's index, along the last
+# dimension, which is an axis of its own.
+KINDS = PER_ROW, PER_COLUMN, PER_ELEMENT, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = tuple(range(7))
+MAX_GRID = 2**16  # programs along a grid's second and third axes: fewer than this
+HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
+WARPS = 4
+# Two 16-byte accesses per thread and tensor: with four, an H200 took up to 4 % longer, for the registers of more threads.
+TILE_BYTES = 2 * 16 * 32 * WARPS
+# Columns of a tile for short and for longer rows. Each width is a compilation, so there are only two.
+SHORT_ROW = 64
+NARROW_TILE, WIDE_TILE = 16, 128
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Unreachable(Exception):
+    """Tensors that no three axes describe."""
+
+
+class Axis(NamedTuple):
+    """An axis that several tensors share."""
+
+    size: int
+    strides: tuple[int, ...]  # one per tensor, outputs last; 0 where a tensor is broadcast
 
 
 class Layout(NamedTuple):
-    """Strides are in units of ``vector`` elements for an operand read at every element, and None without that axis.
+    """How a kernel finds the elements of its operands.
 
-    Tensors whose strides are the same share one set of them, so that a kernel computes an offset once.
+    Tensors with equal strides share a set of them, so that a kernel computes an offset once. Strides of an operand that is
+    read per element are in units of ``vector`` elements.
     """
 
     batches: int
     rows: int
     cols: int
-    batch_strides: tuple[int, ...] | None  # of each set
+    batch_strides: tuple[int, ...] | None  # one per set; None without that axis
     row_strides: tuple[int, ...] | None
-    sets: tuple[int, ...]  # of each operand: which set of strides it uses
+    stride_sets: tuple[int, ...]  # one per operand: its set of strides
+    kinds: tuple[int, ...]  # one per operand
+    vector: int  # elements of one access; all row strides are multiples of it
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for, beside its function and its tile's shape."""
+
+    stride_sets: tuple[int, ...]
     kinds: tuple[int, ...]
-    vector: int  # elements that one access reads: all row strides are multiples of it
+    vector: int
+    precise: bool  # the last bits of a float32 count: results of half types would round them away
+    double: bool  # all is computed in float64
+    target_input: int | None  # the input whose elements are ignored where they equal the last input
 
 
-def reached(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tuple[Operand, ...]:
-    """The inputs themselves, or with copies of those that no common layout reaches, in the outputs' order."""
-    like, apart = outputs[0], None in inputs
+def layout_of(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layout:
+    """Returns the common layout of inputs, broadcastable to the outputs, and of outputs of one shape and strides.
 
-    def all_reachable(inputs: tuple[Operand, ...]) -> bool:
-        return reachable(axes_of([*_tensors(inputs), *outputs], like, apart))
-
-    if all_reachable(inputs):
-        return inputs
-    alone = tuple(t if not isinstance(t, torch.Tensor) or all_reachable((t,)) else _ordered(t, like) for t in inputs)
-    if all_reachable(alone):
-        return alone
-    return tuple(_ordered(t.expand(like.shape), like) if isinstance(t, torch.Tensor) else t for t in inputs)
-
-
-def layout(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> Layout:
-    """The common layout of inputs, reached and broadcastable to the outputs, and of outputs of one shape and strides.
-
-    Where places along the last dimension are asked for, that is an axis of its own.
+    Raises:
+        Unreachable: if some inputs have to be copied first.
     """
-    tensors, like = [*_tensors(inputs), *outputs], outputs[0]
-    axes = axes_of(tensors, like, None in inputs)
-    *outer, (cols, steps) = axes
-    strides = list(zip(*(by for _, by in outer), strict=True)) or [()] * len(tensors)  # of each tensor
-    every = [t for t, step in zip(tensors, steps, strict=True) if step]
-    vector = min(8, 16 // min(t.element_size() for t in every))
-    aligned = all(s % vector == 0 for by, step in zip(strides, steps, strict=True) if step for s in by)
-    vector = vector if outer and aligned and cols % vector == 0 else 1
-    strides = [tuple(s // vector if step else s for s in by) for by, step in zip(strides, steps, strict=True)]
-    distinct = list(dict.fromkeys(strides))
-    rows, batches = [*reversed([n for n, _ in outer]), 1, 1][:2]
-    row_by, batch_by = [*reversed([*zip(*distinct, strict=True)]), None, None][:2]
-    place = _place(axes, like) if None in inputs else NUMBER
-    sets = map(distinct.index, strides)
-    kinds = (_kind(step, by, place) for step, by in zip(steps, strides, strict=True))
-    # Numbers in between use no strides.
-    at = [(next(sets), next(kinds)) if isinstance(t, torch.Tensor) else (0, place if t is None else NUMBER)
-          for t in (*inputs, *outputs)]  # fmt: skip
-    return Layout(batches, rows, cols, batch_by, row_by, *zip(*at, strict=True), vector)
+    tensors, like, indexed = [*_tensors(inputs), *outputs], outputs[0], index_input(inputs) >= 0
+    axes = axes_of(tensors, like, apart=indexed)
+    if not is_reachable(axes):
+        raise Unreachable
+    *outer, cols = axes
+    vector = _vector(tensors, outer, cols)
+    units = [vector if step else 1 for step in cols.strides]
+    strides = [tuple(axis.strides[i] // unit for axis in outer) for i, unit in enumerate(units)]  # of each tensor
+    sets = list(dict.fromkeys(strides))
+    index_kind = _index_kind(axes, like) if indexed else NUMBER
+    kinds, stride_sets = [], []
+    of_tensors = iter(zip(strides, cols.strides, strict=True))
+    for operand in (*inputs, *outputs):
+        if isinstance(operand, torch.Tensor):
+            own, step = next(of_tensors)
+            kinds.append(_kind(step, own, index_kind))
+            stride_sets.append(sets.index(own))
+        else:
+            kinds.append(index_kind if operand is INDEX else NUMBER)
+            stride_sets.append(0)  # not read
+    batches, rows = [1, 1, *(axis.size for axis in outer)][-2:]
+    batch_strides, row_strides = [None, None, *zip(*sets, strict=True)][-2:]
+    return Layout(batches, rows, cols.size, batch_strides, row_strides, tuple(stride_sets), tuple(kinds), vector)
 
 
-def _kind(step: int, by: tuple[int, ...], place: int) -> int:
-    """A class index along columns serves every row, which is a class: a kernel loads it once for several."""
+def _vector(tensors: list[torch.Tensor], outer: list[Axis], cols: Axis) -> int:
+    """Returns how many elements an access of 16 bytes has, or 1 if some row does not start and end with a whole access."""
+    steps = [bool(step) for step in cols.strides]
+    vector = min(8, 16 // min(t.element_size() for t, step in zip(tensors, steps, strict=True) if step))
+    strides = [s for axis in outer for s, step in zip(axis.strides, steps, strict=True) if step]
+    whole = cols.size % vector == 0 and all(s % vector == 0 for s in strides)
+    return vector if outer and whole else 1
+
+
+def _kind(step: int, strides: tuple[int, ...], index_kind: int) -> int:
+    """Returns the kind of a tensor with this stride along columns and these ones along the outer axes.
+
+    Class indices beside rows that are classes are the same in every row: loaded once per column.
+    """
     if not step:
-        return ONE_A_ROW
-    return ONE_A_COLUMN if place == ROW and not by[-1] else EVERY_ELEMENT
+        return PER_ROW
+    return PER_COLUMN if index_kind == ROW_INDEX and not strides[-1] else PER_ELEMENT
 
 
-def _place(axes: list[tuple[int, tuple[int, ...]]], like: torch.Tensor) -> int:
-    """Which axis is the last dimension of like, whose own strides are last: no two are the same."""
-    inwards = [by[-1] for _, by in reversed(axes)]
-    return (COLUMN, ROW, BATCH)[inwards.index(like.stride(-1))]
+def _index_kind(axes: list[Axis], like: torch.Tensor) -> int:
+    """Returns the index along the axis that is like's last dimension; like's strides come last and are distinct."""
+    inwards = [axis.strides[-1] for axis in reversed(axes)]
+    return (COLUMN_INDEX, ROW_INDEX, BATCH_INDEX)[inwards.index(like.stride(-1))]
+
+
+def index_input(inputs: Sequence[Operand]) -> int:
+    """Returns the position of the input that is INDEX, or -1."""
+    return next((i for i, t in enumerate(inputs) if t is INDEX), -1)
 
 
 def _tensors(operands: Sequence[Operand]) -> list[torch.Tensor]:
     return [t for t in operands if isinstance(t, torch.Tensor)]
 
 
-def axes_of(
-    tensors: Sequence[torch.Tensor], like: torch.Tensor, apart: bool = False
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Axes as (size, a stride a tensor), outermost first; neighbours that are one axis in every tensor become one.
+def axes_of(tensors: Sequence[torch.Tensor], like: torch.Tensor, apart: bool = False) -> list[Axis]:
+    """Returns the axes of tensors expanded to like's shape, outermost first, in the order of the last tensor's strides.
 
-    But for the last dimension, where that is to stay apart.
+    Merges neighbours that are one axis in every tensor; if ``apart``, never merges the last dimension.
     """
     strides = zip(*(t.expand(like.shape).stride() for t in tensors), strict=True)
-    axes: list[tuple[int, tuple[int, ...]]] = []
-    alone = like.stride(-1) if apart else None  # of dense outputs, whose strides all differ
-    for n, by in sorted(
-        ((n, by) for n, by in zip(like.shape, strides, strict=True) if n != 1),
-        reverse=True,
-        key=lambda axis: axis[1][-1],
-    ):
-        outer = axes[-1][1] if axes else ()
-        merges = outer and alone not in (by[-1], outer[-1])
-        if merges and all(o == n * inner for o, inner in zip(outer, by, strict=True)):
-            axes[-1] = (axes[-1][0] * n, by)
+    dims = [Axis(size, by) for size, by in zip(like.shape, strides, strict=True) if size != 1]
+    alone = like.stride(-1) if apart else None  # outputs are dense, with strides that all differ
+    axes: list[Axis] = []
+    for inner in sorted(dims, key=lambda axis: axis.strides[-1], reverse=True):
+        if axes and alone not in (inner.strides[-1], axes[-1].strides[-1]) and _are_one(axes[-1], inner):
+            axes[-1] = Axis(axes[-1].size * inner.size, inner.strides)
         else:
-            axes.append((n, by))
-    if not axes or axes[-1][1][-1] != 1:  # one element, or outputs of one column each
-        axes.append((1, (1,) * len(tensors)))
+            axes.append(inner)
+    if not axes or axes[-1].strides[-1] != 1:  # one element, or outputs of one column each
+        axes.append(Axis(1, (1,) * len(tensors)))
     return axes
 
 
-def reachable(axes: list[tuple[int, tuple[int, ...]]]) -> bool:
-    """Three axes at most, the innermost one read in steps of 1 or 0; the outermost is a grid's second."""
-    return len(axes) <= 3 and all(s in (0, 1) for s in axes[-1][1]) and (len(axes) < 3 or axes[0][0] < MAX_GRID)
+def _are_one(outer: Axis, inner: Axis) -> bool:
+    return all(o == inner.size * i for o, i in zip(outer.strides, inner.strides, strict=True))
+
+
+def is_reachable(axes: list[Axis]) -> bool:
+    """Returns whether a kernel can follow these axes: at most three, the innermost read in steps of 1 or 0.
+
+    The outermost of three is a grid's second axis.
+    """
+    few = len(axes) < 3 or (len(axes) == 3 and axes[0].size < MAX_GRID)
+    return few and all(s in (0, 1) for s in axes[-1].strides)
+
+
+def with_copies(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tuple[Operand, ...]:
+    """Returns inputs that a common layout reaches: copies of as few of the given ones as possible, in the outputs' order."""
+    like, apart = outputs[0], index_input(inputs) >= 0
+
+    def all_reachable(inputs: tuple[Operand, ...]) -> bool:
+        return is_reachable(axes_of([*_tensors(inputs), *outputs], like, apart))
+
+    alone = tuple(t if not isinstance(t, torch.Tensor) or all_reachable((t,)) else _ordered(t, like) for t in inputs)
+    if all_reachable(alone):
+        return alone
+    return tuple(_ordered(t.expand(like.shape), like) if isinstance(t, torch.Tensor) else t for t in inputs)
 
 
 def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A dense copy of t with its axes in like's order."""
+    """Returns a dense copy of t with its axes in like's order."""
     strides, step = [0] * t.dim(), 1
     for axis in sorted(range(t.dim()), key=lambda i: like.stride(i - t.dim())):
         strides[axis], step = step, step * t.shape[axis]
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...]:
+    """Returns inputs with numbers as tensors if like is float64: a number is a float32 to Triton."""
+    if like.dtype != torch.float64:
+        return inputs
+    return tuple(like.new_full((), t) if isinstance(t, float) else t for t in inputs)
+
+
+def form_of(
+    layout: Layout, inputs: Sequence[Operand], results: Sequence[torch.dtype], target_input: int | None = None
+) -> Form:
+    """Returns the form of a kernel that reads inputs, and whose results have these dtypes."""
+    precise = not HALF_DTYPES.issuperset(results)
+    double = any(t.dtype == torch.float64 for t in _tensors(inputs))
+    return Form(layout.stride_sets, layout.kinds, layout.vector, precise, double, target_input)
+
+
+def tile_shape(layout: Layout, size: int) -> tuple[int, int]:
+    """Returns the rows and columns of a tile; of one row, it has ``size`` elements."""
+    if layout.row_strides is None or (layout.cols >= 2 * size and PER_COLUMN not in layout.kinds):
+        return 1, size
+    # Each row has an address of its own, which takes registers: fewer elements.
+    if layout.cols <= SHORT_ROW:
+        return size // 4 // NARROW_TILE, NARROW_TILE
+    return size // 2 // WIDE_TILE, WIDE_TILE
+
+
+def encode_strides(strides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Encodes s as 2s + 1, so that Triton does not specialise on 1 or on multiples of 16."""
+    return None if strides is None else tuple(2 * s + 1 for s in strides)
+
+
+@triton.jit
+def decode_stride(stride):
+    """Decodes 2s + 1 as s."""
+    # The interpreter's integers in [2^31, 2^32) are unsigned: a shift would read them as negative.
+    return stride // 2 if INTERPRETED else stride >> 1

@@ -1,4 +1,4 @@
-"""The elementwise kernel: every element of the outputs is a scalar function of those of the inputs."""
+"""The elementwise kernel: applies a scalar function to each element of its inputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import TILE_BYTES, WARPS, Call, form, odd, plan, tile_of
-from sigtorch.kernels._layout import MAX_GRID, Operand, layout
-from sigtorch.kernels._tile import compute
+from sigtorch.kernels._layout import (
+    MAX_GRID,
+    TILE_BYTES,
+    WARPS,
+    Operand,
+    encode_strides,
+    form_of,
+    layout_of,
+    tile_shape,
+)
+from sigtorch.kernels._plan import Call, plan
+from sigtorch.kernels._tile import Tile, run_tile
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -35,32 +44,43 @@ def _map_kernel(
     if row_strides is not None:
         row = tl.program_id(0 if ROWS_FIRST else 2).to(tl.int64) * BLOCK_M
     col = tl.program_id(2 if ROWS_FIRST else 0).to(tl.int64) * BLOCK_N
-    tile = (batch, row, col, m, n)
-    nothing = row  # is summed or counted
-    compute(inputs, outputs, strides, tile, rows, cols, FN, FORM, None, nothing, nothing)
+    tile = Tile(batch, row, col, m, n, rows, cols)
+    unused = row  # run_tile() wants accumulators
+    run_tile(inputs, outputs, strides, tile, FN, FORM, None, unused, unused)
 
 
 def launch_map(
-    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], ignoring: int = 0, warps: int = WARPS
+    fn: Any,
+    inputs: tuple[Operand, ...],
+    outputs: tuple[torch.Tensor, ...],
+    *,
+    target_input: int | None = None,
+    warps: int = WARPS,
 ) -> None:
-    """Runs fn on inputs, each broadcastable to the outputs' shape, into the outputs.
+    """Writes fn of the inputs into the outputs.
 
-    Outputs share one shape and one set of strides, are freshly allocated and overlap nothing. An input may also be a
-    number, or None: the element's place along the outputs' last dimension. Where the input at ignoring is the number that
-    comes last, the result is 0. More warps share a tile: fewer elements a thread, and fewer registers.
+    Args:
+        fn: a scalar function of ``_math.py``, with one result per output.
+        inputs: tensors that broadcast to the outputs' shape, numbers, or ``INDEX``: an element's index along the outputs'
+            last dimension.
+        outputs: freshly allocated tensors of one shape, with the same strides, that do not overlap.
+        target_input: the input whose elements are ignored where they equal the last input, a number: results are 0 there.
+        warps: per tile. More of them have fewer elements per thread, and take fewer registers.
     """
     if outputs[0].numel():
-        ready, inputs = plan(_call, fn, inputs, outputs, (ignoring, warps))
+        ready, inputs = plan(_map_call, fn, inputs, outputs, (target_input, warps))
         ready.launch(inputs, outputs)
 
 
-def _call(fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: tuple[int, int]) -> Call:
-    at, (ignoring, warps) = layout(inputs, outputs), option
-    block_m, block_n = tile_of(at, TILE_BYTES // outputs[0].element_size())
-    down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
-    rows_first = down >= MAX_GRID  # a grid's first axis is the long one
-    grid = (down, at.batches, across) if rows_first else (across, at.batches, down)
-    of = form(at, inputs, [t.dtype for t in outputs], ignoring)
-    strides = odd(at.batch_strides), odd(at.row_strides)
-    arguments = (*strides, at.rows, at.cols, fn, of, rows_first, block_m, block_n)
+def _map_call(
+    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], target_input: int | None, warps: int
+) -> Call:
+    layout = layout_of(inputs, outputs)
+    block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
+    down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
+    rows_first = down >= MAX_GRID  # only a grid's first axis may be that long
+    grid = (down, layout.batches, across) if rows_first else (across, layout.batches, down)
+    form = form_of(layout, inputs, [t.dtype for t in outputs], target_input)
+    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
+    arguments = (*strides, layout.rows, layout.cols, fn, form, rows_first, block_m, block_n)
     return Call(_map_kernel, grid, arguments, warps=warps)

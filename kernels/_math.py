@@ -42,11 +42,6 @@ if triton.knobs.runtime.interpret:  # the interpreter takes no inline assembly
         return x.to(WIDE)
 
     @triton.jit
-    def halved(stride):
-        """Half of a stride. A shift would read an integer in [2^31, 2^32), which is unsigned here, as negative."""
-        return stride // 2
-
-    @triton.jit
     def rounded(x, dtype: tl.constexpr):
         """x.to(dtype), to the nearest: the interpreter itself truncates to bfloat16."""
         if dtype == tl.bfloat16:
@@ -88,10 +83,6 @@ else:
             )
         else:
             return x.to(WIDE)
-
-    @triton.jit
-    def halved(stride):
-        return stride >> 1
 
     @triton.jit
     def rounded(x, dtype: tl.constexpr):

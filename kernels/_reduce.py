@@ -1,6 +1,7 @@
-"""Sums: over rows or columns, beside an elementwise pass, to the shape of a broadcast input; and of everything, a loss'.
+"""Sums beside an elementwise function: to the shape of a broadcast input, as its gradient, or of everything, as a loss.
 
-Each program adds up its share in a fixed order, and one more sum adds the shares: no atomics, so that two runs are bit-equal.
+Each program adds up its tiles in a fixed order, and one more sum adds the programs' results: no atomics, so that two runs
+agree bit for bit.
 """
 
 from __future__ import annotations
@@ -11,21 +12,32 @@ import torch
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._launch import TILE_BYTES, WARPS, Call, exact, form, odd, plan, tile_of
-from sigtorch.kernels._layout import EVERY_ELEMENT, Operand, layout
+from sigtorch.kernels._layout import (
+    PER_ELEMENT,
+    TILE_BYTES,
+    WARPS,
+    Operand,
+    encode_strides,
+    exact,
+    form_of,
+    layout_of,
+    tile_shape,
+)
 from sigtorch.kernels._math import rounded
-from sigtorch.kernels._tile import compute, pointers
+from sigtorch.kernels._plan import Call, plan
+from sigtorch.kernels._tile import Tile, pointers, run_tile
 
-# At most, whatever the device: the order of a sum is part of its result. A large GPU is filled by either.
+# Upper bounds that no device changes, since the order of a sum is part of its result. Either fills a large GPU.
 GATE_PROGRAMS, LOSS_PROGRAMS = 1024, 4096
-# Four elements a thread: with eight, an H200 took up to 16 % longer, for the registers of more threads.
+# Four elements per thread: with eight, an H200 took up to 16 % longer, for the registers of more threads.
 LOSS_TILE, LOSS_WARPS = 1024, 8
-# A lane's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
+PARTS_BLOCK = 4096  # partial sums that the last program adds at once
+# A thread's sum of losses near the largest float32 stays finite; a loss of 1e-30 stays normal.
 SCALE = tl.constexpr(2.0**-12)
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "sums_size", "chunk_tiles"])
-def _map_sum_kernel(
+def _map_and_sum_kernel(
     inputs,
     outputs,
     batch_strides,
@@ -42,7 +54,10 @@ def _map_sum_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The last of the outputs are the sums: one a chunk, or also one a batch."""
+    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side.
+
+    The last output holds the sums: (chunks, sums_size), or (chunks * batches, sums_size) if OVER_BATCHES.
+    """
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
@@ -51,35 +66,37 @@ def _map_sum_kernel(
     chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32)
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
-        tile = (batch, row, col, m, n)
-        total, _ = compute(inputs, outputs[:-1], strides, tile, rows, cols, FN, FORM, 1.0, total, number)
+        tile = Tile(batch, row, col, m, n, rows, cols)
+        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, FORM, 1.0, total, number)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
         else:
             col += BLOCK_N
-    part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk
-    corner = (batch, 0 if OVER_ROWS else row, col if OVER_ROWS else 0, m * 0 if OVER_ROWS else m, n)
-    ptr = pointers(outputs[-1] + part * sums_size, strides, corner, FORM[0][SUMMED], FORM[1][SUMMED], FORM[2])
+    part = outputs[-1] + (chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk) * sums_size
     if OVER_ROWS:
-        ptr += m * 0
+        first = Tile(batch, 0, col, m * 0, n, rows, cols)
+        ptr = pointers(part, strides, first, FORM.stride_sets[SUMMED], FORM.kinds[SUMMED], FORM.vector) + m * 0
         total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col
     else:
+        first = Tile(batch, row, 0, m, n, rows, cols)
+        ptr = pointers(part, strides, first, FORM.stride_sets[SUMMED], FORM.kinds[SUMMED], FORM.vector)
         total, mask = tl.sum(total, 1, keep_dims=True), m < rows - row
     tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
-def launch_map_sum(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int
+def launch_map_and_sum(
+    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], *, summed: int
 ) -> torch.Tensor | None:
-    """Runs fn on inputs into outputs; its last result is summed to the shape of ``inputs[summed]`` and returned.
+    """Writes fn of the inputs into the outputs, but for its last result, which is summed and returned.
 
-    That input is broadcast along the rows or along the columns; None, and nothing done, where it is along neither.
+    The sum has the shape of ``inputs[summed]``, which is broadcast along rows or along columns. If it is along neither or
+    both, no kernel runs, and None is returned.
     """
-    ready, inputs = plan(_map_sum_call, fn, inputs, outputs, summed)
+    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs, (summed,))
     small, parts = inputs[summed], ready.call.partials
     if not parts:
         return None
@@ -93,25 +110,27 @@ def launch_map_sum(
     return sums.sum(0, dtype=wide).as_strided(small.shape, small.stride()).to(small.dtype)
 
 
-def _map_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int) -> Call:
-    at, small = layout(inputs, outputs), inputs[summed]
-    strides_of, over_rows = at.sets[summed], at.kinds[summed] == EVERY_ELEMENT
-    row_stride = at.row_strides[strides_of] if at.row_strides is not None else 0
+def _map_and_sum_call(
+    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int
+) -> Call:
+    layout, small = layout_of(inputs, outputs), inputs[summed]
+    stride_set, over_rows = layout.stride_sets[summed], layout.kinds[summed] == PER_ELEMENT
+    row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
     dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
-    if not dense or (at.rows > 1 and over_rows == (row_stride > 0)):
-        return Call(_map_sum_kernel, (0, 0, 0), ())
-    block_m, block_n = tile_of(at, TILE_BYTES // outputs[0].element_size())
-    down, across = triton.cdiv(at.rows, block_m), triton.cdiv(at.cols, block_n)
+    if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
+        return Call(_map_and_sum_kernel, (0, 0, 0), ())
+    block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
+    down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
-    chunk_tiles = min(tiles, triton.cdiv(tiles * kept * at.batches, GATE_PROGRAMS))
+    chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
     chunks = triton.cdiv(tiles, chunk_tiles)
-    over_batches = at.batch_strides is not None and at.batch_strides[strides_of] == 0
-    of = form(at, inputs, [t.dtype for t in (*outputs, small)])
-    arguments = (
-        odd(at.batch_strides), odd(at.row_strides), at.rows, at.cols, small.numel(), chunk_tiles,
-        fn, of, summed, over_rows, over_batches, block_m, block_n,
-    )  # fmt: skip
-    return Call(_map_sum_kernel, (kept, at.batches, chunks), arguments, chunks * at.batches if over_batches else chunks)
+    over_batches = layout.batch_strides is not None and layout.batch_strides[stride_set] == 0
+    form = form_of(layout, inputs, [t.dtype for t in (*outputs, small)])
+    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
+    sizes = layout.rows, layout.cols, small.numel(), chunk_tiles
+    arguments = (*strides, *sizes, fn, form, summed, over_rows, over_batches, block_m, block_n)
+    partials = chunks * layout.batches if over_batches else chunks
+    return Call(_map_and_sum_kernel, (kept, layout.batches, chunks), arguments, partials)
 
 
 @triton.jit(do_not_specialize=["batches", "rows", "cols"])
@@ -128,14 +147,18 @@ def _sum_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Each program's sum goes to its place in the one output; behind these, how many elements it did not ignore."""
+    """Runs every tile whose number is this program's, modulo the number of programs.
+
+    The output holds the programs' sums: (programs,). If some elements are ignored, it is (2 * programs,): behind the sums,
+    how many elements each program did not ignore.
+    """
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
     down = tl.cdiv(rows.to(tl.int64), BLOCK_M)
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM[4] else tl.float32)
-    count = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) if FORM[5] else 0
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32)
+    count = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) if FORM.target_input is not None else 0
     number = tl.program_id(0).to(tl.int64)
     while number < batches * down * across:
         batch, row, col = tl.cast(0, tl.int64), tl.cast(0, tl.int64), number * BLOCK_N
@@ -143,92 +166,115 @@ def _sum_kernel(
             batch = number // (down * across)
             row = number // across % down * BLOCK_M
             col = number % across * BLOCK_N
-        tile = (batch, row, col, m, n)
-        total, count = compute(inputs, (), strides, tile, rows, cols, FN, FORM, SCALE, total, count)
+        tile = Tile(batch, row, col, m, n, rows, cols)
+        total, count = run_tile(inputs, (), strides, tile, FN, FORM, SCALE, total, count)
         number += tl.num_programs(0)
-    at = outputs[0] + tl.program_id(0)
-    tl.store(at, _sum(total) * (1.0 / SCALE))
-    if FORM[5]:
-        tl.store(at + tl.num_programs(0), _sum(count))
+    ptr = outputs[0] + tl.program_id(0)
+    tl.store(ptr, _sum(total) * (1.0 / SCALE))
+    if FORM.target_input is not None:
+        tl.store(ptr + tl.num_programs(0), _sum(count))
 
 
 @triton.jit
-def _sum(lanes):
-    """A thread's own elements in float32, as a tree; float64 is slow on many chips, and left to what threads share."""
-    SIZE: tl.constexpr = lanes.shape[0] * lanes.shape[1]
-    return tl.sum(tl.sum(tl.reshape(lanes, [SIZE // 4, 4]), 1).to(tl.float64), 0)
+def _sum(block):
+    """Adds up a block: a thread's own elements in float32, the threads' sums in float64, which is slow on many GPUs."""
+    SIZE: tl.constexpr = block.shape[0] * block.shape[1]
+    return tl.sum(tl.sum(tl.reshape(block, [SIZE // 4, 4]), 1).to(tl.float64), 0)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _finish_kernel(inputs, outputs, count, NUMBER: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the partial sums, and divides by a number, what a pointer shows, or the counts' sum, which it also stores."""
-    total = _sum_of_parts(inputs[0], count, BLOCK)
+    """Adds up partial sums and divides by a number, by a loaded scalar, or if COUNTED by the counts' sum, stored as well.
+
+    Inputs are pointers to the partials, (count,) or (2 * count,), and the divisor; outputs are pointers to the result and,
+    if COUNTED, to the divisor.
+    """
+    partials, divisor = inputs
+    result_ptr = outputs[0]
+    total = _sum_of_parts(partials, count, BLOCK)
     if COUNTED:
-        divisor = tl.maximum(_sum_of_parts(inputs[0] + count, count, BLOCK), 1.0)  # of nothing, a mean is 0
+        divisor = tl.maximum(_sum_of_parts(partials + count, count, BLOCK), 1.0)  # the mean of no elements is 0
         tl.store(outputs[1], divisor.to(outputs[1].dtype.element_ty))
-    else:
-        divisor = inputs[1] if NUMBER else tl.load(inputs[1])
-    if outputs[0].dtype.element_ty == tl.float64:
+    elif not NUMBER:
+        divisor = tl.load(divisor)
+    if result_ptr.dtype.element_ty == tl.float64:
         result = total / divisor
     else:
-        # A division in float64 is a call: an inverse in float32, made exact by one of Newton's steps, is none. The quotient
-        # may fit where the sum does not.
+        # A division in float64 is a call. A float32 inverse, made exact by one of Newton's steps, is none. It divides in
+        # float64, since the quotient may fit into float32 where the sum does not.
         inverse = (1.0 / tl.cast(divisor, tl.float32)).to(tl.float64)
         inverse *= 2.0 - tl.cast(divisor, tl.float64) * inverse
         result = (total * inverse).to(tl.float32)
-    tl.store(outputs[0], rounded(result, outputs[0].dtype.element_ty))
+    tl.store(result_ptr, rounded(result, result_ptr.dtype.element_ty))
 
 
 @triton.jit
 def _sum_of_parts(ptr, count, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
+    offsets = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
     start = 0
     while start < count:
-        total += tl.load(ptr + start + at, mask=at < count - start, other=0.0)
+        total += tl.load(ptr + start + offsets, mask=offsets < count - start, other=0.0)
         start += BLOCK
     return tl.sum(total, 0)
 
 
-def reduce(
-    fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, divisor: Operand, dtype: torch.dtype, ignoring: int = 0
+def launch_sum(
+    fn: Any,
+    inputs: tuple[Operand, ...],
+    like: torch.Tensor,
+    divisor: Operand | None,
+    dtype: torch.dtype,
+    *,
+    target_input: int | None = None,
 ) -> tuple[torch.Tensor, Operand]:
-    """The sum of fn over all elements, divided, in one order whatever the device does; and the divisor.
+    """Returns the sum of fn over all elements, divided, and the divisor.
 
-    Where the input at ignoring is the number that comes last, an element is left out. A divisor of None is the count of
-    the others, at least 1: a 0-d tensor.
+    Args:
+        fn: a scalar function of ``_math.py``, with one result.
+        inputs: as for ``launch_map``, broadcastable to like's shape.
+        like: the tensor whose shape and order of elements the kernel follows.
+        divisor: a number or a 0-d tensor; None for the count of elements that are not ignored, at least 1.
+        dtype: of the result.
+        target_input: the input whose elements are ignored where they equal the last input, a number.
     """
-    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), (dtype, ignoring))
+    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), (dtype, target_input))
     partials = torch.empty(ready.call.partials, dtype=torch.float64, device=like.device)
     ready.launch(inputs, (partials,))
     total = torch.empty((), dtype=dtype, device=like.device)
     outputs: tuple[torch.Tensor, ...] = (total,)
     if divisor is None:
-        divisor = torch.empty(
-            (), dtype=torch.float64 if like.dtype == torch.float64 else torch.float32, device=like.device
-        )
+        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+        divisor = torch.empty((), dtype=wide, device=like.device)
         outputs, inputs = (total, divisor), (partials, 1)
     else:
         inputs = exact((partials, divisor), total)
-    ready, inputs = plan(_finish_call, None, inputs, outputs, bool(ignoring))
+    ready, inputs = plan(_finish_call, None, inputs, outputs, (target_input is not None,))
     ready.launch(inputs, outputs)
     return total, divisor
 
 
 def _sum_call(
-    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], option: tuple[torch.dtype, int]
+    fn: Any,
+    inputs: tuple[Operand, ...],
+    outputs: tuple[torch.Tensor, ...],
+    dtype: torch.dtype,
+    target_input: int | None,
 ) -> Call:
-    at, (dtype, ignoring) = layout(inputs, outputs), option
-    block_m, block_n = tile_of(at, LOSS_TILE)
-    programs = min(at.batches * triton.cdiv(at.rows, block_m) * triton.cdiv(at.cols, block_n), LOSS_PROGRAMS)
-    arguments = odd(at.batch_strides), odd(at.row_strides), at.batches, at.rows, at.cols, fn
-    of = form(at, inputs, [dtype], ignoring)
-    parts = 2 * programs if ignoring else programs
-    warps = LOSS_WARPS if block_m == 1 else WARPS
-    return Call(_sum_kernel, (programs, 1, 1), (*arguments, of, block_m, block_n), parts, warps)
+    layout = layout_of(inputs, outputs)
+    block_m, block_n = tile_shape(layout, LOSS_TILE)
+    tiles = layout.batches * triton.cdiv(layout.rows, block_m) * triton.cdiv(layout.cols, block_n)
+    programs = min(tiles, LOSS_PROGRAMS)
+    form = form_of(layout, inputs, [dtype], target_input)
+    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
+    arguments = (*strides, layout.batches, layout.rows, layout.cols, fn, form, block_m, block_n)
+    partials = programs if target_input is None else 2 * programs
+    return Call(_sum_kernel, (programs, 1, 1), arguments, partials, LOSS_WARPS if block_m == 1 else WARPS)
 
 
-def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], counts: bool) -> Call:
-    count = inputs[0].numel() // 2 if counts else inputs[0].numel()
-    number, counted = not isinstance(inputs[1], torch.Tensor), len(outputs) > 1
-    return Call(_finish_kernel, (1, 1, 1), (count, number, counted, 4096), warps=LOSS_WARPS)
+def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], with_counts: bool) -> Call:
+    """Returns the call of a sum's last step: it has no scalar function, and its inputs need no layout."""
+    partials, divisor = inputs
+    count = partials.numel() // 2 if with_counts else partials.numel()
+    number, counted = not isinstance(divisor, torch.Tensor), len(outputs) > 1
+    return Call(_finish_kernel, (1, 1, 1), (count, number, counted, PARTS_BLOCK), warps=LOSS_WARPS)

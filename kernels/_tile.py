@@ -1,106 +1,128 @@
-"""One tile of an elementwise operation: where its elements lie, and what is loaded, computed and stored.
+"""Tiles: what a kernel does for one block of elements, (BLOCK_M, BLOCK_N): load, compute, store, add up.
 
-An operation is a scalar function from ``_math.py``, a constexpr parameter ``FN``. ``FORM`` is what
-``_launch.form`` gives; a ``tile`` is its batch, row and column, and its rows and columns from there.
+``inputs`` and ``outputs`` are tuples of pointers and numbers, ``strides`` a pair of encoded tuples (of batches, of rows),
+``FN`` a scalar function of ``_math.py``, and ``FORM`` the ``_layout.Form`` that tells how each operand is read.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from sigtorch.kernels import _layout
-from sigtorch.kernels._math import halved, rounded, widened
+from sigtorch.kernels._layout import KINDS, decode_stride
+from sigtorch.kernels._math import rounded, widened
 
-ONE_A_ROW, ONE_A_COLUMN = tl.constexpr(_layout.ONE_A_ROW), tl.constexpr(_layout.ONE_A_COLUMN)
-EVERY_ELEMENT, NUMBER = tl.constexpr(_layout.EVERY_ELEMENT), tl.constexpr(_layout.NUMBER)
-COLUMN, ROW, BATCH = map(tl.constexpr, (_layout.COLUMN, _layout.ROW, _layout.BATCH))
+PER_ROW, PER_COLUMN, PER_ELEMENT, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = map(tl.constexpr, KINDS)
 
 
-@triton.jit
-def pointers(ptr, strides, tile, STRIDES, KIND, VECTOR):
-    """An operand's elements of a tile: a 64-bit corner, 32-bit lanes from there. Strides count vectors of elements."""
-    batch_strides, row_strides = strides
-    batch, row, col, m, n = tile
-    unit: tl.constexpr = 1 if KIND == ONE_A_ROW else VECTOR
-    if batch_strides is not None:
-        ptr += batch * halved(batch_strides[STRIDES]) * unit
-    if row_strides is not None:
-        stride = halved(row_strides[STRIDES])
-        ptr += row * stride * unit
-        m = (m * unit).to(tl.int64) * stride
-    if KIND == ONE_A_COLUMN:  # whose stride from row to row is 0
-        ptr += col
-        m = n
-    elif KIND == EVERY_ELEMENT:
-        ptr += col
-        m += n
-    return ptr + m
+class Tile(NamedTuple):
+    """A tile's first element, the offsets of its elements from there, and how many rows and columns there are in all."""
+
+    batch: tl.tensor
+    row: tl.tensor
+    col: tl.tensor
+    m: tl.tensor  # (BLOCK_M, 1)
+    n: tl.tensor  # (1, BLOCK_N)
+    rows: tl.tensor
+    cols: tl.tensor
+
+
+class Masks(NamedTuple):
+    """Which rows, columns and elements of a tile there are; None for a full tile."""
+
+    rows: tl.tensor  # (BLOCK_M, 1)
+    cols: tl.tensor  # (1, BLOCK_N)
+    elements: tl.tensor  # (BLOCK_M, BLOCK_N)
 
 
 @triton.jit
-def _load(inputs, strides, tile, row_mask, col_mask, mask, FORM: tl.constexpr):
-    """A tile of every input, in float32 or all in float64."""
-    WIDE: tl.constexpr = tl.float64 if FORM[4] else tl.float32
+def run_tile(inputs, outputs, strides, tile, FN, FORM: tl.constexpr, SCALE, total, count):
+    """Writes FN of a tile of the inputs into the outputs.
+
+    If there is a SCALE, FN's last result is no output: times SCALE, it is added to ``total``, and 1 to ``count`` for each
+    element that is not ignored. Returns both.
+    """
+    # Masked accesses are only as wide as the compiler can prove of their masks, so only the last tiles are masked.
+    if (tile.row + tile.m.shape[0] <= tile.rows) & (tile.col + tile.n.shape[1] <= tile.cols):
+        total, count = _run_tile(inputs, outputs, strides, tile, FN, FORM, SCALE, total, count, MASKED=False)
+    else:
+        total, count = _run_tile(inputs, outputs, strides, tile, FN, FORM, SCALE, total, count, MASKED=True)
+    return total, count
+
+
+@triton.jit
+def _run_tile(inputs, outputs, strides, tile, FN, FORM: tl.constexpr, SCALE, total, count, MASKED: tl.constexpr):
+    masks = _masks(tile, FORM.vector) if MASKED else Masks(None, None, None)
     values = ()
     for i in tl.static_range(len(inputs)):
-        if FORM[1][i] == NUMBER:
-            value = tl.cast(inputs[i], tl.float32)
-        elif FORM[1][i] == COLUMN:
-            value = (tile[2] + tile[4]).to(tl.float32)
-        elif FORM[1][i] == ROW:
-            value = (tile[1] + tile[3]).to(tl.float32)
-        elif FORM[1][i] == BATCH:
-            value = tile[0].to(tl.float32)
-        elif FORM[1][i] == EVERY_ELEMENT:
-            ptr = pointers(inputs[i], strides, tile, FORM[0][i], FORM[1][i], FORM[2])
-            value = widened(tl.load(ptr, mask=mask), WIDE)
-        elif FORM[1][i] == ONE_A_COLUMN:
-            ptr = pointers(inputs[i], strides, tile, FORM[0][i], FORM[1][i], FORM[2])
-            value = tl.load(ptr, mask=col_mask).to(WIDE)
-        else:
-            ptr = pointers(inputs[i], strides, tile, FORM[0][i], FORM[1][i], FORM[2])
-            value = tl.load(ptr, mask=row_mask).to(WIDE)
+        value = _load(inputs[i], strides, tile, masks, FORM.stride_sets[i], FORM.kinds[i], FORM)
         values = values + (value,)  # noqa: RUF005, Triton's tuples take no star
-    return values
-
-
-@triton.jit
-def _compute(inputs, outputs, strides, tile, row_mask, col_mask, mask, FN, FORM: tl.constexpr, SCALE, total, count):
-    """Load, compute, round once, store, and add up; masks are None for a full tile."""
-    values = _load(inputs, strides, tile, row_mask, col_mask, mask, FORM)
-    if FORM[5]:  # where that input is the last one, nothing comes of whatever the others are
-        taken = values[FORM[5]] != values[-1]
-        results = tl.where(taken, FN(*values[:-1], PRECISE=FORM[3]), 0.0)
+    if FORM.target_input is not None:  # ignored elements give 0, even for inf or NaN
+        taken = values[FORM.target_input] != values[-1]
+        results = tl.where(taken, FN(*values[:-1], PRECISE=FORM.precise), 0.0)
         if SCALE is not None:
-            count += tl.where(taken if mask is None else taken & mask, 1.0, 0.0)
+            count += tl.where(taken & masks.elements if MASKED else taken, 1.0, 0.0)
     else:
-        results = FN(*values, PRECISE=FORM[3])
+        results = FN(*values, PRECISE=FORM.precise)
     for i in tl.static_range(len(outputs)):
-        ptr = pointers(outputs[i], strides, tile, FORM[0][len(inputs) + i], EVERY_ELEMENT, FORM[2])
+        ptr = pointers(outputs[i], strides, tile, FORM.stride_sets[len(inputs) + i], PER_ELEMENT, FORM.vector)
         result = results if SCALE is None and len(outputs) == 1 else results[i]
-        tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=mask)
+        tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=masks.elements)
     if SCALE is not None:
         last = (results[len(outputs)] if len(outputs) else results) * SCALE
-        total += last if mask is None else tl.where(mask, last, 0.0)
+        total += tl.where(masks.elements, last, 0.0) if MASKED else last
     return total, count
 
 
 @triton.jit
-def compute(inputs, outputs, strides, tile, rows, cols, FN, FORM: tl.constexpr, SCALE, total, count):
-    """One tile of all operands; where there is a SCALE, the last result, times that, is no output but adds to total.
+def _masks(tile, VECTOR: tl.constexpr):
+    rows = tile.m < tile.rows - tile.row
+    cols = tile.n < tile.cols - tile.col
+    elements = rows & cols
+    if VECTOR > 1:
+        elements = tl.max_constancy(elements, [1, VECTOR])
+        cols = tl.max_constancy(cols, [1, VECTOR])
+    return Masks(rows, cols, elements)
 
-    What is not ignored adds to count.
-    """
-    _, row, col, m, n = tile
-    # A masked access shrinks to what the compiler can prove of its mask: only the last tiles are masked.
-    if (row + m.shape[0] <= rows) & (col + n.shape[1] <= cols):
-        total, count = _compute(inputs, outputs, strides, tile, None, None, None, FN, FORM, SCALE, total, count)
+
+@triton.jit
+def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
+    """Returns an input's values for a tile, in float32 or all in float64: a scalar, (BLOCK_M, 1), (1, BLOCK_N) or a block."""
+    WIDE: tl.constexpr = tl.float64 if FORM.double else tl.float32
+    if KIND == NUMBER:
+        return tl.cast(operand, tl.float32)
+    elif KIND == COLUMN_INDEX:
+        return (tile.col + tile.n).to(tl.float32)
+    elif KIND == ROW_INDEX:
+        return (tile.row + tile.m).to(tl.float32)
+    elif KIND == BATCH_INDEX:
+        return tile.batch.to(tl.float32)
     else:
-        row_mask = m < rows - row
-        col_mask = n < cols - col
-        mask = row_mask & col_mask
-        VECTOR: tl.constexpr = FORM[2]
-        if VECTOR > 1:
-            mask = tl.max_constancy(mask, [1, VECTOR])
-            col_mask = tl.max_constancy(col_mask, [1, VECTOR])
-        total, count = _compute(inputs, outputs, strides, tile, row_mask, col_mask, mask, FN, FORM, SCALE, total, count)
-    return total, count
+        ptr = pointers(operand, strides, tile, STRIDE_SET, KIND, FORM.vector)
+        if KIND == PER_ELEMENT:
+            return widened(tl.load(ptr, mask=masks.elements), WIDE)
+        elif KIND == PER_COLUMN:
+            return tl.load(ptr, mask=masks.cols).to(WIDE)
+        else:
+            return tl.load(ptr, mask=masks.rows).to(WIDE)
+
+
+@triton.jit
+def pointers(ptr, strides, tile, STRIDE_SET, KIND, VECTOR):
+    """Returns pointers to an operand's elements of a tile: a 64-bit start, and 32-bit offsets along the columns."""
+    batch_strides, row_strides = strides
+    unit: tl.constexpr = 1 if KIND == PER_ROW else VECTOR  # of strides, in elements
+    m = tile.m
+    if batch_strides is not None:
+        ptr += tile.batch * decode_stride(batch_strides[STRIDE_SET]) * unit
+    if row_strides is not None:
+        stride = decode_stride(row_strides[STRIDE_SET])
+        ptr += tile.row * stride * unit
+        m = (m * unit).to(tl.int64) * stride
+    if KIND == PER_COLUMN:  # its stride from row to row is 0
+        ptr += tile.col
+        m = tile.n
+    elif KIND == PER_ELEMENT:
+        ptr += tile.col
+        m += tile.n
+    return ptr + m

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import exact
-from sigtorch.kernels._layout import Operand
+from sigtorch.kernels._layout import Operand, exact
 from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import launch_map_sum, reduce
+from sigtorch.kernels._reduce import launch_map_and_sum, launch_sum
 
 Number = torch.Tensor | None
 
@@ -16,7 +15,7 @@ Number = torch.Tensor | None
 def negatives(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> torch.Tensor:
     """The summed loss of all pairs, as negatives, but those at positives, which are overwritten."""
     inputs = _marked(logits, scale, bias, positives)
-    return reduce(_math.negative, inputs, logits, 1, logits.dtype)[0]
+    return launch_sum(_math.negative, inputs, logits, 1, logits.dtype)[0]
 
 
 def negatives_with_gradient(
@@ -26,7 +25,7 @@ def negatives_with_gradient(
     inputs = _marked(logits, scale, bias, positives)
     out = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
     if logits.shape[1] > 1:
-        losses = launch_map_sum(_math.dnegative, inputs, (out,), summed=2)
+        losses = launch_map_and_sum(_math.dnegative, inputs, (out,), summed=2)
     else:  # the bias has the shape of the logits, and there is nothing to sum to that
         losses = torch.empty_like(logits)
         launch_map(_math.dnegative, inputs, (out, losses))

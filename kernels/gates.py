@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import WARPS
+from sigtorch.kernels._layout import WARPS
 from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import launch_map_sum
+from sigtorch.kernels._reduce import launch_map_and_sum
 
 LERP_WARPS = 2 * WARPS  # three tensors and more are read at once: with more elements a thread, some compilers spill
 
@@ -41,7 +41,7 @@ def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tenso
         launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
         return grad_x, grad_gate
     if x.numel():
-        summed = launch_map_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
+        summed = launch_map_and_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
         if summed is not None:
             return grad_x, _with_strides_of(gate, summed)
     wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._launch import exact
-from sigtorch.kernels._layout import Operand, axes_of, reachable
+from sigtorch.kernels._layout import INDEX, Operand, axes_of, exact, is_reachable
 from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import reduce
+from sigtorch.kernels._reduce import launch_sum
 
 # An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
 NAMES = {"binary_cross_entropy_with_logits": "bce", "sigmoid_focal_loss": "focal"}
@@ -25,14 +24,14 @@ def loss_forward(
     """The loss, and the normalizer that backward is given: where a mean leaves some out, the count of the others."""
     x = _readable(loss, x, target)
     fn, operands = _function(loss.name, target.dtype), _operands(loss, x, target, weight, pos_weight)
-    ignoring = 0 if loss.ignore_index is None else 2  # behind the divisor and x
+    target_input = None if loss.ignore_index is None else 2  # behind the divisor and x
     if loss.reduction != "none":
-        counted = ignoring and loss.reduction == "mean"
+        counted = target_input is not None and loss.reduction == "mean"
         divisor = None if counted else _divisor(loss, x, normalizer)
-        total, divisor = reduce(fn, (1, *operands), x, divisor, loss.dtype, ignoring)
+        total, divisor = launch_sum(fn, (1, *operands), x, divisor, loss.dtype, target_input=target_input)
         return total, divisor if counted else normalizer
     out = _result(loss, x, target, loss.dtype)
-    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), ignoring)
+    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), target_input=target_input)
     return out, normalizer
 
 
@@ -48,8 +47,8 @@ def loss_backward(
     grad_x = _result(loss, x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
     fn = _function(loss.name, target.dtype, "d")
-    ignoring = 0 if loss.ignore_index is None else 3
-    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), ignoring)
+    target_input = None if loss.ignore_index is None else 3
+    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), target_input=target_input)
     return grad_x
 
 
@@ -65,7 +64,7 @@ def _operands(
 ) -> tuple[Operand, ...]:
     """The operands of a loss' scalar function, and the number to ignore, if there is one.
 
-    A class index comes with the place that it is compared to.
+    A class index comes with each element's index, which it is compared to.
     """
     if loss.name == "sigmoid_focal_loss":
         pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
@@ -79,7 +78,7 @@ def _operands(
         rest = *rest, float(loss.ignore_index)
     weight = 1 if weight is None else weight
     if loss.indexed(target):
-        return x, target.unsqueeze(-1), None, float(loss.background_index), float(x.shape[-1]), weight, *rest
+        return x, target.unsqueeze(-1), INDEX, float(loss.background_index), float(x.shape[-1]), weight, *rest
     return x, target, weight, *rest
 
 
@@ -89,13 +88,13 @@ def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return x
     indexed = loss.indexed(target)  # by an axis that is found by its stride, which must be one axis' alone
     led = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
-    return x if led and reachable(axes_of((x, x), x, indexed)) else x.contiguous()
+    return x if led and is_reachable(axes_of((x, x), x, indexed)) else x.contiguous()
 
 
 def _result(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A result with x's strides; contiguous where x has more rows of matrices than a grid has programs for."""
     out = torch.empty_like(x, dtype=dtype)
-    if out.is_contiguous() or not loss.indexed(target) or reachable(axes_of((out,), out, True)):
+    if out.is_contiguous() or not loss.indexed(target) or is_reachable(axes_of((out,), out, True)):
         return out
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 

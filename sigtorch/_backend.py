@@ -325,7 +325,7 @@ def _triton_missing() -> str | None:
     try:
         import triton  # noqa: F401
 
-        importlib.import_module("sigtorch.kernels._launch")
+        importlib.import_module("sigtorch.kernels._plan")
     except Exception as error:  # a broken one raises anything, one that is too old lacks an attribute
         return _checks.in_a_line(error)
     return None

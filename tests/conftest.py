@@ -35,10 +35,10 @@ def plans(monkeypatch):
 
     All other tests run with the plans of those before them, so that a plan that serves the wrong operands is seen.
     """
-    from sigtorch.kernels import _launch  # only now: the interpreter is chosen above
+    from sigtorch.kernels import _plan  # only now: the interpreter is chosen above
 
     own = {}
-    monkeypatch.setattr(_launch, "_plans", own)
+    monkeypatch.setattr(_plan, "_plans", own)
     return own
 
 

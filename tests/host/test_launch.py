@@ -12,7 +12,7 @@ from without_gpu import standin
 
 import sigtorch
 from sigtorch.kernels import _map, _reduce
-from sigtorch.kernels._launch import Plan
+from sigtorch.kernels._plan import Plan
 
 pytestmark = pytest.mark.skipif(
     triton.knobs.runtime.interpret or DEVICE == "cuda",
@@ -43,9 +43,9 @@ def same(a, b):
 
 @pytest.mark.skipif(not DIRECT, reason="older versions of Triton always launch publicly")
 @pytest.mark.parametrize("name", INPUTS)
-def test_argument_for_argument(name, monkeypatch):
+def test_argument_for_argument(name, plans, monkeypatch):
     received, direct = [], []
-    launcher, launch = triton.backends.nvidia.driver.CudaLauncher, Plan.launch
+    launcher, first_launch = triton.backends.nvidia.driver.CudaLauncher, Plan.launch
 
     def recording(self, *args, init=launcher.__init__):
         init(self, *args)
@@ -53,11 +53,11 @@ def test_argument_for_argument(name, monkeypatch):
         self.launch = lambda *given: (received.append(given), inner(*given))
 
     def twice(self, inputs, outputs):
-        """Publicly, and again."""
-        self.direct = None
-        launch(self, inputs, outputs)
-        direct.append(bool(self.direct))
-        launch(self, inputs, outputs)
+        """Launches publicly, and directly, and forgets how."""
+        first_launch(self, inputs, outputs)
+        direct.append(self.launch != self.launch_publicly)
+        self.launch(inputs, outputs)
+        del self.launch
 
     monkeypatch.setattr(launcher, "__init__", recording)
     monkeypatch.setattr(Plan, "launch", twice)
@@ -76,7 +76,7 @@ def test_argument_for_argument(name, monkeypatch):
 
 
 def _kernels():
-    return _map._map_kernel, _reduce._map_sum_kernel, _reduce._sum_kernel, _reduce._finish_kernel
+    return _map._map_kernel, _reduce._map_and_sum_kernel, _reduce._sum_kernel, _reduce._finish_kernel
 
 
 def test_threads_launch_at_once():

@@ -13,7 +13,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
 from sigtorch.kernels import _layout, _map, _math, _reduce, gates
-from sigtorch.kernels._launch import Plan, plan
+from sigtorch.kernels._plan import Plan, plan
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -148,7 +148,7 @@ def test_a_gates_sums_lie_as_the_gate_does(device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_gate_that_no_kernel_sums_keeps_its_precision(dtype, device, monkeypatch):
-    monkeypatch.setattr(gates, "launch_map_sum", lambda *args, **kwargs: None)
+    monkeypatch.setattr(gates, "launch_map_and_sum", lambda *args, **kwargs: None)
     (case,) = (c for c in CASES if c.name == "gate-channel")
     check(case, case.inputs((2, 3, 5, 4), dtype, device), backend="triton")
 
@@ -244,7 +244,7 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
     x = vast(2**31 - 1000)
     target = vast(2**30).view(torch.uint8)[: len(x)]
     operands = (1, x, target, 1, 1, 1)
-    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), (torch.float32, 0))
+    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), (torch.float32, None))
     partials = torch.empty(ready.call.partials, dtype=torch.float64)
     gpu.programs = [(0, 0, 0), (-1, 0, 0)]
     try:

@@ -1,4 +1,4 @@
-"""The one launch where Triton is not as expected, and what it keeps; tests/host compares it with Triton's own."""
+"""Launches, where Triton's launcher is unknown too, and plans; tests/host compares them with Triton's own."""
 
 import contextlib
 import gc
@@ -13,9 +13,9 @@ import torch
 import triton
 
 import sigtorch
-from sigtorch.kernels import _launch, _map, _math, _probe, _reduce
-from sigtorch.kernels._launch import Call, Plan, plan
-from sigtorch.kernels._layout import layout
+from sigtorch.kernels import _map, _math, _plan, _probe, _reduce
+from sigtorch.kernels._plan import Call, Plan, plan
+from sigtorch.kernels._layout import INDEX, layout_of
 
 direct = pytest.mark.skipif(
     not hasattr(triton.knobs.runtime.launch_enter_hook, "calls"), reason="this Triton always launches publicly"
@@ -23,7 +23,7 @@ direct = pytest.mark.skipif(
 
 
 class Launcher:
-    """As Triton's: what is called in Python calls what is in C."""
+    """Like Triton's: the launcher in Python calls the one in C."""
 
     def __init__(self, launched):
         self.launch = lambda *given: launched.append(("direct", given))
@@ -43,7 +43,7 @@ class Signature(Launcher):
 
 
 class Older(Launcher):
-    """As before Triton 3.7."""
+    """Like the one before Triton 3.7."""
 
     def __call__(self, x, y, z, stream, function, *arguments):
         self.launch(x, y, z, stream, function, False, *arguments)
@@ -82,14 +82,14 @@ class OtherArguments(Launcher):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What was launched, and by which way; the driver is one of device 3, whose stream is 77."""
+    """Launches, each as (way, arguments); the driver's current device is 3, whose stream is 77."""
     driver = SimpleNamespace(get_current_device=lambda: 3, get_current_stream=lambda device: 74 + device)
     monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=driver))
     return []
 
 
 def plan_with(launcher, launched, grid=(2, 3, 4)):
-    """A plan, as for a kernel whose compiled form has this launcher."""
+    """Returns a plan for a kernel whose compiled form has this launcher."""
     compiled = SimpleNamespace(run=launcher(launched), function="function", packed_metadata="metadata")
 
     class Kernel:
@@ -100,7 +100,7 @@ def plan_with(launcher, launched, grid=(2, 3, 4)):
 
             return launch
 
-    return Plan(Call(Kernel(), grid, (5, "constant")), columns=-1)
+    return Plan(Call(Kernel(), grid, (5, "constant")), index_input=-1)
 
 
 @direct
@@ -128,13 +128,13 @@ def test_strange_internals_launch_publicly(strange, launched):
     for _ in range(3):
         ready.launch((torch.zeros(1),), (torch.ones(1),))
     assert [way for way, _ in launched] == ["public"] * 3
-    assert ready.direct == ()  # not asked again
+    assert ready.launch == ready.launch_publicly  # not tried again
 
 
 @direct
 @pytest.mark.parametrize("hook", [None, print])
 def test_strange_hooks_launch_publicly(hook, launched, monkeypatch):
-    """Where a chain of hooks is expected."""
+    """A launch expects chains of hooks."""
     ready = plan_with(Launcher, launched)
     ready.launch((torch.zeros(1),), (torch.ones(1),))
     monkeypatch.setattr(triton.knobs.runtime, "launch_exit_hook", hook)
@@ -146,7 +146,7 @@ KEPT = []
 
 
 class Kept(Launcher):
-    """Somebody keeps it, with all of its copies."""
+    """Is kept with all of its copies."""
 
     def __copy__(self):
         copied = object.__new__(Kept)
@@ -158,7 +158,7 @@ class Kept(Launcher):
 @direct
 @pytest.mark.parametrize("launcher", [Launcher, Kept])
 def test_a_plan_keeps_its_kernel_and_no_tensors(launcher, launched):
-    """A direct launch knows the kernel's function by a number, which is gone with the kernel."""
+    """A direct launch knows the compiled function by its address, which is gone with the kernel."""
     ready, out = plan_with(launcher, launched), torch.ones(1)
     ready.launch((torch.zeros(1),), (out,))
     assert ready.compiled.function == "function"
@@ -180,7 +180,7 @@ def test_a_strange_driver_launches_publicly(launched, monkeypatch):
 @direct
 @pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
 def test_a_profilers_hooks_are_called(name, launched):
-    """Which only the public launch does."""
+    """Only the public launch calls them."""
     ready, hooks = plan_with(Launcher, launched), getattr(triton.knobs.runtime, name)
     ready.launch((torch.zeros(1),), (torch.ones(1),))
 
@@ -221,7 +221,7 @@ def test_another_device_is_made_current(launched, monkeypatch):
 
 @direct
 def test_a_plan_is_of_its_operands_device(launched, monkeypatch):
-    """Whichever is current around the first launch."""
+    """Whatever device is current around the first launch."""
     current = [0]
 
     class DeviceOf:
@@ -229,20 +229,22 @@ def test_a_plan_is_of_its_operands_device(launched, monkeypatch):
             pass
 
         def __enter__(self):
-            current[0] = 7
+            self.before, current[0] = current[0], 7
 
         def __exit__(self, *_):
-            current[0] = 0
+            current[0] = self.before
 
     monkeypatch.setattr(triton.runtime.driver.active, "get_current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device_of", DeviceOf)
     ready = plan_with(Launcher, launched)
     ready.launch((torch.zeros(1),), (torch.ones(1),))
-    assert 7 in ready.direct
+    current[0] = 7
+    ready.launch((torch.zeros(1),), (torch.ones(1),))
+    assert launched[1][1][3] == 74 + 7  # the stream of that device
 
 
 def test_what_is_kept_is_bounded(plans, monkeypatch, device):
-    monkeypatch.setattr(_launch, "MAX_PLANS", 8)
+    monkeypatch.setattr(_plan, "MAX_PLANS", 8)
     with sigtorch.use_backend("triton"):
         for n in range(1, 40):
             x = torch.randn(n, device=device)
@@ -251,7 +253,7 @@ def test_what_is_kept_is_bounded(plans, monkeypatch, device):
 
 
 class Elsewhere(torch.Tensor):
-    """Says that it is on another device."""
+    """Returns another device than its own."""
 
     def get_device(self):
         return 7
@@ -259,17 +261,17 @@ class Elsewhere(torch.Tensor):
 
 @dataclass
 class Launch:
-    """What a plan is asked for with."""
+    """Arguments of a call of plan()."""
 
     x: torch.Tensor
     out: torch.Tensor
     number: float | None = 2.0
-    make: Callable = _map._call
+    make: Callable = _map._map_call
     function: Any = _math.sigmoid
-    option: tuple = (0, 4)
+    settings: tuple = (None, 4)
 
     def plan(self):
-        return plan(self.make, self.function, (self.x, self.number), (self.out,), self.option)[0]
+        return plan(self.make, self.function, (self.x, self.number), (self.out,), self.settings)[0]
 
 
 @pytest.fixture
@@ -279,15 +281,15 @@ def like(device):
 
 
 def half_aligned(t):
-    """By 8 bytes, where an access may take 16."""
+    """Returns a copy that is aligned to 8 bytes, where an access may take 16."""
     return t.new_empty(t.numel() + 8 // t.element_size())[8 // t.element_size() :].view(t.shape)
 
 
-# One part of a plan's key each: what another launch has in its place.
+# Launches that differ from another one in a single part of a plan's key.
 PARTS = {
-    "maker": lambda like: {"make": lambda *given: _map._call(*given)},
+    "maker": lambda like: {"make": lambda *given: _map._map_call(*given)},
     "function": lambda like: {"function": _math.dsigmoid_from_output},
-    "option": lambda like: {"option": (0, 8)},
+    "settings": lambda like: {"settings": (None, 8)},
     "output's device": lambda like: {"out": like.out.as_subclass(Elsewhere)},
     "output's strides": lambda like: {"out": like.out.new_empty(8, 32)[:, :16]},
     "output's alignment": lambda like: {"out": half_aligned(like.out)},
@@ -301,7 +303,7 @@ PARTS = {
 
 
 def differing(plans):
-    """Places of the parts in which two keys differ."""
+    """Returns the positions of the parts in which two keys differ."""
     return [i for i, parts in enumerate(zip(*plans, strict=True)) if parts[0] != parts[1]]
 
 
@@ -324,33 +326,32 @@ def test_no_part_of_a_key_is_untested(like, plans):
     assert sorted(places) == [*range(len(key))]
 
 
-def test_a_place_in_a_row_is_no_number(like):
-    """None stands for it: two kinds of what is no tensor."""
-    assert len({replace(like, number=n).plan() for n in (None, 1, 2.0)}) == 3
+def test_an_index_is_no_number(like):
+    assert len({replace(like, number=n).plan() for n in (INDEX, 1, 2.0)}) == 3
 
 
-def test_a_plan_serves_what_lies_alike(like):
-    """Other tensors and numbers of the same kinds."""
+def test_a_plan_serves_like_operands(like):
+    """Other tensors and numbers, of the same kinds."""
     again = replace(like, x=like.x.clone(), out=like.out.clone(), number=3.0)
     assert like.plan() is again.plan()
 
 
 def test_a_sums_plan_depends_on_the_results_dtype(like):
-    """Which no tensor shows: partial sums are float64, whatever is made of them."""
+    """No tensor shows it: partial sums are float64, whatever the result."""
     operands, dtypes = (1, like.x, like.x, 1, 1, 1), (torch.float32, torch.bfloat16)
-    found = [plan(_reduce._sum_call, _math.bce, operands, (like.x,), (dtype, 0)) for dtype in dtypes]
+    found = [plan(_reduce._sum_call, _math.bce, operands, (like.x,), (dtype, None)) for dtype in dtypes]
     assert len({ready for ready, _ in found}) == 2
 
 
 @pytest.mark.parametrize(("rows_of", "cols", "vector"), [(32, 16, 8), (24, 12, 1), (22, 16, 1)])
 def test_whole_vectors_fill_rows(rows_of, cols, vector, device):
-    """Of halves, say: what is written past the end of one would meet what is written to the next."""
+    """A write past the end of one half of a tensor would meet the other half."""
     half = torch.empty(4, rows_of, dtype=torch.bfloat16, device=device)[:, :cols]
-    assert layout((half,), (half,)).vector == vector
+    assert layout_of((half,), (half,)).vector == vector
 
 
 def test_the_probe_loads_what_it_compiles(monkeypatch):
-    """A binary may be for another chip, which only loading it tells."""
+    """Only loading shows that a binary is for another chip."""
 
     class Compiled:
         @property

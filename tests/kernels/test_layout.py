@@ -1,16 +1,36 @@
-"""What kernels reach, and what is copied for them."""
+"""Layouts that kernels follow, and copies of what they cannot."""
 
+import pytest
 import torch
 
-from sigtorch.kernels._layout import reached
+from sigtorch.kernels import _math, _plan
+from sigtorch.kernels._layout import Unreachable, axes_of, layout_of, with_copies
+from sigtorch.kernels._map import _map_call
 
 
 def test_a_copy_is_as_small_as_what_is_copied(device):
-    """Its axes lie in the output's order, so that it need not be expanded to them."""
+    """Its axes have the output's order, so that it need not be expanded."""
     x = torch.empty(2, 3, 4, 6, device=device, memory_format=torch.channels_last)
     weight = torch.randn(3, 4, 6, device=device)
-    same, copied = reached((x, weight), (x,))
+    same, copied = with_copies((x, weight), (x,))
     assert same is x
     assert copied.shape == weight.shape
     assert copied.stride() == x.stride()[1:]
     torch.testing.assert_close(copied, weight, rtol=0, atol=0)
+
+
+def test_unreachable_inputs_have_no_layout(device):
+    x = torch.empty(2, 3, 4, device=device)
+    with pytest.raises(Unreachable):
+        layout_of((x.transpose(0, 2).contiguous().transpose(0, 2),), (x,))
+
+
+def test_axes_are_found_once_per_plan(device, plans, monkeypatch):
+    """Finding them takes longer than all else that makes a plan."""
+    found = []
+    monkeypatch.setattr(
+        "sigtorch.kernels._layout.axes_of", lambda *args, **kw: found.append(args) or axes_of(*args, **kw)
+    )
+    x = torch.empty(4, 32, device=device)
+    _plan.plan(_map_call, _math.sigmoid_gate, tuple(x.chunk(2, -1)), (torch.empty(4, 16, device=device),), (None, 4))
+    assert len(found) == 1

@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sigtorch
 from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
-from sigtorch.kernels import _launch
+from sigtorch.kernels import _plan
 from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 PATHS = ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)]
@@ -212,11 +212,11 @@ def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkey
 @pytest.mark.kernels
 @every_loss
 @every_kind
-def test_a_mean_that_ignores_launches_no_more(loss, kind, device, monkeypatch):
+def test_a_mean_that_ignores_launches_no_more(loss, kind, device, plans, monkeypatch):
     """What is left is counted beside the loss, and a backward is given the count."""
     launched = []
-    launch = _launch.Plan.launch
-    monkeypatch.setattr(_launch.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given))
+    launch = _plan.Plan.launch
+    monkeypatch.setattr(_plan.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given))
     moved = []
     for number in (None, IGNORED[kind]):
         x, target = masked((40, 300), torch.bfloat16, kind, device)
