@@ -73,7 +73,7 @@ def _seen(
     if (x, y, z) != grid or given_stream is not stream or [*map(id, given)] != [*map(id, arguments)]:
         raise ValueError("unknown order of arguments")
     if any(hasattr(b, "data_ptr") for b in between):
-        raise ValueError("scratch memory, of that one launch")
+        raise ValueError("scratch memory of one launch")
     return (launch if packed else functools.partial(_unpacked, launch)), between
 
 

@@ -14,8 +14,8 @@ import triton
 
 import sigtorch
 from sigtorch.kernels import _map, _math, _plan, _probe, _reduce
-from sigtorch.kernels._plan import Call, Plan, plan
 from sigtorch.kernels._layout import INDEX, layout_of
+from sigtorch.kernels._plan import Call, Plan, plan
 
 direct = pytest.mark.skipif(
     not hasattr(triton.knobs.runtime.launch_enter_hook, "calls"), reason="this Triton always launches publicly"

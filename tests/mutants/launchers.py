@@ -123,7 +123,7 @@ LAUNCHING = [
     ),
     Slip(
         "kernels/_direct.py",
-        '    if any(hasattr(b, "data_ptr") for b in between):\n        raise ValueError("scratch memory, of that one launch")\n',
+        '    if any(hasattr(b, "data_ptr") for b in between):\n        raise ValueError("scratch memory of one launch")\n',
         "",
         LAUNCH,
         "a launch's scratch memory used by later ones",
