@@ -48,15 +48,15 @@ def _map_and_sum_kernel(
     chunk_tiles,
     FN: tl.constexpr,
     FORM: tl.constexpr,
-    SUMMED: tl.constexpr,  # the input whose shape the sums have
     OVER_ROWS: tl.constexpr,
     OVER_BATCHES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side.
+    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last result.
 
-    The last output holds the sums: (chunks, sums_size), or (chunks * batches, sums_size) if OVER_BATCHES.
+    The last output holds the sums, each (sums_size,) in the layout of the last input: one per chunk, or if OVER_BATCHES one
+    per chunk and batch.
     """
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
@@ -76,28 +76,29 @@ def _map_and_sum_kernel(
             row += BLOCK_M
         else:
             col += BLOCK_N
-    part = outputs[-1] + (chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk) * sums_size
+    LAST: tl.constexpr = len(inputs) - 1
+    ptr = outputs[-1] + (chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk) * sums_size
     if OVER_ROWS:
         first = Tile(batch, 0, col, m * 0, n, rows, cols)
-        ptr = pointers(part, strides, first, FORM.stride_sets[SUMMED], FORM.kinds[SUMMED], FORM.vector) + m * 0
+        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector) + m * 0
         total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col
     else:
         first = Tile(batch, row, 0, m, n, rows, cols)
-        ptr = pointers(part, strides, first, FORM.stride_sets[SUMMED], FORM.kinds[SUMMED], FORM.vector)
+        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector)
         total, mask = tl.sum(total, 1, keep_dims=True), m < rows - row
     tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
 def launch_map_and_sum(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], *, summed: int
+    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
 ) -> torch.Tensor | None:
-    """Writes fn of the inputs into the outputs, but for its last result, which is summed and returned.
+    """Writes fn of the inputs into the outputs, but for fn's last result, which is summed and returned.
 
-    The sum has the shape of ``inputs[summed]``, which is broadcast along rows or along columns. If it is along neither or
-    both, no kernel runs, and None is returned.
+    The sum has the shape of the last input, which is broadcast along rows or along columns. If it is broadcast in another
+    way, nothing is launched, and None is returned.
     """
-    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs, (summed,))
-    small, parts = inputs[summed], ready.call.partials
+    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs)
+    small, parts = inputs[-1], ready.call.partials
     if not parts:
         return None
     if parts == 1:
@@ -110,11 +111,9 @@ def launch_map_and_sum(
     return sums.sum(0, dtype=wide).as_strided(small.shape, small.stride()).to(small.dtype)
 
 
-def _map_and_sum_call(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], summed: int
-) -> Call:
-    layout, small = layout_of(inputs, outputs), inputs[summed]
-    stride_set, over_rows = layout.stride_sets[summed], layout.kinds[summed] == PER_ELEMENT
+def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
+    layout, small, last = layout_of(inputs, outputs), inputs[-1], len(inputs) - 1
+    stride_set, over_rows = layout.stride_sets[last], layout.kinds[last] == PER_ELEMENT
     row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
     dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
     if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
@@ -128,7 +127,7 @@ def _map_and_sum_call(
     form = form_of(layout, inputs, [t.dtype for t in (*outputs, small)])
     strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
     sizes = layout.rows, layout.cols, small.numel(), chunk_tiles
-    arguments = (*strides, *sizes, fn, form, summed, over_rows, over_batches, block_m, block_n)
+    arguments = (*strides, *sizes, fn, form, over_rows, over_batches, block_m, block_n)
     partials = chunks * layout.batches if over_batches else chunks
     return Call(_map_and_sum_kernel, (kept, layout.batches, chunks), arguments, partials)
 

@@ -1,6 +1,6 @@
-"""The gates' passes. Operands are read where they lie, halves of one tensor too; backward recomputes the sigmoid from them.
+"""Forward and backward passes of the gates. Views are read in place, and backward computes the sigmoid again.
 
-Halves are ``unsafe_chunk``'s: views that autograd does not track, which nothing here asks for, and so cheaper.
+Halves of a packed tensor come from ``unsafe_chunk``: autograd does not track its views, which makes them cheaper.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from sigtorch.kernels._layout import WARPS
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_and_sum
 
-LERP_WARPS = 2 * WARPS  # three tensors and more are read at once: with more elements a thread, some compilers spill
+LERP_WARPS = 2 * WARPS  # three tensors or more: with more elements per thread, some compilers spill
 
 
 def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Returns an empty tensor with the strides of x, and the dtype to which all promote."""
     dtype = first = x.dtype
     for t in others:
         if t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    return torch.empty_like(x) if dtype is first else torch.empty_like(x, dtype=dtype)  # an argument less costs less
+    return torch.empty_like(x) if dtype is first else torch.empty_like(x, dtype=dtype)  # omitting dtype is faster
 
 
 def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,23 +35,23 @@ def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Te
 
 
 def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of x and of gate; a broadcast gate's is summed in the same pass."""
+    """Returns the gradients of x and gate; that of a broadcast gate is summed in the same pass."""
     grad_x = torch.empty_like(x)
     if gate.shape == x.shape:
         grad_gate = torch.empty_like(grad_x, dtype=gate.dtype)
         launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
         return grad_x, grad_gate
     if x.numel():
-        summed = launch_map_and_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,), summed=2)
+        summed = launch_map_and_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,))
         if summed is not None:
             return grad_x, _with_strides_of(gate, summed)
-    wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed
+    wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # the addends
     launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, wide))
     return grad_x, _with_strides_of(gate, wide.sum_to_size(gate.shape).to(gate.dtype))
 
 
 def _with_strides_of(gate: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """The gradient with the gate's strides: a sum is contiguous."""
+    """Returns the gradient with the gate's strides; a sum is contiguous."""
     return grad if gate.is_contiguous() else torch.empty_like(gate).copy_(grad)
 
 

@@ -147,7 +147,7 @@ LAUNCHING = [
 FAMILIES = [
     Slip(
         "kernels/_probe.py",
-        "grid=(1,), enable_fp_fusion=True).run  # noqa: B018, whose look-up loads the binary",
+        "grid=(1,), enable_fp_fusion=True).run  # noqa: B018, loads the binary",
         "grid=(1,), enable_fp_fusion=True)",
         f"{LAUNCH} -k probe",
         "a probe compiles, and does not load",
@@ -162,7 +162,7 @@ FAMILIES = [
     Slip("kernels/gates.py", "_result(x, gate, residual)", "_result(x, gate)", PROMOTE, "a residual's dtype left out"),
     Slip(
         "kernels/gates.py",
-        "dtype=torch.promote_types(gate.dtype, torch.float32))  # what is summed",
+        "dtype=torch.promote_types(gate.dtype, torch.float32))  # the addends",
         "dtype=gate.dtype)",
         SUMS,
         "half addends of a gate's gradient",
