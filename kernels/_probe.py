@@ -1,4 +1,4 @@
-"""Whether Triton works on a device: asked once, before the first kernel of an operation is compiled for it."""
+"""A probe of whether Triton works on a device, before the first kernel is compiled for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def _probe_kernel(ptr):
 
 
 def probe(index: int) -> None:
-    """Raises where a small kernel does not compile and load on a CUDA device."""
-    if triton.knobs.runtime.interpret:  # which compiles none
+    """Compiles and loads a small kernel on a CUDA device; raises whatever prevents that."""
+    if triton.knobs.runtime.interpret:  # nothing is compiled
         return
     with torch.cuda.device(index):
-        _probe_kernel.warmup(torch.float32, grid=(1,), enable_fp_fusion=True).run  # noqa: B018, whose look-up loads the binary
+        _probe_kernel.warmup(torch.float32, grid=(1,), enable_fp_fusion=True).run  # noqa: B018, loads the binary

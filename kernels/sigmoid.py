@@ -1,4 +1,4 @@
-"""The sigmoid's passes; each reads and writes every element once."""
+"""Forward and backward passes of the sigmoid; each reads and writes every element once."""
 
 from __future__ import annotations
 
