@@ -1,8 +1,8 @@
 """Layouts: tensors of one shape seen as (batches, rows, columns), so that a kernel reads views in place.
 
-Three axes reach all that training code passes. Dense tensors are one long row, whatever their shape. Rows serve halves of a
-packed tensor and a gate per token. Batches serve what lies between two dimensions: a gate per channel, the classes of
-images. A fourth axis would cost every kernel registers, and a grid has three axes; what needs one is copied first.
+Why three axes: dimensions that are one axis in every tensor merge, so dense tensors are a single row. Rows serve halves of a
+packed tensor, padded rows and a gate per token. Batches serve what varies along a dimension in the middle: a gate per
+channel, or the classes of images. A grid has three axes, too. Tensors that need a fourth are copied first.
 """
 
 from __future__ import annotations

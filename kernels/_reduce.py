@@ -70,7 +70,8 @@ def _map_and_sum_kernel(
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         tile = Tile(batch, row, col, m, n, rows, cols)
-        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, FORM, 1.0, total, number)
+        unused = number  # nothing is counted
+        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, FORM, 1.0, total, unused)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
@@ -116,8 +117,9 @@ def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[
     stride_set, over_rows = layout.stride_sets[last], layout.kinds[last] == PER_ELEMENT
     row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
     dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
+    # Broadcast along rows, it differs per column and has no stride from row to row; along columns, the other way round.
     if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
-        return Call(_map_and_sum_kernel, (0, 0, 0), ())
+        return Call(_map_and_sum_kernel, (0, 0, 0), ())  # is not launched
     block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)

@@ -1,4 +1,4 @@
-"""Every operation, in every dtype and layout that has a kernel, compiles and launches: `make test-tritons` asks each Triton."""
+"""Compiles and launches every operation in every dtype and layout that has a kernel; see `make test-tritons`."""
 
 import itertools
 
@@ -21,7 +21,7 @@ SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3
 
 
 def launches(call, *inputs):
-    """Kernels launched forward and backward."""
+    """Returns how many kernels were launched forward and backward."""
     before = standin.launches()
     with sigtorch.use_backend("triton"):
         out = call(*inputs)

@@ -1,4 +1,4 @@
-"""The direct launch gives Triton's launcher in C what the public one gives it, argument for argument."""
+"""Direct launches call Triton's launcher in C with the arguments of public ones."""
 
 import threading
 
@@ -34,7 +34,7 @@ INPUTS |= {
 
 
 def same(a, b):
-    if type(a).__name__ in ("HookChain", "LazyDict"):  # a profiler's, who has none here, and what its hooks are told
+    if type(a).__name__ in ("HookChain", "LazyDict"):  # a profiler's hooks, of which there are none, and their argument
         return b is None and not getattr(a, "calls", None)
     if isinstance(a, (tuple, list)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))

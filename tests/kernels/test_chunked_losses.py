@@ -1,4 +1,4 @@
-"""The step between the products: a chunk's loss, and its gradients in place, as kernels and as PyTorch's operators."""
+"""The loss of a chunk of logits and its gradients in place, by kernels and by PyTorch's operators."""
 
 import importlib
 
@@ -60,7 +60,7 @@ def test_loss_and_gradient(step, dtype, shape, device):
 @every_step
 @every_dtype
 def test_every_element_is_right_relative_to_itself(step, dtype, device):
-    """From where a loss is nothing to where it is the logit; a sum of one element shows each of them."""
+    """From logits whose loss is almost 0 to those whose loss is the logit; a sum of one element shows each of them."""
     z = torch.linspace(-80, 80, 23, dtype=torch.float64).to(device, dtype)
     z = torch.cat([z, torch.tensor([0.0, 700.0, -torch.inf, torch.inf], dtype=dtype, device=device)])
     losses, slopes = oracle(z.view(-1, 1), None, None, NONE)

@@ -1,9 +1,9 @@
-"""How often a training run whose shapes change waits for the compiler: forward and backward, over 200 shapes."""
+"""Counts what a training run compiles whose shapes change: forward and backward, over 200 shapes."""
 
 import pytest
 from support.compiling import printed
 
-# Kernels at most; each takes 0.2 to 0.5 s of somebody's step.
+# Kernels at most; each adds 0.2 to 0.5 s to a training step.
 BOUNDS = {
     "a gate a channel, images": 8,
     "a gate a channel, channels_last": 6,

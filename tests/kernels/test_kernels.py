@@ -1,4 +1,4 @@
-"""Every operation's kernels, on whatever engine runs them: Triton's interpreter, a GPU, or another."""
+"""Kernels of every operation, on any engine: Triton's interpreter, a GPU, or compiled PTX on the CPU."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def test_takes_any_strides(case, strides, shape, device):
 @pytest.mark.parametrize("case", [c for c in CASES if c.fused and len(c.shapes((4, 6))) > 1], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES, 2)], ids=str)
 def test_dtypes_promote(case, dtypes, device):
-    """Kernels compute in float32, or all in float64: what mixes the two is PyTorch's."""
+    """Kernels compute in float32, or all in float64: operands of both dtypes go to PyTorch."""
     inputs = case.inputs((4, 24), DTYPES[0], device)
     for order in (dtypes * 2, (dtypes[0], *dtypes))[: len(inputs) - 1]:  # of three, the second differs, or the third
         given = [t.detach().to(d).requires_grad_() for t, d in zip(inputs, order)]
@@ -62,7 +62,7 @@ def test_a_float32_gradient_beside_a_half_one_keeps_its_precision(device):
 
 
 def test_a_swiglus_gradient_does_not_cancel_in_float32(device):
-    """Where 1 - s has few digits, which a half type would not show."""
+    """1 - s has few digits there, which a half type would not show."""
     gate = torch.linspace(4, 20, 4096, device=device, requires_grad=True)
     with sigtorch.use_backend("triton"):
         (grad,) = torch.autograd.grad(sigtorch.swiglu(gate, torch.ones_like(gate)).sum(), gate)
@@ -92,7 +92,7 @@ def test_every_half_value(case, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operands_alike_of_several_operations(dtype, device, plans):
-    """Each operation has plans of its own, whichever ran before: for halves of one gradient, too, and for two gradients."""
+    """Each operation has plans of its own, whatever ran before: also for halves of one gradient and for two gradients."""
     packed = torch.randn(4, 24, device=device, dtype=dtype)
     halves = [t.detach().requires_grad_() for t in packed.clone().chunk(2, -1)]
     together = {c.name: [packed.requires_grad_()] for c in CASES if c.name in ("sigmoid", "glu", "swiglu-packed")}
@@ -139,8 +139,8 @@ def test_few_programs_add_many_tiles(case, programs, device, plans, monkeypatch)
     check(case, case.inputs((19, 4104), torch.float32, device), backend="triton")
 
 
-def test_a_gates_sums_lie_as_the_gate_does(device):
-    """Where several programs add up each of them."""
+def test_a_gates_sums_have_its_strides(device):
+    """Several programs add up each of them."""
     (case,) = (c for c in CASES if c.name == "gate-token")
     x, gate = case.inputs((4, 6, 5000), torch.float32, device)
     check(case, [x, transposed(gate.detach()).requires_grad_()], backend="triton")
@@ -155,7 +155,7 @@ def test_a_gate_that_no_kernel_sums_keeps_its_precision(dtype, device, monkeypat
 
 @every_case
 def test_a_hook_may_hand_back_another_kind_of_tensor(case, device):
-    """Whose memory a kernel would read wrongly: here a negative one that is still to be negated."""
+    """A kernel would misread its memory: here a tensor with the negative bit."""
     unpack = lambda t: torch._neg_view(-t) if t.is_floating_point() else t  # noqa: E731
     with saved_tensors_hooks(lambda t: t, unpack):  # the formula runs backward, and rounds after every operator
         check(replace(case, fused=False), case.inputs((4, 6), torch.float32, device), backend="triton")
@@ -178,7 +178,7 @@ FAR = {  # shapes and strides
 
 @pytest.mark.parametrize(("shape", "strides"), FAR.values(), ids=FAR)
 def test_elements_far_apart(shape, strides, device):
-    """At offsets beyond what 32 bits count."""
+    """Offsets exceed 32 bits."""
     x = vast(1 + sum((n - 1) * s for n, s in zip(shape, strides))).as_strided(shape, strides)
     x.copy_(torch.randn(shape))
     target = torch.rand(shape, device=device)
@@ -237,7 +237,7 @@ def test_cuda_graph_capture(case):
 
 
 def test_a_sum_of_almost_two_to_the_31_elements(device):
-    """Its first and last programs, where an engine runs just these: counts of tiles must not wrap round."""
+    """Runs the first and last programs, on an engine that can: the numbers of tiles must not wrap around."""
     gpu = getattr(triton.runtime.driver, "active", None) if not triton.knobs.runtime.interpret else None
     if not hasattr(gpu, "programs"):
         pytest.skip("needs an engine that runs some programs of many: see scripts/without_gpu/ptx")

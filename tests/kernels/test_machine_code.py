@@ -1,4 +1,4 @@
-"""What the compiler makes of each kernel, for three architectures, without a device: instructions, widths, spills."""
+"""Bounds of the machine code of each kernel, for three architectures, without a GPU: instructions, widths, spills."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import pytest
 import triton
 from support.compiling import printed
 
-# instructions an element: an operation, its dtype, forward and backward at most
+# Instructions per element at most, by operation and dtype: forward, backward.
 BOUNDS = {
     "sigmoid": {"bfloat16": (8, 7), "float32": (13, 6)},
     "sigmoid-input": {"bfloat16": (8, 12), "float32": (13, 18)},
@@ -17,16 +17,16 @@ BOUNDS = {
     "swiglu": {"bfloat16": (11, 17), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (12, 19), "float32": (18, 25)},
     "glu": {"bfloat16": (11, 17), "float32": (17, 23)},
-    # Forward with the end of a sum, some 100 instructions a thread of four elements, counted as if each added up one tile.
+    # Forward with the end of a sum: some 100 instructions per thread of four elements, as if each thread had one tile.
     "binary_cross_entropy_with_logits": {"bfloat16": (55, 16), "float32": (65, 22)},
     "sigmoid_focal_loss": {"bfloat16": (63, 45), "float32": (72, 52)},
 }
 ROWS = [(96, 6), (96, 136)]  # of few columns, and of several vectors
-REGISTERS = 168  # three blocks of 128 threads a multiprocessor; a loss computes more an element, on fewer of them
+REGISTERS = 168  # three blocks of 128 threads per multiprocessor; a loss computes more per element, with fewer
 LOSS_REGISTERS = 128
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
-OLDER = 1.2 if TRITON < (3, 8) else 1  # what an older compiler takes, at most
-# Bytes, in one kernel of older compilers; and what 3.7 spills of a few kernels of half types, to use few registers.
+OLDER = 1.2 if TRITON < (3, 8) else 1  # times as many instructions, from older compilers
+# Bytes of stack in one kernel of older compilers; and spills of 3.7 in a few kernels of half types, to use few registers.
 STACK, SPILLS = (32, 2) if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0, 0)
 SCRIPT = """
 import json, sys, torch, sigtorch

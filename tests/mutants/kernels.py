@@ -108,7 +108,7 @@ REDUCE = [
         "kernels/_reduce.py",
         ".as_strided(small.shape, small.stride())",
         ".view(small.shape)",
-        f"{KERNELS} -k sums_lie",
+        f"{KERNELS} -k sums_have",
         "sums in another order than the gate's elements",
     ),
     Slip(
