@@ -1,4 +1,4 @@
-"""Slips in what one element costs: kernels/_math.py."""
+"""Slips in scalar functions: kernels/_math.py."""
 
 from mutants.slip import Slip
 

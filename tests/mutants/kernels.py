@@ -1,4 +1,4 @@
-"""Slips in what kernels load, compute, store and sum: kernels/_tile.py, _map.py and _reduce.py."""
+"""Slips in the kernels: kernels/_tile.py, _map.py and _reduce.py."""
 
 from mutants.slip import Slip
 
@@ -26,7 +26,7 @@ TILE = [
         "return (tile.col + tile.n).to(tl.float32)",
         "return tile.n.to(tl.float32)",
         BLOCKS,
-        "a class' number counts from its tile",
+        "a class index counts from its tile",
     ),
     Slip(
         "kernels/_tile.py",

@@ -1,4 +1,4 @@
-"""Slips in where elements lie, how kernels are launched, and what passes allocate: the rest of kernels/."""
+"""Slips in layouts, launches and allocations: the rest of kernels/."""
 
 from mutants.slip import Slip
 
@@ -66,11 +66,25 @@ LAYOUT = [
 
 LAUNCHING = [
     Slip(
+        "kernels/_layout.py",
+        "stride // 2 if INTERPRETED else stride >> 1",
+        "stride >> 1",
+        f"{KERNELS} -k far_apart",
+        "the interpreter reads a stride of 2^30 as a negative one",
+    ),
+    Slip(
+        "kernels/_direct.py",
+        "        elif current_device() == device:",
+        "        elif True:",
+        LAUNCH,
+        "a direct launch on whatever device is current",
+    ),
+    Slip(
         "kernels/_plan.py",
         "parts += (t.dtype, t.shape, t.stride(), t.data_ptr() & 15)",
         "parts += (t.dtype, t.shape, t.stride(), t.data_ptr() & 7)",
         LAUNCH,
-        "a plan for 16-byte accesses serves a tensor that lies 8 bytes off",
+        "a plan for 16-byte accesses serves a tensor aligned to 8 bytes",
     ),
     Slip(
         "kernels/_plan.py",
