@@ -17,16 +17,18 @@ import triton.language as tl
 
 
 class Index(Enum):
+    """The type of INDEX, an operand of kernels that is no tensor and no number."""
+
     INDEX = "an element's index along the last dimension"
 
 
-INDEX = Index.INDEX  # an operand of kernels
+INDEX = Index.INDEX
 Operand = torch.Tensor | float | Index
 
-# Kinds of operands: an element per row of a tile, per column, per element; a number; or the element's index, along the last
-# dimension, which is an axis of its own.
+# Kinds of operands: tensors with a value per row, per column or per element of a tile; numbers; and INDEX, by the axis that
+# is the last dimension.
 KINDS = PER_ROW, PER_COLUMN, PER_ELEMENT, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = tuple(range(7))
-MAX_GRID = 2**16  # programs along a grid's second and third axes: fewer than this
+MAX_GRID = 2**16  # a grid's second and third axes have fewer programs
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 WARPS = 4
 # Two 16-byte accesses per thread and tensor: with four, an H200 took up to 4 % longer, for the registers of more threads.
@@ -49,7 +51,7 @@ class Axis(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a kernel finds the elements of its operands.
+    """Sizes, strides and kinds by which a kernel finds the elements of its operands.
 
     Tensors with equal strides share a set of them, so that a kernel computes an offset once. Strides of an operand that is
     read per element are in units of ``vector`` elements.
@@ -66,7 +68,7 @@ class Layout(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for, beside its function and its tile's shape."""
+    """Properties that a kernel is compiled for, beside its function and its tile's shape."""
 
     stride_sets: tuple[int, ...]
     kinds: tuple[int, ...]
@@ -165,16 +167,20 @@ def _are_one(outer: Axis, inner: Axis) -> bool:
 
 
 def is_reachable(axes: list[Axis]) -> bool:
-    """Returns whether a kernel can follow these axes: at most three, the innermost read in steps of 1 or 0.
+    """Returns whether a kernel can follow these axes: at most three, the innermost with strides of 1 or 0.
 
-    The outermost of three is a grid's second axis.
+    The outermost of three is a grid's second axis, which must not be too long.
     """
     few = len(axes) < 3 or (len(axes) == 3 and axes[0].size < MAX_GRID)
     return few and all(s in (0, 1) for s in axes[-1].strides)
 
 
 def with_copies(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor]) -> tuple[Operand, ...]:
-    """Returns inputs that a common layout reaches: copies of as few of the given ones as possible, in the outputs' order."""
+    """Returns inputs that a common layout reaches.
+
+    Copies the tensors that no layout reaches alone, with their axes in the outputs' order. If that is not enough, copies
+    all tensors, expanded.
+    """
     like, apart = outputs[0], index_input(inputs) >= 0
 
     def all_reachable(inputs: tuple[Operand, ...]) -> bool:

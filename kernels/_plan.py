@@ -1,4 +1,4 @@
-"""Plans: what a launch needs beside its operands, made once for operands that are alike.
+"""Plans: all that a launch needs beside its operands, made once for operands that are alike.
 
 ``kernel[grid](...)`` looks at every argument of every launch. Here all that depends on the operands' dtypes, shapes, strides
 and alignment is a ``Plan``, kept under a key of exactly these.
