@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,24 +11,50 @@ from sigtorch.kernels._layout import INDEX, Operand, axes_of, exact, is_reachabl
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_sum
 
-# An int 1, not 1.0, stands for what nobody asked for: Triton compiles it as a constant, and drops the multiplication.
-NAMES = {"binary_cross_entropy_with_logits": "bce", "sigmoid_focal_loss": "focal"}
-SIGNS: dict[float, Operand] = {0.0: 1, 1.0: -1.0}  # of a negative number to the power of gamma, by gamma modulo 2
+
+class Scalars(NamedTuple):
+    """A loss of one element and its derivative, functions from ``_math.py``."""
+
+    forward: Any
+    backward: Any
+
+
+def _by_dtype(dense: Scalars, mask: Scalars, class_index: Scalars) -> dict[torch.dtype, Scalars]:
+    """The scalar functions of a loss, by the dtype of its target."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return {**dict.fromkeys((*floats, torch.bool), dense), torch.uint8: mask, torch.int64: class_index}
+
+
+BCE_SCALARS = _by_dtype(
+    dense=Scalars(_math.bce, _math.dbce),
+    mask=Scalars(_math.bce_of_mask, _math.dbce_of_mask),
+    class_index=Scalars(_math.bce_of_class, _math.dbce_of_class),
+)
+FOCAL_SCALARS = _by_dtype(
+    dense=Scalars(_math.focal, _math.dfocal),
+    mask=Scalars(_math.focal_of_mask, _math.dfocal_of_mask),
+    class_index=Scalars(_math.focal_of_class, _math.dfocal_of_class),
+)
+# The index of the target among the inputs: forward reads divisor, x, target, ...; backward grad, divisor, x, target, ...
+FORWARD_TARGET, BACKWARD_TARGET = 2, 3
 
 
 def loss_forward(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
 ) -> tuple[torch.Tensor, Operand]:
-    """The loss, and the normalizer that backward is given: where a mean leaves some out, the count of the others."""
-    x = _readable(loss, x, target)
-    fn, operands = _function(loss.name, target.dtype), _operands(loss, x, target, weight, pos_weight)
-    target_input = None if loss.ignore_index is None else 2  # behind the divisor and x
+    """Returns the loss, and backward's normalizer: the count of the elements if a mean ignores some.
+
+    loss has the settings of the call, a ``Loss`` from ``ops/losses/loss.py``. Classes are the last dimension of x.
+    """
+    x = _reducible(loss, x, target)
+    fn, operands = loss.kernels()[target.dtype].forward, _operands(loss, x, target, weight, pos_weight)
+    target_input = None if loss.ignore_index is None else FORWARD_TARGET
     if loss.reduction != "none":
         counted = target_input is not None and loss.reduction == "mean"
         divisor = None if counted else _divisor(loss, x, normalizer)
         total, divisor = launch_sum(fn, (1, *operands), x, divisor, loss.dtype, target_input=target_input)
         return total, divisor if counted else normalizer
-    out = _result(loss, x, target, loss.dtype)
+    out = _result(x, target, loss.dtype)
     launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), target_input=target_input)
     return out, normalizer
 
@@ -44,63 +68,50 @@ def loss_backward(
     pos_weight: Operand,
     normalizer: Operand,
 ) -> torch.Tensor:
-    grad_x = _result(loss, x, target, x.dtype)
+    """Returns the gradient of x, with the strides of x."""
+    grad_x = _result(x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
-    fn = _function(loss.name, target.dtype, "d")
-    target_input = None if loss.ignore_index is None else 3
-    launch_map(fn, exact((grad, _divisor(loss, x, normalizer), *operands), x), (grad_x,), target_input=target_input)
+    target_input = None if loss.ignore_index is None else BACKWARD_TARGET
+    inputs = exact((grad, _divisor(loss, x, normalizer), *operands), x)
+    launch_map(loss.kernels()[target.dtype].backward, inputs, (grad_x,), target_input=target_input)
     return grad_x
-
-
-@functools.cache  # a look-up: two threads get the same
-def _function(name: str, target: torch.dtype, derivative: str = "") -> Any:
-    """The scalar function of a loss for this kind of target."""
-    kind = {torch.int64: "_of_class", torch.uint8: "_of_mask"}.get(target, "")
-    return getattr(_math, derivative + NAMES[name] + kind)
 
 
 def _operands(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
 ) -> tuple[Operand, ...]:
-    """The operands of a loss' scalar function, and the number to ignore, if there is one.
+    """The operands of a loss' scalar function after the divisor, then the number to ignore, if there is one.
 
-    A class index comes with each element's index, which it is compared to.
+    A class index comes with the index of the column that it is compared with, INDEX.
     """
-    if loss.name == "sigmoid_focal_loss":
-        pos, neg = (1, 1) if loss.alpha < 0 else (loss.alpha, 1 - loss.alpha)
-        sign = SIGNS.get(loss.gamma % 2, math.nan)
-        rest: tuple[Operand, ...] = (pos, neg, loss.gamma, sign)
-        if pos_weight is not None:
-            rest = *rest, pos_weight
-    else:
-        rest = (1 if pos_weight is None else pos_weight, 1 - loss.label_smoothing if loss.label_smoothing else 1)
+    # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.
+    rest = (1 if weight is None else weight, *loss.operands(pos_weight))
     if loss.ignore_index is not None:
         rest = *rest, float(loss.ignore_index)
-    weight = 1 if weight is None else weight
-    if loss.indexed(target):
-        return x, target.unsqueeze(-1), INDEX, float(loss.background_index), float(x.shape[-1]), weight, *rest
-    return x, target, weight, *rest
+    if target.dtype == torch.int64:
+        return x, target.unsqueeze(-1), INDEX, float(loss.background_index), float(x.shape[-1]), *rest
+    return x, target, *rest
 
 
-def _readable(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Gives x itself, or a contiguous copy where its strides cannot lead a reduction, which has no output to do that."""
+def _reducible(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns x, or a contiguous copy if the reduction kernel cannot follow its strides: it has no output to lead it."""
     if loss.reduction == "none" or x.is_contiguous():
         return x
-    indexed = loss.indexed(target)  # by an axis that is found by its stride, which must be one axis' alone
-    led = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
-    return x if led and is_reachable(axes_of((x, x), x, indexed)) else x.contiguous()
+    indexed = target.dtype == torch.int64  # the axis of the classes is found by its stride, which must be its alone
+    can_lead = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
+    return x if can_lead and is_reachable(axes_of((x, x), x, indexed)) else x.contiguous()
 
 
-def _result(loss: Any, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A result with x's strides; contiguous where x has more rows of matrices than a grid has programs for."""
+def _result(x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A result with x's strides; contiguous if x has more rows of matrices than a grid has programs for."""
     out = torch.empty_like(x, dtype=dtype)
-    if out.is_contiguous() or not loss.indexed(target) or is_reachable(axes_of((out,), out, True)):
+    if out.is_contiguous() or target.dtype != torch.int64 or is_reachable(axes_of((out,), out, True)):
         return out
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand) -> Operand:
-    """One number or 0-d tensor."""
+    """A number or a 0-d tensor."""
     if loss.reduction == "mean" and normalizer is None:
         return float(x.numel())
     return (loss.normalizer or 1) if normalizer is None else normalizer

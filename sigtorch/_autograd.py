@@ -1,12 +1,11 @@
 """Parts that the autograd Functions share: how inputs are saved for backward, and which pass runs it.
 
-A Function runs only where its forward's backend is a fused one. Its backward asks again: a gradient that something else
-watches (a transform, a double backward) is the formula's.
+A Function runs only on tensors that a fused pass takes. Its backward asks again: the formula computes a gradient that is
+transformed, watched or differentiated.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,46 +13,44 @@ import torch
 from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointError
 
-from sigtorch import _backend, _checks
+from sigtorch import _checks, _eligible
 from sigtorch._once import once
 
-
-@once
-def passes_of(backend: str, family: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """An operation's two passes; kernels are imported when the first tensor needs them."""
-    module = importlib.import_module(f"sigtorch.{'cpu' if backend == 'cpu' else 'kernels'}.{family}")
-    return getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
+Passes = tuple[Callable[..., Any], Callable[..., Any]]  # forward and backward
 
 
-def fused(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
-    """Whether a backward pass may run fused: nobody differentiates it, and nothing watches its tensors.
+def can_run_fused_backward(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
+    """Tells whether a backward pass may run fused: nothing differentiates it or watches its tensors.
 
-    What was saved was plain then; a hook may have made something else of it.
+    The saved tensors were plain in forward; a hook may have replaced them since.
     """
-    if torch.is_grad_enabled() or not _backend.plain(grad):
+    if torch.is_grad_enabled() or not _eligible.plain(grad):
         return False
     for t in saved:  # noqa: SIM110, a generator costs more
-        # Of all else that a plain type may be, only a tensor still to be negated has memory that reads as another number.
-        if type(t) not in _backend.PLAIN_TYPES or t.is_neg():
+        # Only one other kind of a plain type has memory that reads as another number: a tensor still to be negated.
+        if type(t) not in _eligible.PLAIN_TYPES or t.is_neg():
             return False
     return True
 
 
 MARKER_DIMS = 12  # more dimensions than users' tensors have; with those added below, no more than NumPy 1 knows
-MARKED = (
-    "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed",
-    "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "siglip_loss", "linear_binary_cross_entropy",
-    "patched_functions",
-)  # fmt: skip
+# All that save a marker; other operations are added when their Functions are defined.
+MARKED = ["siglip_loss", "linear_binary_cross_entropy", "patched_functions"]
+
+
+def register_op(op: str) -> None:
+    """Gives an operation a marker of its own; several Functions of one operation share it."""
+    if op not in MARKED:
+        MARKED.append(op)
 
 
 @once
 def marker(op: str) -> torch.Tensor:
-    """A tensor of 8 bytes that an operation saves first; its number of dimensions tells which of MARKED that is.
+    """Returns a tensor of 8 bytes that an operation saves first; its number of dimensions tells which of MARKED that is.
 
-    Non-reentrant checkpointing hands saved tensors back by position. Where the recompute takes another path than forward
-    did, another shape comes back in this tensor's place. Its values are not looked at, for a hook may quantize what is
-    saved. It holds two different ones, for a hook may divide by their range.
+    Non-reentrant checkpointing hands saved tensors back by position. If the recompute takes another path than forward
+    did, another shape comes back in this tensor's place. Its values are not compared, for a hook may quantize saved
+    tensors. It holds two different ones, for a hook may divide by their range.
     """
     dims = MARKER_DIMS + MARKED.index(op)
     with torch.inference_mode(False):
@@ -61,26 +58,26 @@ def marker(op: str) -> torch.Tensor:
 
 
 def saved(ctx: Any, op: str) -> list[torch.Tensor]:
-    """The tensors that forward saved behind its marker; an error where others come back."""
+    """Returns the tensors that forward saved after its marker; raises an error if others come back."""
     try:
         first, *tensors = ctx.saved_tensors
     except CheckpointError as error:
-        raise _checks.recomputed(f"{op}()") from error
-    mark = marker(op)
-    if first is not mark and first.shape != mark.shape:  # a checkpoint hands out another
-        raise _checks.recomputed(f"{op}()")
+        raise _checks.error_recomputed(f"{op}()") from error
+    expected = marker(op)
+    if first is not expected and first.shape != expected.shape:  # a checkpoint returns another
+        raise _checks.error_recomputed(f"{op}()")
     return tensors
 
 
 def marked(x: torch.Tensor, op: str) -> torch.Tensor:
-    """x, behind a marker: for what stands in for another's function, which a checkpoint may recompute by that one."""
-    if not _backend.readable(x) or torch._C._are_functorch_transforms_active():
+    """Returns x behind a marker, for the replacement of a function that a checkpoint may recompute by the original."""
+    if not _eligible.readable(x) or torch._C._are_functorch_transforms_active():
         return x
     return Marked.apply(x, op)  # type: ignore[no-any-return]
 
 
 class Marked(Function):
-    """Changes nothing."""
+    """The identity, which saves a marker."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, op: str) -> torch.Tensor:
@@ -97,8 +94,8 @@ class Marked(Function):
 def formula_grads(
     needs: Sequence[bool], formula: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients by differentiating the formula at the saved inputs, themselves differentiable where that is asked for."""
-    if not any(needs):  # as where only a residual wants one
+    """Differentiates the formula at the saved inputs; the gradients are differentiable too if autograd is on."""
+    if not any(needs):  # only a residual wants a gradient
         return [None] * len(inputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -112,21 +109,24 @@ def formula_grads(
 
 
 class FromInputs(Function):
-    """Saves its input tensors behind a marker; a subclass names its passes, their tensors, and the formula they stand for.
+    """Saves its input tensors behind a marker. A subclass has the number of these, its formula and its passes.
 
-    Called with the tensors, then what else the passes take, then the backend.
+    Called with the tensors, then the passes' other arguments, then what runs: "triton" or "cpu".
     """
 
-    family: str
     op: str
     tensors: int
     formula: Callable[..., torch.Tensor]
+    passes: Callable[[str], Passes]  # a cached import: kernels are imported when the first tensor needs them
+
+    def __init_subclass__(cls) -> None:
+        register_op(cls.op)
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         cls = ctx._forward_cls
-        *given, backend = args
-        forward_pass, ctx.backward_pass = passes_of(backend, cls.family, cls.op)
+        *given, runner = args
+        forward_pass, ctx.backward_pass = cls.passes(runner)
         ctx.save_for_backward(marker(cls.op), *given[: cls.tensors])
         ctx.rest = given[cls.tensors :]
         return forward_pass(*given)  # type: ignore[no-any-return]
@@ -135,7 +135,7 @@ class FromInputs(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cls = ctx._forward_cls
         tensors = saved(ctx, cls.op)
-        if fused(grad, *tensors):
+        if can_run_fused_backward(grad, *tensors):
             grads = ctx.backward_pass(grad, *tensors, *ctx.rest)
         else:
             needs = ctx.needs_input_grad[: cls.tensors]
@@ -144,7 +144,7 @@ class FromInputs(Function):
 
 
 def with_strides_of(t: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """The gradient of t with t's strides, copied where it has others; as it is where t is not dense."""
+    """Returns the gradient of t with t's strides, copied if it has others; unchanged if t is not dense."""
     if grad.stride() == t.stride() or not torch.ops.aten.is_non_overlapping_and_dense(t):
         return grad
     return torch.empty_like(t, dtype=grad.dtype, device=grad.device).copy_(grad)

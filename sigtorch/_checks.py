@@ -1,17 +1,21 @@
-"""Argument checks and error messages, each one line that quotes what was seen; the losses have a file of their own."""
+"""Argument checks, ``check_``, and makers of errors, ``error_``: each error is one line that quotes what was seen."""
 
 from __future__ import annotations
 
 import inspect
 import operator
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
-BACKENDS = ("auto", "triton", "aten")
-SAVES = ("output", "input")
-# Functions whose call runs nothing of their body.
+Backend = Literal["auto", "triton", "aten"]
+Save = Literal["output", "input"]
+Reduction = Literal["none", "mean", "sum"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+SAVES: tuple[Save, ...] = get_args(Save)
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+# Functions whose call does not run their body.
 DEFERRED: dict[str, Callable[[object], bool]] = {
     "coroutine function": inspect.iscoroutinefunction,
     "generator function": inspect.isgeneratorfunction,
@@ -20,35 +24,36 @@ DEFERRED: dict[str, Callable[[object], bool]] = {
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # a tuple: Dynamo in torch 2.8 looks into no set
 
 
-def backend(name: object, where: str) -> str:
+def check_backend(where: str, name: object) -> Backend:
+    """Returns the name."""
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{where}: unknown backend {quoted(name)}, expected one of {_listed(BACKENDS)}")
-    return name
+    return name  # type: ignore[return-value]
 
 
-def decorated(where: str, function: object) -> None:
-    """A function that runs when it is called: the body of any other kind would run outside of the block."""
+def check_decorated(where: str, function: object) -> None:
+    """Refuses a function whose body would run after the call, and so outside of the block."""
     for kind, is_one in DEFERRED.items():
         if is_one(function):
             name = getattr(function, "__qualname__", type(function).__name__)
             raise TypeError(f"{where} cannot decorate the {kind} {name}; use a with block inside of it")
 
 
-def entered_twice(where: str) -> RuntimeError:
+def error_entered_twice(where: str) -> RuntimeError:
     return RuntimeError(f"{where}: this block was entered before; call {where} anew for each block")
 
 
-def save(value: object, where: str) -> None:
-    choice(where, "save", value, SAVES)
+def check_save(where: str, value: object) -> None:
+    check_choice(where, "save", value, SAVES)
 
 
-def choice(where: str, name: str, value: object, among: Collection[str]) -> None:
+def check_choice(where: str, name: str, value: object, among: Collection[str]) -> None:
     if not isinstance(value, str) or value not in among:
         raise ValueError(f"{where}: unknown {name}={quoted(value)}, expected one of {_listed(among)}")
 
 
 def quoted(value: object) -> str:
-    """Its repr in a line, which a tensor's is not."""
+    """Returns its repr in one line."""
     return " ".join(repr(value).split())
 
 
@@ -56,64 +61,64 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def tensors(where: str, **arguments: Any) -> None:
-    """Tensors, or what overrides torch functions and so passes for one."""
+def check_tensors(where: str, **arguments: Any) -> None:
+    """Takes tensors, and other types that override torch functions."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor) and not hasattr(type(value), "__torch_function__"):
-            raise no_tensor(where, name, value)
+            raise error_no_tensor(where, name, value)
 
 
-def no_tensor(where: str, name: str, value: object) -> TypeError:
+def error_no_tensor(where: str, name: str, value: object) -> TypeError:
     return TypeError(f"{where}: {name} must be a Tensor, got {type(value).__name__}")
 
 
-def floating(where: str, name: str, t: torch.Tensor) -> None:
-    """Refuse a dtype that PyTorch does not compute in: those of 8 bits it only stores and multiplies."""
+def check_floating(where: str, name: str, t: torch.Tensor) -> None:
+    """Refuses a dtype that PyTorch does not compute in: it only stores and multiplies those of 8 bits."""
     if t.dtype not in FLOATS:
         raise TypeError(f"{where}: {name} must be floating point of 16 bits or more, got {t.dtype}")
 
 
-def broadcast(
+def run_explained(
     where: str, formula: Callable[..., torch.Tensor], names: Sequence[str], given: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """The formula of tensors that broadcast, on one device (a 0-d CPU tensor goes with any): explained where it fails."""
+    """Runs the formula; where it fails, explains arguments that are no tensors, do not broadcast or are on several devices."""
     for t in given:
         if type(t) is not torch.Tensor:
-            tensors(where, **dict(zip(names, given, strict=False)))
-    # Comparing sizes would specialise what is compiled, and is what tracing warns of: PyTorch says it then.
+            check_tensors(where, **dict(zip(names, given, strict=False)))
+    # Comparing sizes would specialise compiled code, and a tracer warns of it: PyTorch reports the error there.
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return formula(*given)
     try:
         return formula(*given)
     except (RuntimeError, TypeError):
-        broadcastable(where, **dict(zip(names, given, strict=False)))
+        check_broadcastable(where, **dict(zip(names, given, strict=False)))
         raise
 
 
-def broadcastable(where: str, **arguments: torch.Tensor) -> None:
-    """Refuse shapes that do not broadcast; nested tensors have errors of their own."""
+def check_broadcastable(where: str, **arguments: torch.Tensor) -> None:
+    """Refuses shapes that do not broadcast; nested tensors have errors of their own."""
     plain = {k: t for k, t in arguments.items() if isinstance(t, torch.Tensor) and not t.is_nested}
     try:
         torch.broadcast_shapes(*(t.shape for t in plain.values()))
     except RuntimeError:
         seen = ", ".join(f"{k} {tuple(t.shape)}" for k, t in plain.items())
         raise ValueError(f"{where}: shapes do not broadcast: {seen}") from None
-    one_device(where, **plain)
+    check_one_device(where, **plain)
 
 
-def one_device(where: str, **arguments: torch.Tensor) -> None:
-    """But for 0-d CPU tensors, which go with any."""
+def check_one_device(where: str, **arguments: torch.Tensor) -> None:
+    """Refuses tensors on several devices; a 0-d CPU tensor goes with any."""
     if len({t.device for t in arguments.values() if t.dim() or t.device.type != "cpu"}) > 1:
-        raise several_devices(where, **arguments)
+        raise error_several_devices(where, **arguments)
 
 
-def several_devices(where: str, **arguments: torch.Tensor) -> ValueError:
+def error_several_devices(where: str, **arguments: torch.Tensor) -> ValueError:
     seen = ", ".join(f"{k} on {t.device}" for k, t in arguments.items())
     return ValueError(f"{where}: tensors on several devices: {seen}")
 
 
-def number(where: str, **arguments: Any) -> None:
-    """Real numbers: Python's, numpy's, those that are traced, and 0-d tensors."""
+def check_number(where: str, **arguments: Any) -> None:
+    """Takes real numbers: Python's, numpy's, traced ones and 0-d tensors."""
     for name, value in arguments.items():
         if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
             continue
@@ -132,23 +137,23 @@ def number(where: str, **arguments: Any) -> None:
             raise TypeError(f"{where}: {name} must be a real number, got {dtype}")
 
 
-def whole(where: str, name: str, value: Any) -> int:
-    """Gives it as Python's number, or as the one that is traced."""
+def check_whole(where: str, name: str, value: Any) -> int:
+    """Returns it as a Python number, or the traced number itself."""
     if isinstance(value, (int, torch.SymInt)):
         return value  # type: ignore[return-value]
     try:
         return operator.index(value)
-    except (TypeError, RuntimeError):  # the latter of a tensor without data
+    except (TypeError, RuntimeError):  # a tensor without data raises the latter
         kind = quoted(value) if hasattr(value, "dtype") else type(value).__name__
         raise TypeError(f"{where}: {name} must be a whole number, got {kind}") from None
 
 
-def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
-    """Gives dim as ``whole`` does."""
+def check_halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
+    """Takes a tensor whose dimension has an even size; returns dim as ``check_whole`` does."""
     if type(x) is not torch.Tensor:
-        tensors(where, **{name: x})
+        check_tensors(where, **{name: x})
     if type(dim) is not int:
-        dim = whole(where, "dim", dim)
+        dim = check_whole(where, "dim", dim)
     if not isinstance(x, torch.Tensor) or x.is_nested or torch._C._get_tracing_state() is not None:
         return dim
     if not -(dims := x.dim()) <= dim < dims:
@@ -161,18 +166,18 @@ def halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
     return dim
 
 
-def module(value: object, where: str) -> None:
+def check_module(where: str, value: object) -> None:
     if not isinstance(value, torch.nn.Module):
         raise TypeError(f"{where}: model must be a Module, got {type(value).__name__}")
 
 
-def class_changed(names: Collection[str]) -> RuntimeError:
+def error_class_changed(names: Collection[str]) -> RuntimeError:
     return RuntimeError(
         f"Patch.undo(): left as they are, for something else changed their class or forward since: {_listed(names)}"
     )
 
 
-def gate_changed(called: object) -> RuntimeError:
+def error_gate_changed(called: object) -> RuntimeError:
     name = getattr(called, "__name__", type(called).__name__)
     return RuntimeError(
         f"patch(): what {name} was called with has changed in place before the product that uses the result; "
@@ -180,37 +185,38 @@ def gate_changed(called: object) -> RuntimeError:
     )
 
 
-def triton_missing(why: str) -> RuntimeError:
+def error_triton_missing(why: str) -> RuntimeError:
     return RuntimeError(f"backend 'triton' was asked for, but triton cannot be imported: {why}")
 
 
-def triton_dtype(dtype: torch.dtype, taken: Collection[torch.dtype]) -> TypeError:
+def error_triton_dtype(dtype: torch.dtype, taken: Collection[torch.dtype]) -> TypeError:
     return TypeError(f"backend 'triton' takes {', '.join(sorted(map(str, taken)))}, got {dtype}")
 
 
-def triton_device(device: torch.device) -> ValueError:
+def error_triton_device(device: torch.device) -> ValueError:
     hint = "; set TRITON_INTERPRET=1 before the import to interpret kernels" if device.type == "cpu" else ""
     return ValueError(f"backend 'triton' cannot reach a tensor on {device}{hint}")
 
 
-def triton_on_rocm() -> RuntimeError:
+def error_triton_on_rocm() -> RuntimeError:
     return RuntimeError("backend 'triton' was asked for, but this PyTorch is built for ROCm, where no kernel was tried")
 
 
-def triton_capability(device: torch.device, seen: tuple[int, int], least: tuple[int, int]) -> RuntimeError:
+def error_triton_capability(device: torch.device, seen: tuple[int, int], least: tuple[int, int]) -> RuntimeError:
     return RuntimeError(
         f"backend 'triton' needs compute capability {least[0]}.{least[1]}, got {seen[0]}.{seen[1]} on {device}"
     )
 
 
-def triton_fails(index: int, why: str, forced: bool = False) -> str:
-    """The text of a warning that Triton fails on a device; of an error, where it is forced."""
-    if forced:
-        return f"backend 'triton' was asked for, but Triton fails on cuda:{index}: {why}"
+def error_triton_fails(index: int, why: str) -> RuntimeError:
+    return RuntimeError(f"backend 'triton' was asked for, but Triton fails on cuda:{index}: {why}")
+
+
+def warning_triton_fails(index: int, why: str) -> str:
     return f"sigtorch runs PyTorch's operators on cuda:{index}, for Triton fails there: {why}"
 
 
-def recomputed(where: str) -> RuntimeError:
+def error_recomputed(where: str) -> RuntimeError:
     return RuntimeError(
         f"{where}: backward got tensors that its forward did not save: a checkpoint recomputed it another way "
         "(use_backend, patched_functions, a mode or another thread), so run both under the same settings; "

@@ -1,7 +1,7 @@
-"""Every family's modules: they store arguments and call the functions."""
+"""The modules of every family: they store arguments and call the functions."""
 
 from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
-from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SwiGLU
+from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SigmoidLerp, SwiGLU
 from sigtorch.ops.losses import BCEWithLogitsLoss, SigmoidFocalLoss
 from sigtorch.ops.sigmoid import Sigmoid
 
@@ -14,5 +14,6 @@ __all__ = [
     "Sigmoid",
     "SigmoidFocalLoss",
     "SigmoidGate",
+    "SigmoidLerp",
     "SwiGLU",
 ]

@@ -49,11 +49,11 @@ def variable(monkeypatch):
 
     def set_to(name):
         monkeypatch.setenv("SIGTORCH_BACKEND", name)
-        _backend._named.cache_clear()
+        _backend._named_by_variable.cache_clear()
 
     yield set_to
     monkeypatch.undo()
-    _backend._named.cache_clear()
+    _backend._named_by_variable.cache_clear()
 
 
 @pytest.fixture

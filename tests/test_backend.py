@@ -17,10 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
-from sigtorch import _backend
+from sigtorch import _backend, _eligible
 
 OURS = Path(sigtorch.__file__).parent
-DECISIONS = (_backend._runs, _backend._runs_on, _backend._obstacle)  # kept, once made
+DECISIONS = (_backend._select_cached, _backend._triton_works_on, _backend._obstacle)  # kept, once made
 
 
 def refused(kind, call, *quoted):
@@ -48,7 +48,7 @@ def test_bad_arguments():
     refused(ValueError, lambda: sigtorch.swiglu(x, y), "swiglu()", "up (4,)")
     refused(ValueError, lambda: sigtorch.swiglu(x, meta), "gate on cpu", "up on meta")
     refused(ValueError, lambda: sigtorch.swiglu(x), "dim=-1", "gate of shape (3,)")
-    refused(ValueError, lambda: sigtorch.glu(x), "glu()", "x of shape (3,)")
+    refused(ValueError, lambda: sigtorch.glu(x), "glu()", "input of shape (3,)")
     refused(ValueError, lambda: sigtorch.glu(y, 1), "dim=1", "(4,)")
     refused(TypeError, lambda: sigtorch.glu(y, "0"), "dim", "str")
     refused(TypeError, lambda: sigtorch.glu(y, torch.arange(2)), "dim", "tensor([0, 1])")
@@ -170,12 +170,12 @@ def test_a_choice_is_the_tasks_own():
     assert asyncio.run(both()) == ["aten", "triton", "auto"]
 
 
-def test_a_cuda_tensors_keys_are_ordinary():
+def test_a_cuda_tensors_keys_are_plain():
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA) | torch._C.DispatchKeySet(
         torch._C.DispatchKey.AutocastCUDA
     )
-    assert cuda.raw_repr() in _backend._ORDINARY
-    assert torch._C._dispatch_keys(torch.randn(2)).raw_repr() in _backend._ORDINARY
+    assert cuda.raw_repr() in _eligible._PLAIN_KEYS
+    assert torch._C._dispatch_keys(torch.randn(2)).raw_repr() in _eligible._PLAIN_KEYS
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def on_cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(_backend, "_probe", lambda index: failure)
-        monkeypatch.setattr(_backend, "_ordinary_tensors", lambda _: True)
+        monkeypatch.setattr(_backend, "have_plain_keys", lambda _: True)
         monkeypatch.setattr(_backend, "_interprets_or_stands_in", lambda kind: False)
         device = torch.device("cuda", 0)
         return [SimpleNamespace(dtype=d, device=device, is_cuda=True, get_device=lambda: 0) for d in dtypes]
@@ -204,10 +204,10 @@ def on_cuda(monkeypatch):
         ([torch.bfloat16], {}, "triton"),
         ([torch.float16, torch.float32], {"capability": (8, 0)}, "triton"),
         ([torch.float64, torch.float64], {"capability": (10, 0)}, "triton"),
-        ([torch.float64, torch.float32], {}, "formula"),
-        ([torch.int64], {}, "formula"),
-        ([torch.bfloat16], {"capability": (7, 5)}, "formula"),
-        ([torch.bfloat16], {"hip": "6.0"}, "formula"),
+        ([torch.float64, torch.float32], {}, "aten"),
+        ([torch.int64], {}, "aten"),
+        ([torch.bfloat16], {"capability": (7, 5)}, "aten"),
+        ([torch.bfloat16], {"hip": "6.0"}, "aten"),
     ],
 )
 def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, seen, expected, on_cuda):
@@ -220,13 +220,13 @@ def test_tensors_of_several_devices_are_pytorchs(on_cuda):
     for given, beside in (((here, there), ()), ((here,), (there,)), ((here,), (there.long(),))):
         for choice in ("auto", "triton"):
             with sigtorch.use_backend(choice):
-                assert _backend.select(*given, beside=beside) == "formula"
+                assert _backend.select(*given, beside=beside) == "aten"
 
 
 def test_auto_says_once_that_triton_fails(on_cuda):
     tensors = on_cuda([torch.float32], failure="RuntimeError: Failed to find C compiler.")
     with pytest.warns(RuntimeWarning, match="PyTorch's operators on cuda:0, .*: Failed to find C compiler") as seen:
-        assert [_backend.select(*tensors) for _ in range(3)] == ["formula"] * 3
+        assert [_backend.select(*tensors) for _ in range(3)] == ["aten"] * 3
     assert len(seen) == 1
     assert "\n" not in str(seen[0].message)
 
@@ -249,7 +249,7 @@ def test_triton_forced_where_it_fails(seen, quoted, on_cuda):
 def test_auto_says_that_triton_is_broken(on_cuda, monkeypatch):
     monkeypatch.setattr(_backend, "_triton_missing", lambda: "OSError: libtriton: cannot open")
     with pytest.warns(RuntimeWarning, match="PyTorch's operators on cuda:0, .*: OSError: libtriton: cannot open"):
-        assert _backend.select(*on_cuda([torch.float32])) == "formula"
+        assert _backend.select(*on_cuda([torch.float32])) == "aten"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ PROBE = """
 import sys
 sys.path.insert(0, "scripts")
 {before}
-from sigtorch import _backend
+from sigtorch import _backend, _eligible
 print(_backend._probe(0))
 """
 BELIEVED = """
@@ -312,25 +312,25 @@ def test_why_triton_fails_is_a_line(before, env, said, tmp_path):
 
 def test_plain_means_that_nothing_watches():
     x = torch.randn(3)
-    assert _backend.plain(x, torch.nn.Parameter(x))
+    assert _eligible.plain(x, torch.nn.Parameter(x))
     with torch.device("cpu"):
-        assert _backend.plain(x), "a default device watches nothing"
+        assert _eligible.plain(x), "a default device watches nothing"
     with torch.overrides.BaseTorchFunctionMode():
-        assert not _backend.plain(x)
+        assert not _eligible.plain(x)
     with FlopCounterMode(display=False):
-        assert not _backend.plain(x)
+        assert not _eligible.plain(x)
     with torch.autograd.forward_ad.dual_level():
-        assert not _backend.plain(x)
+        assert not _eligible.plain(x)
     with torch.inference_mode():
         made = torch.randn(3)
-        assert _backend.plain(made)
-    assert not _backend.plain(made), "no backward pass may save it"
+        assert _eligible.plain(made)
+    assert not _eligible.plain(made), "no backward pass may save it"
     with torch.no_grad():
-        assert _backend.plain(made)
-    assert not _backend.plain(x.to_sparse())
-    assert not _backend.plain(torch.randn(3, dtype=torch.complex64).conj())
-    assert not _backend.plain(1.0)
-    assert builtins.all(torch.func.vmap(lambda t: t if not _backend.plain(t) else 1 / 0)(x) == x)
+        assert _eligible.plain(made)
+    assert not _eligible.plain(x.to_sparse())
+    assert not _eligible.plain(torch.randn(3, dtype=torch.complex64).conj())
+    assert not _eligible.plain(1.0)
+    assert builtins.all(torch.func.vmap(lambda t: t if not _eligible.plain(t) else 1 / 0)(x) == x)
 
 
 def test_a_wrong_choice_is_refused_where_it_is_made():

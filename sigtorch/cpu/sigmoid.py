@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sigtorch._backend import HALF_DTYPES
+from sigtorch._eligible import HALF_DTYPES
 
 
 def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:

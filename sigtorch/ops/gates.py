@@ -1,4 +1,4 @@
-"""The gates, each whole: functions, then formulas, autograd Functions and modules in the same order."""
+"""The gates: functions, then formulas, autograd Functions and modules in the same order."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from torch.autograd import Function
 
 from sigtorch import _checks
-from sigtorch._autograd import FromInputs, formula_grads, fused, marker, passes_of, saved
-from sigtorch._backend import aten_sigmoid, select
+from sigtorch._autograd import FromInputs, Passes, can_run_fused_backward, formula_grads, marker, saved
+from sigtorch._backend import select
+from sigtorch._eligible import aten_sigmoid
+from sigtorch._once import once
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-    r"""Computes :math:`\sigma(g) \cdot x`, plus ``residual`` where one is given.
+    r"""Computes :math:`\sigma(g) \cdot x`, plus ``residual`` if given.
 
     Args:
-        x: what is gated, any shape and floating dtype.
+        x: the gated tensor, any shape and floating dtype.
         gate: logits of the gate, broadcastable against x. Fused on CUDA for x's shape, one gate a row ``(..., 1)``, one
-            a feature ``(features,)`` and one a channel ``(N, C, 1, 1)``; PyTorch's operators for the rest.
-        residual: added to the result, broadcastable; fused where it has x's shape.
+            a feature ``(features,)`` and one a channel ``(N, C, 1, 1)``; PyTorch's operators for all other shapes.
+        residual: added to the result, broadcastable; fused if it has x's shape.
 
     Returns:
         A tensor of the broadcast shape and the promoted dtype. Only x and gate are kept for backward.
@@ -29,21 +31,28 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
         TypeError: an argument is not a tensor.
         ValueError: shapes that do not broadcast, or tensors on several devices.
 
+    Example:
+        >>> x, gate = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 100.0])
+        >>> sigtorch.sigmoid_gate(x, gate)
+        tensor([0.5000, 2.0000])
+        >>> sigtorch.sigmoid_gate(x, gate, residual=x)
+        tensor([1.5000, 4.0000])
+
     Source:
         Qiu et al., "Gated Attention for Large Language Models", 2025, arXiv:2505.06708; Hu et al.,
         "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507.
     """
     given = (x, gate) if residual is None else (x, gate, residual)
-    backend = select(*given)
-    if backend == "formula" or not fuses(x, gate) or (residual is not None and residual.shape != x.shape):
-        return _checks.broadcast("sigmoid_gate()", _gate_formula, ("x", "gate", "residual"), given)
+    runner = select(*given)
+    if runner == "aten" or not gate_shape_fuses(x, gate) or (residual is not None and residual.shape != x.shape):
+        return _checks.run_explained("sigmoid_gate()", _gate_formula, ("x", "gate", "residual"), given)
     if residual is None:
-        return SigmoidGateFunction.apply(x, gate, backend)
-    return SigmoidGateResidualFunction.apply(x, gate, residual, backend)
+        return SigmoidGateFunction.apply(x, gate, runner)
+    return SigmoidGateResidualFunction.apply(x, gate, residual, runner)
 
 
-def fuses(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """The shapes that the kernels broadcast: x's own, (..., 1), (features,) and (N, C, 1, 1)."""
+def gate_shape_fuses(x: torch.Tensor, gate: torch.Tensor) -> bool:
+    """Tells whether the kernels broadcast a gate: x's own shape, (..., 1), (features,) or (N, C, 1, 1)."""
     if gate.shape == x.shape:
         return True
     if gate.numel() <= 1:
@@ -56,9 +65,9 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
     r"""Computes :math:`\sigma(g) \cdot x + (1 - \sigma(g)) \cdot y`, the update of highway layers and GRU cells.
 
     Args:
-        x: taken where the gate is open, any shape and floating dtype.
-        y: taken where it is closed, broadcastable against x.
-        gate: logits of the gate, broadcastable against both. Fused where all three have one shape.
+        x: the result of an open gate, any shape and floating dtype.
+        y: the result of a closed gate, broadcastable against x.
+        gate: logits of the gate, broadcastable against both. Fused on CUDA if all three have one shape.
 
     Returns:
         A tensor of the broadcast shape and the promoted dtype. Only the three inputs are kept for backward.
@@ -67,68 +76,85 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
         TypeError: an argument is not a tensor.
         ValueError: shapes that do not broadcast, or tensors on several devices.
 
+    Example:
+        >>> x, y = torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0])
+        >>> sigtorch.sigmoid_lerp(x, y, torch.tensor([0.0, -100.0]))
+        tensor([2., 3.])
+
     Source:
         Srivastava, Greff and Schmidhuber, "Highway Networks", 2015, arXiv:1505.00387.
     """
-    backend = select(x, y, gate)
-    if backend == "formula" or not x.shape == y.shape == gate.shape:
-        return _checks.broadcast("sigmoid_lerp()", _lerp_formula, ("x", "y", "gate"), (x, y, gate))
-    return SigmoidLerpFunction.apply(x, y, gate, backend)
+    runner = select(x, y, gate)
+    if runner == "aten" or not x.shape == y.shape == gate.shape:
+        return _checks.run_explained("sigmoid_lerp()", _lerp_formula, ("x", "y", "gate"), (x, y, gate))
+    return SigmoidLerpFunction.apply(x, y, gate, runner)
 
 
-def glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    r"""Computes :math:`a \cdot \sigma(b)` of the halves a, b of x along ``dim``, as :func:`torch.nn.functional.glu` does.
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    r"""Computes :math:`a \cdot \sigma(b)` of input's halves a, b along ``dim``, as :func:`torch.nn.functional.glu` does.
 
     Args:
-        x: any floating dtype; ``dim`` has an even size.
-        dim: the axis to halve.
+        input: any floating dtype; ``dim`` has an even size.
+        dim: the dimension to halve.
 
     Returns:
-        A tensor of x's shape with ``dim`` halved. Only x is kept for backward; its gradient is written into its halves.
+        A tensor of input's shape with ``dim`` halved. Only input is kept for backward, which writes both halves of its
+        gradient in one pass.
 
     Raises:
-        TypeError: x is not a tensor.
+        TypeError: input is not a tensor.
         ValueError: an odd size, or no such dimension.
+
+    Example:
+        >>> sigtorch.glu(torch.tensor([1.0, 2.0, 0.0, 100.0]))
+        tensor([0.5000, 2.0000])
 
     Source:
         Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
     """
-    backend = select(x)
-    dim = _checks.halves("glu()", "x", x, dim)
-    if backend == "formula":
-        return F.glu(x, dim)
-    return GLUFunction.apply(x, dim, backend)
+    runner = select(input)
+    dim = _checks.check_halves("glu()", "input", input, dim)
+    if runner == "aten":
+        return F.glu(input, dim)
+    return GLUFunction.apply(input, dim, runner)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
     r"""Computes :math:`\mathrm{silu}(g) \cdot u = g \, \sigma(g) \cdot u`.
 
     Args:
-        gate: any shape and floating dtype; without ``up``, both packed along the last axis, the gate first, as in
-            ``F.silu(a) * b`` of ``a, b = x.chunk(2, -1)``.
-        up: broadcastable against gate; fused where it has its shape.
+        gate: any shape and floating dtype; without ``up``, both packed along the last dimension, the gate first, as in
+            ``F.silu(a) * b`` with ``a, b = x.chunk(2, -1)``.
+        up: broadcastable against gate; fused on CUDA if it has gate's shape.
 
     Returns:
-        A tensor of the broadcast shape, or of the packed one with its last axis halved, and the promoted dtype. Only the
-        inputs are kept for backward; a packed gradient is written into its halves.
+        A tensor of the broadcast shape, or of the packed one with its last dimension halved, and the promoted dtype. Only
+        the inputs are kept for backward, which writes both halves of a packed gradient in one pass.
 
     Raises:
         TypeError: an argument is not a tensor.
-        ValueError: shapes that do not broadcast, an odd last axis of a packed tensor, or tensors on several devices.
+        ValueError: shapes that do not broadcast, an odd last dimension of a packed tensor, or tensors on several devices.
+
+    Example:
+        >>> gate, up = torch.tensor([0.0, 100.0]), torch.tensor([3.0, 2.0])
+        >>> sigtorch.swiglu(gate, up)
+        tensor([  0., 200.])
+        >>> sigtorch.swiglu(torch.cat([gate, up]))  # packed
+        tensor([  0., 200.])
 
     Source:
         Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202.
     """
     if up is None:
-        backend = select(gate)
-        _checks.halves("swiglu()", "gate", gate, -1)
-        if backend == "formula":
+        runner = select(gate)
+        _checks.check_halves("swiglu()", "gate", gate, -1)
+        if runner == "aten":
             return _swiglu_packed_formula(gate)
-        return SwiGLUPackedFunction.apply(gate, backend)
-    backend = select(gate, up)
-    if backend == "formula" or gate.shape != up.shape:
-        return _checks.broadcast("swiglu()", _swiglu_formula, ("gate", "up"), (gate, up))
-    return SwiGLUFunction.apply(gate, up, backend)
+        return SwiGLUPackedFunction.apply(gate, runner)
+    runner = select(gate, up)
+    if runner == "aten" or gate.shape != up.shape:
+        return _checks.run_explained("swiglu()", _swiglu_formula, ("gate", "up"), (gate, up))
+    return SwiGLUFunction.apply(gate, up, runner)
 
 
 def _gate_formula(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -151,79 +177,154 @@ def _swiglu_packed_formula(x: torch.Tensor) -> torch.Tensor:
 
 
 class SigmoidGateFunction(FromInputs):
-    family, op, tensors, formula = "gates", "sigmoid_gate", 2, staticmethod(_gate_formula)
+    op, tensors, formula = "sigmoid_gate", 2, staticmethod(_gate_formula)
+
+    @staticmethod
+    @once
+    def passes(runner: str) -> Passes:
+        from sigtorch.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
+
+        return sigmoid_gate_forward, sigmoid_gate_backward
 
 
 class SigmoidGateResidualFunction(Function):
-    """The residual's gradient is the incoming one: it is not saved."""
+    """Does not save the residual: its gradient is the incoming one."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, backend: str) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = passes_of(backend, "gates", "sigmoid_gate")
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, runner: str) -> torch.Tensor:
+        forward_pass, ctx.backward_pass = SigmoidGateFunction.passes(runner)
         ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
         return forward_pass(x, gate, residual)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate = saved(ctx, "sigmoid_gate")
-        if fused(grad, x, gate):
+        if can_run_fused_backward(grad, x, gate):
             return *ctx.backward_pass(grad, x, gate), grad, None
         return *formula_grads(ctx.needs_input_grad[:2], _gate_formula, (x, gate), grad), grad, None
 
 
 class SigmoidLerpFunction(FromInputs):
-    family, op, tensors, formula = "gates", "sigmoid_lerp", 3, staticmethod(_lerp_formula)
+    op, tensors, formula = "sigmoid_lerp", 3, staticmethod(_lerp_formula)
+
+    @staticmethod
+    @once
+    def passes(runner: str) -> Passes:
+        from sigtorch.kernels.gates import sigmoid_lerp_backward, sigmoid_lerp_forward
+
+        return sigmoid_lerp_forward, sigmoid_lerp_backward
 
 
 class GLUFunction(FromInputs):
-    family, op, tensors, formula = "gates", "glu", 1, staticmethod(F.glu)
+    op, tensors, formula = "glu", 1, staticmethod(F.glu)
+
+    @staticmethod
+    @once
+    def passes(runner: str) -> Passes:
+        from sigtorch.kernels.gates import glu_backward, glu_forward
+
+        return glu_forward, glu_backward
 
 
 class SwiGLUFunction(FromInputs):
-    family, op, tensors, formula = "gates", "swiglu", 2, staticmethod(_swiglu_formula)
+    op, tensors, formula = "swiglu", 2, staticmethod(_swiglu_formula)
+
+    @staticmethod
+    @once
+    def passes(runner: str) -> Passes:
+        from sigtorch.kernels.gates import swiglu_backward, swiglu_forward
+
+        return swiglu_forward, swiglu_backward
 
 
 class SwiGLUPackedFunction(FromInputs):
-    family, op, tensors, formula = "gates", "swiglu_packed", 1, staticmethod(_swiglu_packed_formula)
+    op, tensors, formula = "swiglu_packed", 1, staticmethod(_swiglu_packed_formula)
+
+    @staticmethod
+    @once
+    def passes(runner: str) -> Passes:
+        from sigtorch.kernels.gates import swiglu_packed_backward, swiglu_packed_forward
+
+        return swiglu_packed_forward, swiglu_packed_backward
 
 
 class SigmoidGate(torch.nn.Module):
-    """:func:`sigtorch.sigmoid_gate` as a module: ``forward(x, gate, residual=None)``."""
+    """:func:`sigtorch.sigmoid_gate` as a module.
+
+    Example:
+        >>> sigtorch.nn.SigmoidGate()(torch.tensor([1.0]), torch.tensor([0.0]))
+        tensor([0.5000])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """σ(gate)·x, plus residual: of the broadcast shape."""
+        """Returns σ(gate)·x, plus residual, of the broadcast shape."""
         return sigmoid_gate(x, gate, residual)
 
 
+class SigmoidLerp(torch.nn.Module):
+    """:func:`sigtorch.sigmoid_lerp` as a module.
+
+    Example:
+        >>> sigtorch.nn.SigmoidLerp()(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([0.0]))
+        tensor([2.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """Returns σ(gate)·x + (1 − σ(gate))·y, of the broadcast shape."""
+        return sigmoid_lerp(x, y, gate)
+
+
 class GLU(torch.nn.GLU):
-    """:func:`sigtorch.glu` as a module; drop-in for :class:`torch.nn.GLU`, which it is one of.
+    """:func:`sigtorch.glu` as a module, a subclass of :class:`torch.nn.GLU`.
 
     Args:
-        dim: the axis to halve.
+        dim: the dimension to halve.
+
+    Example:
+        >>> sigtorch.nn.GLU(dim=0)(torch.tensor([1.0, 0.0]))
+        tensor([0.5000])
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """One half times the sigmoid of the other: of input's shape with ``dim`` halved."""
+        """Returns one half times the sigmoid of the other, of input's shape with ``dim`` halved."""
         return glu(input, self.dim)
 
 
 class SwiGLU(torch.nn.Module):
-    """:func:`sigtorch.swiglu` as a module: ``forward(gate, up)``, or packed ``forward(x)``."""
+    """:func:`sigtorch.swiglu` as a module: ``forward(gate, up)``, or packed ``forward(x)``.
+
+    Example:
+        >>> sigtorch.nn.SwiGLU()(torch.tensor([100.0]), torch.tensor([2.0]))
+        tensor([200.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
-        """silu(gate)·up, of the broadcast shape; of both packed in one, with the last axis halved."""
+        """Returns silu(gate)·up, of the broadcast shape, or of the packed one with the last dimension halved."""
         return swiglu(gate, up)
 
 
 class GatedMLP(torch.nn.Module):
-    """The feed-forward layer of Llama and its kin, ``down_proj(swiglu(gate_proj(x), up_proj(x)))``.
+    """The feed-forward layer of Llama and its relatives, ``down_proj(swiglu(gate_proj(x), up_proj(x)))``.
 
     Args:
         dim: features of the input and the output.
         hidden: features in between.
-        bias: whether the projections have one.
+        bias: gives each projection a bias.
         device: of the parameters.
         dtype: of the parameters.
+
+    Example:
+        >>> sigtorch.nn.GatedMLP(8, 32)(torch.zeros(2, 8)).shape
+        torch.Size([2, 8])
     """
 
     def __init__(
@@ -241,5 +342,5 @@ class GatedMLP(torch.nn.Module):
         self.down_proj = torch.nn.Linear(hidden, dim, bias, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (..., dim) to (..., dim)."""
+        """Maps (..., dim) to (..., dim)."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sigtorch.ops import gates, sigmoid
-from sigtorch.ops.losses import functions as losses
+from sigtorch.ops import gates, losses, sigmoid
 from sigtorch.ops.losses.checks import pytorch_takes
 
 
@@ -29,7 +28,9 @@ def glu_forward(self: Any, input: torch.Tensor) -> torch.Tensor:
 def bce_forward(self: Any, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The loss, or PyTorch's own error: so no class indices."""
     if pytorch_takes(input, target, self.weight, self.reduction, self.pos_weight):
-        return losses.binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+        return losses.binary_cross_entropy_with_logits(
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
+        )
     return torch.nn.BCEWithLogitsLoss.forward(self, input, target)
 
 

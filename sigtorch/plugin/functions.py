@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from sigtorch import _backend, _checks
+from sigtorch import _backend, _checks, _eligible
 from sigtorch._autograd import marked
-from sigtorch.ops import gates, sigmoid
-from sigtorch.ops.losses import functions as losses
+from sigtorch._checks import Reduction, Save
+from sigtorch.ops import gates, losses, sigmoid
 from sigtorch.ops.losses.checks import pytorch_takes, torchvision_takes
 
 
-def _sigmoid(input: torch.Tensor, *, out: torch.Tensor | None = None, save: str) -> torch.Tensor:
+def _sigmoid(input: torch.Tensor, *, out: torch.Tensor | None = None, save: Save) -> torch.Tensor:
     return sigmoid.sigmoid(input, save=save) if out is None else torch.sigmoid(input, out=out)
 
 
@@ -36,11 +36,13 @@ def _bce(
     weight: torch.Tensor | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     if size_average is None and reduce is None and pytorch_takes(input, target, weight, reduction, pos_weight):
-        return losses.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+        return losses.binary_cross_entropy_with_logits(
+            input, target, weight, reduction=reduction, pos_weight=pos_weight
+        )
     return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
 
 
@@ -57,7 +59,7 @@ _DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
 class _Divert(TorchFunctionMode):
     """Diverts the calls of its thread, like every function mode; not those that its own functions make."""
 
-    def __init__(self, save: str) -> None:
+    def __init__(self, save: Save) -> None:
         super().__init__()
         self.save = save
 
@@ -118,8 +120,8 @@ def _arguments(function: Any) -> tuple[str, ...]:
 
 
 focal = _Focal()
-_backend.TRANSPARENT_MODES.add(_Divert)
-_backend.DIVERTING_MODES.add(_Divert)
+_eligible.TRANSPARENT_MODES.add(_Divert)
+_eligible.DIVERTING_MODES.add(_Divert)
 
 
 class _Block(_backend.Block):
@@ -127,13 +129,13 @@ class _Block(_backend.Block):
 
     where = "patched_functions()"
 
-    def __init__(self, save: str) -> None:
+    def __init__(self, save: Save) -> None:
         self.save = save
         self.modes: contextlib.ExitStack | None = None
 
     def __enter__(self) -> None:
         if self.modes is not None:
-            raise _checks.entered_twice(self.where)
+            raise _checks.error_entered_twice(self.where)
         self.modes = contextlib.ExitStack()
         self.modes.enter_context(focal)
         self.modes.enter_context(_Divert(self.save))
@@ -147,13 +149,13 @@ class _Block(_backend.Block):
 
 
 @contextlib.contextmanager
-def _compiled_block(save: str) -> Iterator[None]:
+def _compiled_block(save: Save) -> Iterator[None]:
     """The block in what is compiled, which rebinds no modules; Dynamo in torch 2.8 knows blocks of generators alone."""
     with _Divert(save):
         yield
 
 
-def patched_functions(*, save: str = "output") -> _Block:
+def patched_functions(*, save: Save = "output") -> _Block:
     """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
 
     These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
@@ -180,8 +182,11 @@ def patched_functions(*, save: str = "output") -> _Block:
         TypeError: where it decorates a coroutine function or a generator function, whose body runs after the call.
 
     Example:
-        >>> with sigtorch.patched_functions():
-        ...     y = torch.sigmoid(x)
+        >>> x = torch.tensor([10.0], dtype=torch.bfloat16, requires_grad=True)
+        >>> with sigtorch.patched_functions(save="input"):
+        ...     torch.sigmoid(x).sum().backward()
+        >>> x.grad
+        tensor([4.5300e-05], dtype=torch.bfloat16)
     """
-    _checks.save(save, "patched_functions()")
+    _checks.check_save("patched_functions()", save)
     return _compiled_block(save) if torch.compiler.is_compiling() else _Block(save)  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sigtorch import _checks
+from sigtorch._checks import Save
 from sigtorch.plugin import classes
 from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import SWAPS
@@ -96,7 +97,7 @@ class Patch:
                 self._undo.append((swap, before, had))
                 refused = error
         if self._undo:
-            raise _checks.class_changed([swap.name for swap, *_ in self._undo]) from refused
+            raise _checks.error_class_changed([swap.name for swap, *_ in self._undo]) from refused
 
     def __enter__(self) -> Patch:
         return self
@@ -116,7 +117,7 @@ def _give(module: torch.nn.Module, cls: type) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
-def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
+def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
     """Swaps, in place, what sigtorch fuses in a model: its modules, and the products in its modules' own methods.
 
     The modules are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU` and :class:`torch.nn.BCEWithLogitsLoss`; subclasses with
@@ -141,8 +142,8 @@ def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
         TypeError: model is not a module.
         ValueError: an unknown ``save``.
     """
-    _checks.module(model, "patch()")
-    _checks.save(save, "patch()")
+    _checks.check_module("patch()", model)
+    _checks.check_save("patch()", save)
     look = _Look(save)
     for name, module in model.named_modules():
         try:
@@ -155,7 +156,7 @@ def patch(model: torch.nn.Module, *, save: str = "output") -> Patch:
 class _Look:
     """Looks at the modules of one model, at each class of them once."""
 
-    def __init__(self, save: str) -> None:
+    def __init__(self, save: Save) -> None:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []

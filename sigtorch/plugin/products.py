@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sigtorch import _backend, _checks
+from sigtorch import _backend, _checks, _eligible
 from sigtorch.ops import gates
 from sigtorch.plugin.recognise import SIGMOID, activation, sequence
 
@@ -35,7 +35,7 @@ class Activated:
         s = self.computed
         if s is None:
             if self.changed():
-                raise _checks.gate_changed(self.called)
+                raise _checks.error_gate_changed(self.called)
             with torch.set_grad_enabled(self.graph):
                 s = self.called(self.gate)
         return s if self.expanded is None else s.expand(self.expanded)
@@ -78,7 +78,7 @@ def activated(called: Any, gate: Any, calm: bool) -> Any:
     Calm means that nothing runs before the product. Else something may change the gate in place: where others can reach its
     memory, the sigmoid is computed now. Where no kernel runs, everything runs as, and when, it was written.
     """
-    if torch.compiler.is_compiling() or type(gate) not in _backend.PLAIN_TYPES or not fused_on(gate):
+    if torch.compiler.is_compiling() or type(gate) not in _eligible.PLAIN_TYPES or not runs_kernel(gate):
         return called(gate)
     kind = activation(called)
     if kind is None:
@@ -126,26 +126,33 @@ def _multiplied(by: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, other = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.graph == torch.is_grad_enabled() and _fuse(act, other):
-        return gates.sigmoid_gate(other, act.gate) if act.kind == SIGMOID else gates.swiglu(act.gate, other)
+    if type(act) is Activated and act.graph == torch.is_grad_enabled() and _operands_fuse(act, other):
+        return fused_product(act.kind, other, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return by(left, right)
 
 
-def fused_on(*tensors: torch.Tensor) -> bool:
-    """Whether a kernel runs on these."""
+def fused_product(kind: str, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """The product, by a kernel, of operands that fuse."""
+    if kind == SIGMOID:
+        return gates.SigmoidGateFunction.apply(x, gate, "triton")
+    return gates.SwiGLUFunction.apply(gate, x, "triton")
+
+
+def runs_kernel(*tensors: torch.Tensor) -> bool:
+    """Tells whether a kernel runs on these."""
     return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
 
 
-def _fuse(act: Activated, x: Any) -> bool:
-    """Whether a kernel gives what was written: its values, strides, and what may be changed in place afterwards."""
+def _operands_fuse(act: Activated, x: Any) -> bool:
+    """Tells whether a kernel computes the product as it is written: values, strides, and what may change in place later."""
     gate = act.gate
-    if type(x) not in _backend.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.changed():
+    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.changed():
         return False
     if act.graph and x.requires_grad and not gate.requires_grad:
         return False  # PyTorch keeps the sigmoid alone for backward, a kernel both operands
-    fitting = gate.shape == x.shape or (act.kind == SIGMOID and gates.fuses(x, gate))
-    return fitting and (gate.stride() == x.stride() or _lie_alike(x, gate)) and fused_on(x, gate)
+    fitting = gate.shape == x.shape or (act.kind == SIGMOID and gates.gate_shape_fuses(x, gate))
+    return fitting and (gate.stride() == x.stride() or _lie_alike(x, gate)) and runs_kernel(x, gate)
 
 
 def _lie_alike(x: torch.Tensor, gate: torch.Tensor) -> bool:

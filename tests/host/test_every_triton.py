@@ -65,7 +65,7 @@ def test_losses(loss, options, dtype, kind):
 def test_losses_of_images(loss, dtype, layout):
     for reduction, given in (("none", {}), ("mean", {"ignore_index": 255, "weight": torch.rand(5, 1, 1).to(dtype)})):
         x, target = images(dtype, layout)
-        assert all(launches(lambda x: loss(x, target, class_dim=1, reduction=reduction, **given), x))
+        assert all(launches(lambda x: loss(x, target, dim=1, reduction=reduction, **given), x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

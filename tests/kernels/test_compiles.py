@@ -35,7 +35,7 @@ def bce(x):
 
 def of_classes(x):
     index = torch.zeros(x.shape[:1] + x.shape[2:], dtype=torch.int64)
-    return sigtorch.sigmoid_focal_loss(x, index, reduction="mean", class_dim=1, ignore_index=255)
+    return sigtorch.sigmoid_focal_loss(x, index, reduction="mean", dim=1, ignore_index=255)
 
 def focal(x):
     return sigtorch.sigmoid_focal_loss(x, torch.rand_like(x), reduction="sum", normalizer=random.uniform(1, 100))

@@ -75,7 +75,7 @@ def of_images(dtype):
         for layout in ("contiguous", "channels_last", "classes first"):
             x, target = images(dtype, layout, classes=21, size=(32, 36))
             call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
-            given = {"class_dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
+            given = {"dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
             yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
 
 found = {}

@@ -3,6 +3,7 @@
 from mutants.slip import Slip
 
 AUTOGRAD, BACKEND, CHECKS = "sigtorch/_autograd.py", "sigtorch/_backend.py", "sigtorch/_checks.py"
+ELIGIBLE = "sigtorch/_eligible.py"
 CHOICES = "tests/test_backend.py -k 'not missing and not why and not engine'"
 GRADS = "tests/ops/test_ops.py -k '(gradcheck or differentiably or given_twice) and (gate-residual or glu)'"
 WATCHED = "tests/ops/test_ops.py tests/test_backend.py -k '(transforms and gate) or subclasses or (watches and plain)'"
@@ -14,15 +15,15 @@ MISTAKES = "tests/test_backend.py tests/ops/test_loss_mistakes.py tests/ops/test
 SLIPS = [
     Slip(
         AUTOGRAD,
-        "if torch.is_grad_enabled() or not _backend.plain(grad):",
-        "if not _backend.plain(grad):",
+        "if torch.is_grad_enabled() or not _eligible.plain(grad):",
+        "if not _eligible.plain(grad):",
         GRADS,
         "a pass runs where backward is differentiated",
     ),
     Slip(
         AUTOGRAD,
-        "if not _backend.readable(x) or torch._C._are_functorch_transforms_active():",
-        "if not _backend.readable(x):",
+        "if not _eligible.readable(x) or torch._C._are_functorch_transforms_active():",
+        "if not _eligible.readable(x):",
         "tests/plugin/test_patched_functions.py tests/plugin/test_patch_losses.py",
         "a marker in what is transformed",
     ),
@@ -41,44 +42,44 @@ SLIPS = [
         "a backward pass that cannot be differentiated",
     ),
     Slip(
-        BACKEND,
-        "ordinary = _SAVEABLE if torch.is_grad_enabled() else _ORDINARY",
-        "ordinary = _ORDINARY",
+        ELIGIBLE,
+        "keys = _SAVEABLE_KEYS if torch.is_grad_enabled() else _PLAIN_KEYS",
+        "keys = _PLAIN_KEYS",
         "tests/ops/test_ops.py -k 'inference_mode and triton'",
         "what inference mode made is saved for backward",
     ),
     Slip(
-        BACKEND,
+        ELIGIBLE,
         "        or forward_ad._current_level >= 0\n",
         "",
         "tests/ops/test_ops.py tests/ops/test_loss_contracts.py -k 'transforms and triton'",
         "tangents are lost in a kernel",
     ),
     Slip(
-        BACKEND,
+        ELIGIBLE,
         "return any(type(mode) not in TRANSPARENT_MODES for",
         "return all(type(mode) not in TRANSPARENT_MODES for",
         "tests/test_backend.py tests/plugin/test_patched_functions.py",
         "a mode that watches is not seen beside one that does not",
     ),
     Slip(
-        BACKEND,
-        "        and _dispatch_keys(t).raw_repr() in _ORDINARY\n        and",
+        ELIGIBLE,
+        "        and _dispatch_keys(t).raw_repr() in _PLAIN_KEYS\n        and",
         "        and",
         "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks.py -k 'transforms and auto'",
         "a batched tensor's value is looked at",
     ),
     Slip(
-        BACKEND,
+        ELIGIBLE,
         "(forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)",
         "True",
         "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks.py -k 'transforms or learnt'",
         "a number that is differentiated forward is taken for one",
     ),
     Slip(
-        BACKEND,
-        "(torch.compiler.is_compiling() or (_len_torch_function_stack() and _diverted()))",
-        "(_len_torch_function_stack() and _diverted())",
+        ELIGIBLE,
+        "(torch.compiler.is_compiling() or (_len_torch_function_stack() and _is_diverted()))",
+        "(_len_torch_function_stack() and _is_diverted())",
         "tests/plugin/test_patched_functions.py",
         "a compiled formula is diverted to itself",
         "the Dynamo of PyTorch 2.8 does not see the block's mode, and there the tests fail; that of 2.14 does",
@@ -92,7 +93,7 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        '    for t in tensors:\n        if t.get_device() != device:\n            return "formula"\n        kinds',
+        '    for t in tensors:\n        if t.get_device() != device:\n            return "aten"\n        kinds',
         "    for t in tensors:\n        kinds",
         CHOICES,
         "tensors of two devices go to a kernel",
@@ -106,8 +107,8 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        'return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _runs_on(index) else "formula"',
-        'return "triton" if _runs_on(index) else "formula"',
+        'return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _triton_works_on(index) else "aten"',
+        'return "triton" if _triton_works_on(index) else "aten"',
         CHOICES,
         "a dtype that no kernel takes",
     ),
@@ -127,14 +128,14 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        "        if self.token is not None:\n            raise _checks.entered_twice(self.where)\n",
+        "        if self.token is not None:\n            raise _checks.error_entered_twice(self.where)\n",
         "",
         CHOICES,
         "a block that is entered twice is never left",
     ),
     Slip(
         BACKEND,
-        "        _checks.decorated(self.where, function)\n\n",
+        "        _checks.check_decorated(self.where, function)\n\n",
         "",
         CHOICES,
         "a choice for a coroutine does nothing",

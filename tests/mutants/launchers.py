@@ -189,9 +189,9 @@ FAMILIES = [
         "a sum of nothing is launched",
     ),
     Slip(
-        "kernels/losses.py",
-        "(1, 1) if loss.alpha < 0 else",
-        "(1, 1) if loss.alpha <= 0 else",
+        "sigtorch/ops/losses/focal.py",
+        "(1, 1) if self.alpha < 0 else",
+        "(1, 1) if self.alpha <= 0 else",
         FOCAL,
         "an alpha of 0 weighs nothing",
     ),

@@ -1,8 +1,8 @@
-"""Slips in what losses mean, what runs them and what they refuse: sigtorch/ops/losses."""
+"""Slips in the losses' formulas, in what runs them and what they refuse: sigtorch/ops/losses."""
 
 from mutants.slip import Slip
 
-FORMULAS, FUNCTIONS, CHECKS = (f"sigtorch/ops/losses/{name}.py" for name in ("formulas", "functions", "checks"))
+LOSS, BCE, FOCAL, RUN, CHECKS = (f"sigtorch/ops/losses/{name}.py" for name in ("loss", "bce", "focal", "run", "checks"))
 MISTAKES = "tests/ops/test_loss_mistakes.py"
 MATCHES = "tests/ops/test_losses.py -k 'matches_float64 and auto'"
 INFINITE = "tests/ops/test_losses.py -k 'infinite and not triton'"
@@ -12,53 +12,67 @@ CONTRACTS = "tests/ops/test_loss_contracts.py -k 'not triton and not compiles an
 
 SLIPS = [
     Slip(
-        FORMULAS,
+        LOSS,
         "        target = target.masked_fill(ignored, 0)\n",
         "",
         "tests/ops/test_loss_masks.py -k not_looked_at",
         "an ignored target is computed with",
     ),
     Slip(
-        FORMULAS,
-        'reduction = loss.reduction if ignored is None else "none"',
-        "reduction = loss.reduction",
+        BCE,
+        'reduction = self.reduction if ignored is None else "none"',
+        "reduction = self.reduction",
         MASKS,
         "ignored elements counted in a mean",
     ),
     Slip(
-        FORMULAS,
-        "return t if target.dtype != torch.uint8 or checks.looked_at(target) else torch.where(target > 1, torch.nan, t)",
+        LOSS,
+        "return t if target.dtype != torch.uint8 or checks.can_look_at(target) else torch.where(target > 1, torch.nan, t)",
         "return t",
         "tests/ops/test_loss_contracts.py -k unchecked_masks",
         "a mask of 255 taken for a share",
     ),
     Slip(
-        FORMULAS,
+        BCE,
         "rest * (1 - smoothing) + smoothing / 2",
         "rest * (1 - smoothing)",
         "tests/ops/test_loss_contracts.py -k learnt",
         "negatives are smoothed to less than 1",
     ),
     Slip(
-        FORMULAS,
+        FOCAL,
         "near = x.clamp(-FAR, FAR)  #",
         "near = x  #",
         "tests/ops/test_losses.py -k has_a_slope",
         "0 times infinity in a focal gradient",
     ),
     Slip(
-        FORMULAS,
-        "hit = (index >= 0) & (index < classes) & ~background",
-        "hit = (index >= 0) & (index < classes)",
+        LOSS,
+        "is_class = (index >= 0) & (index < classes) & ~is_background",
+        "is_class = (index >= 0) & (index < classes)",
         "tests/ops/test_losses.py tests/ops/test_loss_contracts.py -k '(flat or background) and not triton'",
         "a background class is a class",
     ),
     Slip(
-        FORMULAS,
-        "known = ((index >= 0) & (index <= classes)) | background",
-        "known = ((index >= 0) & (index < classes)) | background",
+        LOSS,
+        "is_known = ((index >= 0) & (index <= classes)) | is_background",
+        "is_known = ((index >= 0) & (index < classes)) | is_background",
         MATCHES,
         "the number of classes is no class, but an error",
+    ),
+    Slip(
+        BCE,
+        "type(background_index) is int and background_index == -1",
+        "True",
+        MISTAKES,
+        "a background index that is not checked",
+    ),
+    Slip(
+        CHECKS,
+        "target.dtype == torch.int64 and background_index == ignore_index",
+        "False",
+        MISTAKES,
+        "one index for no class and for what is ignored",
     ),
     Slip(CHECKS, "    if not value > 0 or (", "    if value <= 0 or (", MISTAKES, "a normalizer that is no number"),
     Slip(
@@ -76,22 +90,22 @@ SLIPS = [
         "a CPU tensor beside one of another device",
     ),
     Slip(
-        FUNCTIONS,
+        RUN,
         "if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:",
         "if False:",
         "tests/ops/test_loss_contracts.py -k normalizers_beyond",
         "a normalizer whose inverse float32 does not hold",
     ),
     Slip(
-        FUNCTIONS,
-        "max(input.shape[loss.class_dim], abs(loss.background_index)) < 2**24",
-        "input.shape[loss.class_dim] < 2**24",
+        RUN,
+        "max(input.shape[loss.dim], abs(loss.background_index)) < 2**24",
+        "input.shape[loss.dim] < 2**24",
         "tests/ops/test_loss_contracts.py -k background",
         "a background class that float32 does not hold",
     ),
     Slip(
-        FUNCTIONS,
-        "    if dtype in HALF_DTYPES and _backend.autocasts(input.device.type):\n        return torch.float32\n",
+        RUN,
+        "    if dtype in _eligible.HALF_DTYPES and _eligible.autocasts(input.device.type):\n        return torch.float32\n",
         "",
         "tests/ops/test_loss_contracts.py -k autocast",
         "a half loss under autocast",

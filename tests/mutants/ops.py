@@ -30,7 +30,7 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/ops/sigmoid.py",
-        "if fused(grad, s):",
+        "if can_run_fused_backward(grad, s):",
         "if True:",
         f"{OPS} -k '(gradcheck or differentiably) and sigmoid'",
         "a pass runs where backward is differentiated",
@@ -51,8 +51,8 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/ops/gates.py",
-        'if backend == "formula" or gate.shape != up.shape:',
-        'if backend == "formula":',
+        'if runner == "aten" or gate.shape != up.shape:',
+        'if runner == "aten":',
         GATES,
         "an up that broadcasts goes to swiglu's kernel",
     ),

@@ -55,9 +55,9 @@ def test_of_a_loss(loss, layout, kind, options, reduction, backend, device):
     if kind == "mask":
         target = target.round().byte()
     if kind in ("classes", "classes last"):
-        class_dim = 1 if kind == "classes" else -1
-        target = torch.randint(0, 5, x.select(class_dim, 0).shape, device=device).clamp(max=x.shape[class_dim])
-        options = {**options, "class_dim": class_dim}
+        dim = 1 if kind == "classes" else -1
+        target = torch.randint(0, 5, x.select(dim, 0).shape, device=device).clamp(max=x.shape[dim])
+        options = {**options, "dim": dim}
     with running(backend):
         (grad,) = torch.autograd.grad(loss(x, target, reduction=reduction, **options).sum(), x)
     if dense(x):

@@ -99,7 +99,9 @@ def test_targets_and_weights_have_gradients(backend, device):
     x, t, w, p = (torch.rand(2, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(4))
     n = torch.tensor(3.0, dtype=torch.float64, device=device, requires_grad=True)
     with sigtorch.use_backend(backend):
-        assert torch.autograd.gradcheck(lambda *a: binary_cross_entropy_with_logits(*a[:3], "sum", a[3]), (x, t, w, p))
+        assert torch.autograd.gradcheck(
+            lambda *a: binary_cross_entropy_with_logits(*a[:3], None, None, "sum", a[3]), (x, t, w, p)
+        )
         focal = lambda x, t, w, n: sigmoid_focal_loss(x, t, weight=w, normalizer=n)  # noqa: E731
         assert torch.autograd.gradcheck(focal, (x, t, w, n))
 
@@ -168,10 +170,10 @@ def test_transforms(loss, kind, backend, device):
 
 def test_a_class_weight_elsewhere_is_not_for_a_kernel(monkeypatch):
     """A 0-d CPU tensor goes with any device, but not into its kernels."""
-    monkeypatch.setattr("sigtorch._backend.plain", lambda *_: True)
+    monkeypatch.setattr("sigtorch._eligible.plain", lambda *_: True)
     x = torch.randn(4, 6, device="meta")
     for weight in (torch.tensor(2), torch.tensor(2.0), torch.tensor(True)):
-        out = binary_cross_entropy_with_logits(x, x, weight, "none")  # a pass would read what is not there
+        out = binary_cross_entropy_with_logits(x, x, weight, reduction="none")  # a pass would read what is not there
         assert out.device.type == "meta"
 
 
@@ -303,7 +305,7 @@ def test_targets_outside_of_0_and_1(backend, device):
 @every_loss
 def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
     """Where looking would stall nothing is raised, and the row says so itself, in the kernel as in the formula."""
-    monkeypatch.setattr("sigtorch.ops.losses.checks.looked_at", lambda _: False)
+    monkeypatch.setattr("sigtorch.ops.losses.checks.can_look_at", lambda _: False)
     x, _ = make((4, 5), torch.float32, "soft", device)
     index = torch.tensor([0, 6, -2, 5], device=device)
     for backend in ("triton", "aten"):
@@ -314,15 +316,16 @@ def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
 
 
 @every_backend
-def test_a_background_index_may_be_any(backend, device, monkeypatch):
+@every_loss
+def test_a_background_index_may_be_any(loss, backend, device, monkeypatch):
     """More than float32 holds, too, in which kernels count classes."""
     for background in (-(2**63), -100, 255, 2**24 + 1, 2**63 - 1):
         x, target = make((6, 10), torch.float32, "index", device)
         target[target == -1] = background
-        check(LOSSES[1], x, target, backend, background_index=background)
-    monkeypatch.setattr("sigtorch.ops.losses.checks.looked_at", lambda _: False)
+        check(loss, x, target, backend, background_index=background)
+    monkeypatch.setattr("sigtorch.ops.losses.checks.can_look_at", lambda _: False)
     with sigtorch.use_backend(backend):
-        out = sigmoid_focal_loss(x, torch.full_like(target, 2**24), background_index=2**24 + 1)
+        out = loss(x, torch.full_like(target, 2**24), background_index=2**24 + 1, reduction="none")
     assert out.isnan().all()
 
 
@@ -330,7 +333,7 @@ def test_a_background_index_may_be_any(backend, device, monkeypatch):
 @every_loss
 def test_unchecked_masks_are_nan(loss, device, monkeypatch):
     """Likewise each element of a uint8 that is neither 0 nor 1, and its gradient."""
-    monkeypatch.setattr("sigtorch.ops.losses.checks.looked_at", lambda _: False)
+    monkeypatch.setattr("sigtorch.ops.losses.checks.can_look_at", lambda _: False)
     x, _ = make((2, 5), torch.float32, "soft", device)
     mask = torch.tensor([0, 1, 2, 128, 255], dtype=torch.uint8, device=device).expand(2, 5)
     for backend, reduction in itertools.product(("triton", "formula"), ("none", "sum")):
@@ -361,7 +364,7 @@ def test_modules():
     assert "gamma=1.0" in repr(focal)
 
 
-@pytest.mark.parametrize("module", [BCEWithLogitsLoss(label_smoothing=0.1), SigmoidFocalLoss(class_dim=0)], ids=repr)
+@pytest.mark.parametrize("module", [BCEWithLogitsLoss(label_smoothing=0.1), SigmoidFocalLoss(dim=0)], ids=repr)
 def test_torch_fx_traces_a_module(module):
     """As one call, which looks at its tensors when it is run."""
     traced = torch.fx.symbolic_trace(module)

@@ -57,37 +57,34 @@ NO_INDICES = [
 NUMBERS = [(LOSSES[0], "label_smoothing"), *((LOSSES[1], name) for name in ("alpha", "gamma", "normalizer"))]
 BAD = [
     *((f, (X, X), {name: v}, e, s) for f, name in NUMBERS for v, e, s in NO_NUMBERS),
-    *((LOSSES[1], (X, ROW), {"background_index": v}, e, s) for v, e, s in NO_INDICES),
+    *((f, (X, ROW), {"background_index": v}, e, s) for f in LOSSES for v, e, s in NO_INDICES),
     *((f, (X, ROW), {"ignore_index": v}, e, s) for f in LOSSES for v, e, s in NO_INDICES if v is not None),
-    *(
-        (f, (X, t), {"class_dim": v}, e, s)
-        for f in LOSSES
-        for t in (X, ROW)
-        for v, e, s in NO_INDICES
-        if e is TypeError
-    ),
-    *((f, (X, X), {"class_dim": d}, ValueError, f"class_dim={d} is not one of input") for f in LOSSES for d in (2, -3)),
+    *((f, (X, t), {"dim": v}, e, s) for f in LOSSES for t in (X, ROW) for v, e, s in NO_INDICES if e is TypeError),
+    *((f, (X, X), {"dim": d}, ValueError, f"dim={d} is not one of input") for f in LOSSES for d in (2, -3)),
     (
         LOSSES[0],
         (X[0, 0], X[0, 0]),
-        {"class_dim": 1},
+        {"dim": 1},
         ValueError,
-        r"class_dim=1 is not one of input, whose shape is \(\)",
+        r"dim=1 is not one of input, whose shape is \(\)",
     ),
     (
         LOSSES[0],
         (X, ROW),
-        {"class_dim": 0},
+        {"dim": 0},
         ValueError,
-        r"\(3, 4\) must lack its class_dim=0, got target of shape \(3,\)",
+        r"\(3, 4\) must lack its dim=0, got target of shape \(3,\)",
     ),
-    (LOSSES[1], (X[:1], torch.zeros(4).long()), {"class_dim": 0}, ValueError, "two classes or more"),
-    (
-        LOSSES[1],
-        (X, ROW),
-        {"ignore_index": -1},
-        ValueError,
-        "background_index and ignore_index must differ, got -1 for both",
+    (LOSSES[1], (X[:1], torch.zeros(4).long()), {"dim": 0}, ValueError, "two classes or more"),
+    *(
+        (
+            f,
+            (X, ROW),
+            {"ignore_index": -1},
+            ValueError,
+            "must differ, got -1 for both; .* give another background_index",
+        )
+        for f in LOSSES
     ),
     (LOSSES[1], (X, ROW), {"ignore_index": 7, "background_index": 7}, ValueError, "must differ, got 7 for both"),
     (LOSSES[0], (X, (X + 255).byte()), {}, ValueError, "give target > 0 for a mask, or ignore_index=255"),
@@ -111,9 +108,9 @@ BAD = [
     (LOSSES[1], (X, X), {"pos_weight": X.to("meta")}, ValueError, "pos_weight on meta"),
     (LOSSES[1], (X, X), {"pos_weight": X.to(torch.complex64)}, TypeError, "pos_weight must be real"),
     (BCEWithLogitsLoss, (), {"ignore_index": 1.5}, TypeError, "ignore_index must be a whole number, got float"),
-    (BCEWithLogitsLoss, (), {"class_dim": "1"}, TypeError, "class_dim must be a whole number, got str"),
+    (BCEWithLogitsLoss, (), {"dim": "1"}, TypeError, "dim must be a whole number, got str"),
     (SigmoidFocalLoss, (), {"ignore_index": 2**63}, ValueError, "ignore_index must fit into 64 bits"),
-    (SigmoidFocalLoss, (), {"class_dim": None}, TypeError, "class_dim must be a whole number, got NoneType"),
+    (SigmoidFocalLoss, (), {"dim": None}, TypeError, "dim must be a whole number, got NoneType"),
     (SigmoidFocalLoss, (), {"pos_weight": 3}, TypeError, "pos_weight must be a Tensor, got int"),
     (LOSSES[1], (X, X), {"gamma": 10**400}, ValueError, "gamma must be finite and at least 0, got 10"),
     (LOSSES[0], (X, X), {"reduction": X}, ValueError, "unknown reduction=tensor"),
@@ -122,7 +119,8 @@ BAD = [
     (LOSSES[1], (X[0, 0], X[0, 0]), {"normalizer": torch.ones((), device="meta")}, ValueError, "normalizer on meta"),
     (SigmoidFocalLoss, (torch.rand(2),), {}, ValueError, r"alpha must be a number or a 0-d tensor, got shape \(2,\)"),
     (LOSSES[0], (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
-    (LOSSES[0], (X, X, None, None), {}, ValueError, "unknown reduction=None"),
+    (LOSSES[0], (X, X, None, None, None, None), {}, ValueError, "unknown reduction=None"),
+    (LOSSES[0], (X, X, None, "sum"), {}, ValueError, "size_average='sum' and reduce=None are not supported"),
     (LOSSES[0], (X, X), {"size_average": True}, ValueError, "size_average=True"),
     (LOSSES[0], (X, X), {"reduce": False}, ValueError, "reduce=False"),
     (LOSSES[0], (X, X), {"label_smoothing": 1.5}, ValueError, "got 1.5"),
@@ -166,13 +164,19 @@ BAD = [
         ValueError,
         r"two classes or more, got input of shape \(3, 1\); .*target.unsqueeze",
     ),
-    (LOSSES[0], (X[:, None], X.long()), {"class_dim": 1}, ValueError, r"give target.unsqueeze\(1\).to\(input.dtype\)"),
+    (LOSSES[0], (X[:, None], X.long()), {"dim": 1}, ValueError, r"give target.unsqueeze\(1\).to\(input.dtype\)"),
     (LOSSES[1], (X[:, :1], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 1\)"),
     (LOSSES[1], (X[:, :0], ROW), {}, ValueError, r"two classes or more, got inputs of shape \(3, 0\)"),
     (LOSSES[1], (X[0, :1], ROW[0]), {}, ValueError, r"two classes or more, got inputs of shape \(1,\)"),
     (LOSSES[0], (X, (X + 255).byte()), {}, ValueError, "target of torch.uint8 holds 255, .* give target > 0"),
     (LOSSES[1], (X, (X + 2).byte()), {}, ValueError, "targets of torch.uint8 holds 2, expected 0 and 1"),
-    (LOSSES[0], (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4"),
+    (
+        LOSSES[0],
+        (X, ROW + 5),
+        {},
+        ValueError,
+        "holds class 5, expected 0 to 3, or 4 or background_index=-1 for no class",
+    ),
     (LOSSES[0], (X, ROW - 2), {}, ValueError, "holds class -2"),
     (LOSSES[1], (X, ROW - 1), {"background_index": 0}, ValueError, "holds class -1"),
     (LOSSES[1], (X, X), {"reduction": "batchmean"}, ValueError, "unknown reduction='batchmean'"),

@@ -121,10 +121,10 @@ def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
     """As those of PyTorch's pointwise operators lie, so that a view of contiguous ones works."""
     x, target = images(torch.float32, layout, device)
     targets = {1: target, -1: torch.zeros(x.shape[:-1], dtype=torch.int64, device=device), 0: x.detach() > 0}
-    for (class_dim, target), number in itertools.product(targets.items(), (255, None)):
-        target = target.masked_fill(target == 255, -1) if number is None and class_dim == 1 else target
+    for (dim, target), number in itertools.product(targets.items(), (255, None)):
+        target = target.masked_fill(target == 255, -1) if number is None and dim == 1 else target
         with running(backend):
-            out = loss(x, target, reduction="none", class_dim=class_dim, ignore_index=number)
+            out = loss(x, target, reduction="none", dim=dim, ignore_index=number)
         assert (out.shape, out.stride()) == (x.shape, F.softplus(x).stride())
 
 
@@ -135,7 +135,7 @@ def test_more_images_than_a_grid_is_long(loss, reduction, device, plans, monkeyp
     monkeypatch.setattr("sigtorch.kernels._layout.MAX_GRID", 4)
     x, target = images(torch.float32, "contiguous", device)
     x, target = (torch.cat([t] * 3).detach() for t in (x, target.clamp(0, 2)))
-    check(loss, x.requires_grad_(), target, "triton", reduction=reduction, class_dim=1)
+    check(loss, x.requires_grad_(), target, "triton", reduction=reduction, dim=1)
 
 
 @every_backend

@@ -64,7 +64,7 @@ def operations():
                         id=f"{loss.__name__}-{kind}-{reduction}-{[*options]}",
                     )
         yield pytest.param(
-            functools.partial(loss, class_dim=1, reduction="mean"),
+            functools.partial(loss, dim=1, reduction="mean"),
             lambda n: [torch.randn(n, 3, 5), (torch.arange(n * 5) % 4).view(n, 5)],
             id=f"{loss.__name__}-images",
         )

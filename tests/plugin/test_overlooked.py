@@ -81,7 +81,7 @@ def test_a_form_that_is_not_taken_apart_has_a_row(body, monkeypatch):
     patch = sigtorch.patch(model)
     assert not patch.swapped
     assert patch.left == {"": f"test_overlooked.py:{body.__code__.co_firstlineno + FORMS[body]}: {OTHERWISE}"}
-    monkeypatch.setattr("sigtorch.plugin.products.fused_on", lambda *tensors: True)
+    monkeypatch.setattr("sigtorch.plugin.products.runs_kernel", lambda *tensors: True)
     agree(before, run(model), exactly=True)
 
 

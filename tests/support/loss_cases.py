@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import sigtorch
 from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
-from sigtorch.ops.losses import functions
+from sigtorch.ops.losses.loss import Loss
 from support.cases import HALF, assert_rounded_once
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -29,19 +29,19 @@ exact_engine = pytest.mark.parametrize("backend", ["formula", pytest.param("trit
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 
 
-def share(target, x, class_dim=-1):
+def share(target, x, dim=-1):
     """A target as float64 of x's shape."""
     if target.dtype == torch.int64:
-        places = torch.arange(x.shape[class_dim], device=x.device)
+        places = torch.arange(x.shape[dim], device=x.device)
         hits = target.unsqueeze(-1) == places
-        return hits.movedim(-1, class_dim).double()
+        return hits.movedim(-1, dim).double()
     return target.double()
 
 
-def ignored(target, x, ignore_index, class_dim):
+def ignored(target, x, ignore_index, dim):
     """Which of x's elements are left out."""
     if target.dtype == torch.int64:
-        target = target.unsqueeze(class_dim)
+        target = target.unsqueeze(dim)
     return (target.double() == (torch.nan if ignore_index is None else ignore_index)).expand(x.shape)
 
 
@@ -53,41 +53,48 @@ def reduced(values, reduction):
     return values if reduction == "none" else getattr(values, reduction)()
 
 
-def of_the_others(oracle, x, target, reduction, ignore_index, class_dim):
+def of_the_others(oracle, x, target, reduction, ignore_index, dim):
     """A loss of those alone that are not ignored, whose values the oracle gives."""
-    out = ignored(target, x, ignore_index, class_dim)
-    values = oracle(x.masked_fill(out, 0).double(), share(target, x, class_dim).masked_fill(out, 0))
+    out = ignored(target, x, ignore_index, dim)
+    values = oracle(x.masked_fill(out, 0).double(), share(target, x, dim).masked_fill(out, 0))
     values = values.masked_fill(out, 0)
     if reduction != "mean" or ignore_index is None:
         return reduced(values, reduction)
     return values.sum() / max(1, values.numel() - int(out.sum()))
 
 
+def without_background(target, background_index):
+    """A target in which no class is -2, if it is of classes."""
+    return torch.where(target == background_index, -2, target) if target.dtype == torch.int64 else target
+
+
 def bce_oracle(
-    x, target, weight=None, reduction="mean", pos_weight=None, *, label_smoothing=0.0, ignore_index=None, class_dim=-1
-):
+    x, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None, *, label_smoothing=0.0,
+    background_index=-1, ignore_index=None, dim=-1,
+):  # fmt: skip
+    target = without_background(target, background_index)
+
     def values(x, t):
         t = t * (1 - label_smoothing) + label_smoothing / 2
         values = t * softplus(-x) * (1 if pos_weight is None else pos_weight.double()) + (1 - t) * softplus(x)
         return values * (1 if weight is None else weight.double())
 
-    return of_the_others(values, x, target, reduction, ignore_index, class_dim)
+    return of_the_others(values, x, target, reduction, ignore_index, dim)
 
 
 def focal_oracle(
     x, target, alpha=0.25, gamma=2.0, reduction="none", *, weight=None, normalizer=1.0, background_index=-1,
-    pos_weight=None, ignore_index=None, class_dim=-1,
+    pos_weight=None, ignore_index=None, dim=-1,
 ):  # fmt: skip
     """The formula of torchvision, but for 1 - p_t, which it gets by subtraction."""
-    if target.dtype == torch.int64:
-        target = torch.where(target == background_index, -2, target)
+    target = without_background(target, background_index)
 
     def values(x, t):
         q = t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)
-        values = bce_oracle(x, t, weight, "none", pos_weight) * q**gamma
+        values = bce_oracle(x, t, weight, reduction="none", pos_weight=pos_weight) * q**gamma
         return values * (alpha * t + (1 - alpha) * (1 - t)) if alpha >= 0 else values
 
-    return of_the_others(values, x, target, reduction, ignore_index, class_dim) / normalizer
+    return of_the_others(values, x, target, reduction, ignore_index, dim) / normalizer
 
 
 def torchvision_oracle(inputs, targets, alpha, gamma, reduction):
@@ -150,12 +157,11 @@ def running(backend):
 
     Gives a list of what eager PyTorch has computed, with its rounding, where the chosen kernels refused.
     """
-    computed, eager = [], functions.eager
+    computed, eager = [], Loss.eager
     with pytest.MonkeyPatch.context() as patch, sigtorch.use_backend("aten" if backend == "formula" else backend):
-        patch.setattr(functions, "eager", lambda loss, *tensors: computed.append(loss) or eager(loss, *tensors))
+        patch.setattr(Loss, "eager", lambda loss, *tensors: computed.append(loss) or eager(loss, *tensors))
         if backend == "formula":
-            patch.setattr(functions, "_eager_serves", lambda *_: False)
-            patch.setattr("sigtorch._backend.on_cpu", lambda *_: False)
+            patch.setattr("sigtorch._eligible.on_cpu", lambda *_: False)
         yield computed
 
 
@@ -196,6 +202,7 @@ BCE_OPTIONS = {
     "plain": lambda n, like: {},
     "weights": lambda n, like: {"weight": like(n), "pos_weight": like(n) * 3},
     "smoothing": lambda n, like: {"label_smoothing": 0.1, "pos_weight": like(1)},
+    "background": lambda n, like: {"background_index": 1},
     "ignoring": lambda n, like: {"ignore_index": 255},
     "ignoring all but smooth": lambda n, like: {"ignore_index": 1, "label_smoothing": 0.1, "weight": like(n)},
 }

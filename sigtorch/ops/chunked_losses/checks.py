@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 
-from sigtorch import _backend, _checks
+from sigtorch import _checks, _eligible
 
 
 def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
@@ -24,9 +24,9 @@ def floating(where: str, **arguments: Any) -> None:
     """Tensors alone, on one device, of floating dtypes."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
-            raise _checks.no_tensor(where, name, value)
-        _checks.floating(where, name, value)
-    _checks.one_device(where, **arguments)
+            raise _checks.error_no_tensor(where, name, value)
+        _checks.check_floating(where, name, value)
+    _checks.check_one_device(where, **arguments)
 
 
 def distributed(where: str, targets: Sequence[torch.Tensor] = (), /, **arguments: Any) -> None:
@@ -44,7 +44,7 @@ def distributed(where: str, targets: Sequence[torch.Tensor] = (), /, **arguments
 def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
     """A tensor of one element as it is; a number as Python's float, or as one that is traced."""
     if not isinstance(value, torch.Tensor):
-        _checks.number(where, **{name: value})
+        _checks.check_number(where, **{name: value})
         try:
             return torch.sym_float(value)
         except OverflowError:
@@ -53,14 +53,14 @@ def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
     if not _same((value.numel(),), (1,)):
         raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
     if value.device != like.device and (value.dim() or value.device.type != "cpu"):
-        raise _checks.several_devices(where, image_features=like, **{name: value})
+        raise _checks.error_several_devices(where, image_features=like, **{name: value})
     return value
 
 
 def chunk_size(where: str, value: Any) -> int | None:
     if value is None:
         return None
-    value = _checks.whole(where, "chunk_size", value)
+    value = _checks.check_whole(where, "chunk_size", value)
     if isinstance(value, bool):
         raise TypeError(f"{where}: chunk_size must be a whole number, got bool")
     if value < 1:
@@ -157,7 +157,7 @@ def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> No
 
 
 def reduction(where: str, value: object) -> None:
-    _checks.choice(where, "reduction", value, ("mean", "sum"))
+    _checks.check_choice(where, "reduction", value, ("mean", "sum"))
 
 
 def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
@@ -169,7 +169,7 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
         if value.dtype != torch.bool or value.layout != torch.strided:
             raise _no_targets(where, f"{value.layout} of {value.dtype}")
         _matrix(where, value, samples, labels)
-        _checks.one_device(where, input=input, targets=value)
+        _checks.check_one_device(where, input=input, targets=value)
         return (value,)
     elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
         parts = tuple(value)
@@ -180,7 +180,7 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
             raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
     if not _same(parts[0].shape, (samples + 1,)):
         raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
-    _checks.one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
+    _checks.check_one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
     return parts
 
 
@@ -211,7 +211,7 @@ def readable(t: torch.Tensor) -> bool:
     """Whether values can be looked at, also through what torch.func.grad wraps around all that it is given."""
     while not torch.compiler.is_compiling() and is_gradtrackingtensor(t):
         t = get_unwrapped(t)
-    return _backend.readable(t)
+    return _eligible.readable(t)
 
 
 def _no_targets(where: str, seen: str) -> TypeError:

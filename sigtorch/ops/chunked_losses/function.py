@@ -10,7 +10,7 @@ import torch
 from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
-from sigtorch import _backend
+from sigtorch import _eligible
 from sigtorch._autograd import marker, saved, with_strides_of
 from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.products import Needs, Sums, Tile, Work, has_units, times, unrounded, write_in_units
@@ -126,7 +126,7 @@ class ChunkedLoss(Function):
 
 def _scaled(ctx: Any, kept: Sequence[Number], units: Sequence[Number], grad: torch.Tensor) -> Grads:
     """Multiplies gradients by the incoming one, in place where neither the graph nor a hook keeps them."""
-    plain = _backend.plain(grad)
+    plain = _eligible.plain(grad)
     in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and plain
     own = [in_place and ref is not None and ref() is g for ref, g in zip(ctx.own, kept, strict=True)]
     if any(own):

@@ -74,7 +74,7 @@ def linear_binary_cross_entropy(
         "linear_binary_cross_entropy", weight, input, others,
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
-    if work.step == "formula" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
+    if work.step == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
         try:
             dense = parts[0] if len(parts) == 1 else _dense(where, parts, samples, labels)
             return _formula(work, input, weight, bias, dense, pos_weight)

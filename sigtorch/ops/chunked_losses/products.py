@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sigtorch import _backend
-from sigtorch._backend import HALF_DTYPES
+from sigtorch import _backend, _eligible
+from sigtorch._eligible import HALF_DTYPES
 
 # Logits of a chunk, in float32: what stays near a CPU's cores between the products, or fills a GPU; and its least rows.
 CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda": 2**12}
@@ -51,7 +51,7 @@ class Work:
     divisor: int  # of the loss
     dtype: torch.dtype  # of the result
     narrow: torch.dtype  # that rows and cols are rounded to: their own, or autocast's
-    step: str  # what runs between the products: "cpu", "kernels", or "formula" where everything is that
+    step: str  # what runs between the products: "cpu", "kernels", or "aten" where everything is the formula
     find: Find | None = None
     weights: Number = None  # of the positives in each row; None for ones
     group: Any = None  # of processes that hold a part of the rows and cols each
@@ -96,8 +96,8 @@ def work_for(op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[t
     narrow, dtype = rounding(rows, cols)
     beside = [t for t in others if t.device == rows.device]
     step = _backend.select(rows, beside=[cols, *beside], cpu_pass=True)  # of dtypes that may differ
-    if any(type(t) not in _backend.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
-        step = "formula"
+    if any(type(t) not in _eligible.PLAIN_TYPES for t in others):  # a 0-d one on the CPU, say
+        step = "aten"
     return Work(op, dtype=dtype, narrow=narrow, step="kernels" if step == "triton" else step, **rest)
 
 
@@ -105,7 +105,7 @@ def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch
     """The dtype in which rows and cols are multiplied, under autocast too, and the dtype of the result."""
     narrow = dtype = torch.promote_types(rows.dtype, cols.dtype)
     kind = rows.device.type
-    if narrow != torch.float64 and _backend.autocasts(kind):
+    if narrow != torch.float64 and _eligible.autocasts(kind):
         narrow = torch.get_autocast_dtype(kind)
         dtype = torch.float32 if dtype in HALF_DTYPES else dtype
     return narrow, dtype
@@ -114,7 +114,7 @@ def rounding(rows: torch.Tensor, cols: torch.Tensor) -> tuple[torch.dtype, torch
 def unrounded(t: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Where autocast rounds nothing more, on devices that it knows."""
     kind = t.device.type
-    return torch.autocast(kind, enabled=False) if _backend.knows_autocast(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if _eligible.knows_autocast(kind) else contextlib.nullcontext()
 
 
 class Sums:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sigtorch import _backend
+from sigtorch import _eligible
 from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.products import Sums, rounding
@@ -43,7 +43,7 @@ def agreed(where: str, group: Any, rows: torch.Tensor, cols: torch.Tensor) -> bo
 
     Of whatever shapes, which are looked at later: a process that fails before this leaves the others waiting.
     """
-    if not _backend.plain(rows, cols):
+    if not _eligible.plain(rows, cols):
         raise checks.no_group(where)
     shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
     wanted = cols.requires_grad and torch.is_grad_enabled()

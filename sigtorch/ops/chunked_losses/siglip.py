@@ -73,7 +73,7 @@ def siglip_loss(
         "siglip_loss", image_features, text_features, numbers,
         find=_Diagonal(image_features.device), divisor=n, group=group, wanted=wanted,
     )  # fmt: skip
-    if work.step == "formula":
+    if work.step == "aten":
         if group is not None:
             raise checks.no_group(where)
         try:

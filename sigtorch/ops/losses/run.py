@@ -1,0 +1,151 @@
+"""Runs a loss whose arguments are checked: the Function over kernels, PyTorch's own arithmetic, or the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from sigtorch import _backend, _eligible
+from sigtorch._autograd import (
+    Passes,
+    can_run_fused_backward,
+    formula_grads,
+    marker,
+    saved,
+    with_strides_of,
+)
+from sigtorch._once import once
+from sigtorch.ops.losses import checks
+from sigtorch.ops.losses.loss import TINY, Loss
+
+
+def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    """Computes the loss; the others are weight, pos_weight and normalizer."""
+    given = [t for t in (target, *others) if t is not None]
+    differentiated = _differentiated(loss, given)
+    # Modes that observe change nothing here, nor do kernels that refuse: a checkpoint's recompute has to save what forward
+    # did, and other tensors of the same shapes would give wrong gradients.
+    serves = _eligible.on_cpu(input, *given) and loss.eager_serves(differentiated, *given)
+    if not serves or _backend.kernels_chosen():
+        floating = [t for t in given if t.is_floating_point()]
+        backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
+        if backend == "triton" and not differentiated and _kernel_takes(loss, input, target):
+            return _by_kernels(loss, input, target, *others)
+    _check_values(loss, input, target)
+    if serves:
+        return loss.eager(input, target, *others)
+    return loss.formula(_keeping_strides(input), target, *others)
+
+
+def result_dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
+    """Returns the dtype of PyTorch's result: the target's, if that is floating."""
+    dtype = target.dtype if target.is_floating_point() else input.dtype
+    if dtype in _eligible.HALF_DTYPES and _eligible.autocasts(input.device.type):
+        return torch.float32
+    return dtype
+
+
+def number(value: Any) -> Any:
+    """Returns a Python number, or the tensor itself where its value is differentiated, transformed or traced."""
+    if isinstance(value, torch.Tensor):
+        differentiated = value.requires_grad and torch.is_grad_enabled()
+        return value if differentiated or not _eligible.readable(value) else float(value)
+    return torch.sym_float(value)
+
+
+def _differentiated(loss: Loss, given: Sequence[torch.Tensor]) -> bool:
+    """Tells whether more than the logits wants a gradient, or a number is transformed or traced."""
+    if loss.has_tensor_numbers:
+        return True
+    if torch.is_grad_enabled():
+        for t in given:
+            if t.requires_grad:
+                return True
+    return False
+
+
+def _kernel_takes(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> bool:
+    """Tells whether a kernel supports this call, of tensors that kernels run on."""
+    if not input.numel():
+        return False
+    if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
+        return False  # its inverse is more than float32 holds
+    # Compared in float32.
+    if loss.ignore_index is not None and abs(loss.ignore_index) >= 2**24 and input.dtype != torch.float64:
+        return False
+    return target.dtype != torch.int64 or max(input.shape[loss.dim], abs(loss.background_index)) < 2**24
+
+
+def _by_kernels(
+    loss: Loss,
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    normalizer: torch.Tensor | None,
+) -> torch.Tensor:
+    """Computes the loss; kernels read classes along the last dimension, in whatever order that is stored."""
+    dim = loss.dim
+    if dim == -1 or target.dtype != torch.int64:
+        return LossFunction.apply(loss, input, target, weight, pos_weight, normalizer)  # type: ignore[no-any-return]
+    weight, pos_weight = (_classes_last(w, dim, input.dim()) for w in (weight, pos_weight))
+    loss.dim = -1  # an object of this call alone
+    out = LossFunction.apply(loss, input.movedim(dim, -1), target, weight, pos_weight, normalizer)
+    return out.movedim(-1, dim) if loss.reduction == "none" else out  # type: ignore[no-any-return]
+
+
+def _classes_last(weight: torch.Tensor | None, dim: int, dims: int) -> torch.Tensor | None:
+    """A view with as many dimensions as the logits have, the classes' as the last."""
+    return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(dim, -1)
+
+
+def _check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
+    where = f"{loss.function}()"
+    if target.dtype == torch.int64:
+        count = input.shape[loss.dim]
+        checks.check_classes(where, loss.target_name, target, count, loss.background_index, loss.ignore_index)
+    elif target.dtype == torch.uint8:
+        checks.check_mask(where, loss.target_name, target, loss.ignore_index)
+
+
+def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
+    """The logits, in a view whose gradient by the formula gets their strides: operators give it those of any operand."""
+    if not _eligible.readable(input) or not input.requires_grad or not torch.is_grad_enabled() or input.is_contiguous():
+        return input
+    view, like = input.view_as(input), input.detach()
+    view.register_hook(lambda grad: with_strides_of(like, grad) if _eligible.readable(grad) else grad)
+    return view
+
+
+@once
+def _passes() -> Passes:
+    """Imports the kernels, when the first tensor needs them."""
+    from sigtorch.kernels.losses import loss_backward, loss_forward
+
+    return loss_forward, loss_backward
+
+
+class LossFunction(Function):
+    """Saves the loss' tensors. Only the logits get a gradient: the formula gives one to a target or a weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Loss, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+    ) -> torch.Tensor:
+        forward_pass, ctx.backward_pass = _passes()
+        ctx.loss = loss
+        out, normalizer = forward_pass(loss, x, target, *others)
+        ctx.save_for_backward(marker(loss.function), x, target, *others[:2], normalizer)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *others = saved(ctx, ctx.loss.function)
+        if can_run_fused_backward(grad, x, *[t for t in others if t is not None]):
+            grad_x = ctx.backward_pass(ctx.loss, grad, x, *others)
+        else:
+            (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, *others), (x,), grad)
+        return None, grad_x, *[None] * len(others)
