@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import sigtorch
 
@@ -119,3 +121,25 @@ def test_transformers_imports_in_the_root():
     assert done.returncode == 0, done.stderr
     assert not (ROOT / "kernels" / "__init__.py").exists()
     assert importlib.import_module("sigtorch.kernels.sigmoid").sigmoid_forward
+
+
+def test_names_and_order_are_pytorchs():
+    """Each positional call, and each keyword, that PyTorch's or torchvision's function takes."""
+    focal = ["inputs", "targets", "alpha", "gamma", "reduction"]
+    for ours, theirs in (
+        (sigtorch.sigmoid, ["input"]),
+        (sigtorch.glu, inspect.signature(F.glu).parameters),
+        (sigtorch.binary_cross_entropy_with_logits, inspect.signature(F.binary_cross_entropy_with_logits).parameters),
+        (sigtorch.sigmoid_focal_loss, focal),
+        (sigtorch.nn.BCEWithLogitsLoss, inspect.signature(torch.nn.BCEWithLogitsLoss).parameters),
+        (sigtorch.nn.SigmoidFocalLoss, focal[2:]),
+    ):
+        parameters = inspect.signature(ours).parameters.values()
+        assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == [*theirs], ours
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "GLU", "BCEWithLogitsLoss", "SigmoidFocalLoss"])
+def test_a_repr_shows_every_option(name):
+    module = getattr(sigtorch.nn, name)
+    options = [o for o in inspect.signature(module).parameters if o not in ("size_average", "reduce")]
+    assert [o for o in options if f"{o}=" not in repr(module())] == []

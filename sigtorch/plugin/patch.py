@@ -141,6 +141,12 @@ def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
     Raises:
         TypeError: model is not a module.
         ValueError: an unknown ``save``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())
+        >>> with sigtorch.patch(model, save="input") as patch:
+        ...     patch.swapped
+        {'1': 'sigtorch.nn.Sigmoid'}
     """
     _checks.check_module("patch()", model)
     _checks.check_save("patch()", save)

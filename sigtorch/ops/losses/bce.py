@@ -112,9 +112,9 @@ def binary_cross_entropy_with_logits(
     Example:
         >>> x = torch.tensor([[2.0, -1.0], [0.0, 1.0]])
         >>> sigtorch.binary_cross_entropy_with_logits(x, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-        tensor(0.3617)
+        tensor(0.3616)
         >>> sigtorch.binary_cross_entropy_with_logits(x, torch.tensor([0, 1]))  # the same as class indices
-        tensor(0.3617)
+        tensor(0.3616)
         >>> sigtorch.binary_cross_entropy_with_logits(x, torch.tensor([0, 255]), ignore_index=255)
         tensor(0.2201)
 

@@ -1,0 +1,25 @@
+"""The examples in public docstrings print the results that they show."""
+
+import doctest
+
+import pytest
+import torch
+
+import sigtorch
+
+# ``patch`` returns the first; docs/chunked_losses.md has examples of the others.
+WITHOUT = {"Patch", "siglip_loss", "linear_binary_cross_entropy", "nn.SigLIPLoss", "nn.LinearBCE"}
+NAMES = [name for name in sigtorch.__all__ if name != "nn"] + [f"nn.{name}" for name in sigtorch.nn.__all__]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT])
+def test_an_example_gives_what_it_shows(name):
+    thing = sigtorch
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    tests = doctest.DocTestFinder(recurse=False).find(thing, name, globs={"torch": torch, "sigtorch": sigtorch})
+    assert any(test.examples for test in tests), "no example"
+    seen = []
+    for test in tests:
+        doctest.DocTestRunner().run(test, out=seen.append)
+    assert not seen, "".join(seen)

@@ -1,0 +1,64 @@
+"""A program that uses every public name, for type checkers, and runs."""
+
+import torch
+from torch import Tensor
+
+import sigtorch
+from sigtorch import nn
+
+x: Tensor = torch.randn(4, 6, requires_grad=True)
+y: Tensor = torch.randn(4, 6)
+dense: Tensor = torch.rand(4, 6)
+classes: Tensor = torch.tensor([0, -1, 255, 6])
+number: Tensor = torch.tensor(0.5)
+weight: Tensor = torch.rand(6)
+
+outputs: list[Tensor] = [
+    sigtorch.sigmoid(x),
+    sigtorch.sigmoid(input=x, save="input"),
+    sigtorch.sigmoid_gate(x, gate=y, residual=x),
+    sigtorch.sigmoid_lerp(x, y, gate=x),
+    sigtorch.glu(input=x, dim=1),
+    sigtorch.swiglu(x, up=y),
+    sigtorch.swiglu(gate=x),
+    sigtorch.binary_cross_entropy_with_logits(x, dense, weight, None, None, "sum", weight),
+    sigtorch.binary_cross_entropy_with_logits(
+        input=x, target=classes, reduction="none", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
+    ),
+    sigtorch.sigmoid_focal_loss(x, dense, 0.25, 2, "mean", weight=weight, pos_weight=weight),
+    sigtorch.sigmoid_focal_loss(
+        inputs=x, targets=classes, alpha=number, gamma=number, reduction="sum", normalizer=number, background_index=-1,
+        ignore_index=255, dim=-1,
+    ),
+    sigtorch.siglip_loss(x, y, 10.0, logit_bias=number, chunk_size=2),
+    sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), None, torch.rand(4, 5) > 0.5, reduction="sum"),
+]  # fmt: skip
+
+modules: list[torch.nn.Module] = [
+    nn.Sigmoid(save="input"),
+    nn.SigmoidGate(),
+    nn.SigmoidLerp(),
+    nn.GLU(dim=1),
+    nn.SwiGLU(),
+    nn.GatedMLP(6, 12, bias=True, device="cpu", dtype=torch.float32),
+    nn.BCEWithLogitsLoss(
+        weight, reduction="sum", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
+    ),
+    nn.SigmoidFocalLoss(number, number, "mean", pos_weight=weight, background_index=-1, ignore_index=255, dim=-1),
+    nn.SigLIPLoss(chunk_size=2),
+    nn.LinearBCE(6, 5, chunk_size=2),
+]
+model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Sigmoid())
+patch: sigtorch.Patch = sigtorch.patch(model, save="input")
+with sigtorch.patched_functions(save="input"), sigtorch.use_backend("aten"):
+    outputs.append(model(x))
+patch.undo()
+
+
+@sigtorch.use_backend("auto")
+def loss(z: Tensor) -> Tensor:
+    return sigtorch.sigmoid(z).sum()
+
+
+outputs.append(loss(x))
+assert sigtorch.backend_of(x, y) in ("triton", "aten")
