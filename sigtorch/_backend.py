@@ -23,7 +23,7 @@ from sigtorch._once import once
 KERNEL_DTYPES = frozenset(_checks.FLOATS)
 CAPABILITY = (8, 0)  # Triton's own minimum
 
-# What runs an operation: "aten" is its formula in PyTorch's operators, "cpu" a pass over CPU tensors, in place where it can.
+# What runs an operation: "aten" is its formula in PyTorch's operators, "cpu" a pass over CPU tensors.
 Runner = Literal["triton", "cpu", "aten"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

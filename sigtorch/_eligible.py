@@ -89,7 +89,7 @@ def readable(t: torch.Tensor) -> bool:
         and _dispatch_keys(t).raw_repr() in _PLAIN_KEYS
         and _get_tracing_state() is None
         and not any(map(_get_dispatch_mode, TRACING_MODES))
-        and not _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # of one more that traces
+        and not _dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # active while one more tracer works
         and (forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)
     )
 

@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def once(function: F) -> F:
-    """Cache a function's values by its arguments, and give all threads the same value.
+    """Caches a function's values by its arguments, and gives all threads the same value.
 
     Threads that ask before the first value is there may run the function together, as with ``functools.cache``. There each
     gets a value of its own; here all get the first one that is done. No lock is held, for a process may fork meanwhile.

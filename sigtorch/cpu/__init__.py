@@ -1,1 +1,1 @@
-"""Passes over CPU tensors, for the few operations where one pays; files and functions are named as in kernels."""
+"""Passes over CPU tensors, for the few operations that gain by one; files and functions are named as in kernels."""

@@ -8,7 +8,7 @@ Number = torch.Tensor | None
 
 
 def negatives(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> torch.Tensor:
-    """The summed loss of all pairs, as negatives, but those at positives, which are overwritten."""
+    """Sums the loss of all pairs as negatives, without those at positives. Overwrites the logits."""
     _scored(logits, scale, bias, positives)
     return _loss(logits)
 
@@ -16,7 +16,7 @@ def negatives(logits: torch.Tensor, scale: Number, bias: Number, positives: torc
 def negatives_with_gradient(
     logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and the logits' gradients: in their place or, of another dtype, in a tensor of their own."""
+    """Sums likewise; also returns the gradients, which overwrite the logits unless dtype differs."""
     _scored(logits, scale, bias, positives)
     return _loss(logits), logits.sigmoid_().to(dtype)
 
@@ -27,7 +27,7 @@ PIECE, SHARE = 2**10, 8
 
 
 def _loss(logits: torch.Tensor) -> torch.Tensor:
-    """The sum over all logits."""
+    """Sums softplus over all logits."""
     total = logits.new_zeros((), dtype=torch.float64)
     for piece in logits.view(-1).split(max(PIECE, logits.numel() // SHARE)):
         total += torch.ops.aten.softplus(piece, 1, THRESHOLD).sum()
@@ -35,7 +35,7 @@ def _loss(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _scored(logits: torch.Tensor, scale: Number, bias: Number, positives: torch.Tensor) -> None:
-    """Scale and bias in place, and -inf, which has neither loss nor gradient, at the positives."""
+    """Applies scale and bias in place, and writes -inf, which has neither loss nor gradient, at the positives."""
     if scale is not None:
         logits.mul_(scale)
     if bias is not None:

@@ -194,9 +194,11 @@ def _with_strides_of(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
 
 def shown(**options: Any) -> str:
     """A module's options for its repr; a tensor of several elements by its shape."""
-    return ", ".join(
-        f"{name}=Tensor{tuple(v.shape)}"
-        if isinstance(v, torch.Tensor) and v.dim()
-        else f"{name}={_checks.quoted(v.detach() if isinstance(v, torch.Tensor) else v)}"
-        for name, v in options.items()
-    )
+    parts = []
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            value = f"Tensor{tuple(value.shape)}" if value.dim() else _checks.quoted(value.detach())
+        else:
+            value = _checks.quoted(value)
+        parts.append(f"{name}={value}")
+    return ", ".join(parts)

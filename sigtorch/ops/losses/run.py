@@ -87,7 +87,7 @@ def _by_kernels(
     pos_weight: torch.Tensor | None,
     normalizer: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Computes the loss; kernels read classes along the last dimension, in whatever order that is stored."""
+    """Computes the loss; kernels read the classes along the last dimension of a view, without a copy."""
     dim = loss.dim
     if dim == -1 or target.dtype != torch.int64:
         return LossFunction.apply(loss, input, target, weight, pos_weight, normalizer)  # type: ignore[no-any-return]
