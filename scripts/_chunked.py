@@ -103,6 +103,12 @@ def linear_checkpointed(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> 
     return torch.stack(parts).sum() / (len(x) * len(weight))
 
 
+def linear_sigtorch(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    """Computes the loss in chunks of labels, without a checkpoint."""
+    x, weight, bias = given
+    return sigtorch.linear_binary_cross_entropy(x, weight, targets, linear_bias=bias)
+
+
 class Loss(NamedTuple):
     """A loss to measure over one size, by each of NAMES."""
 
@@ -119,7 +125,7 @@ class Loss(NamedTuple):
 LINEAR = {
     "eager": linear_eager,
     "checkpointed": linear_checkpointed,
-    "sigtorch": lambda given, targets: sigtorch.linear_binary_cross_entropy(*given, targets),
+    "sigtorch": linear_sigtorch,
 }
 LOSSES = {
     "siglip": Loss(

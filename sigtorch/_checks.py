@@ -57,6 +57,18 @@ def quoted(value: object) -> str:
     return " ".join(repr(value).split())
 
 
+def shown(**options: Any) -> str:
+    """A module's options for its repr; a tensor of several elements by its shape."""
+    parts = []
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            value = f"Tensor{tuple(value.shape)}" if value.dim() else quoted(value.detach())
+        else:
+            value = quoted(value)
+        parts.append(f"{name}={value}")
+    return ", ".join(parts)
+
+
 def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

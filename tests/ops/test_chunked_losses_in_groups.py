@@ -362,17 +362,15 @@ def dtensor(rank):
     weight = torch.randn(6, D, dtype=torch.float64)
     weight, hits = (distribute_tensor(t, mesh, [Replicate()]) for t in (weight, targets))
     x = distribute_tensor(image.detach(), mesh, [Shard(0)])
-    loss = sigtorch.linear_binary_cross_entropy(x, weight, None, hits).full_tensor()
+    loss = sigtorch.linear_binary_cross_entropy(x, weight, hits).full_tensor()
     assert_close(loss, F.binary_cross_entropy_with_logits(image @ weight.full_tensor().T, targets.double()))
     sparse = targets.double().to_sparse_csr()
     pair = (sparse.crow_indices(), sparse.col_indices())
     for given in (targets, sparse, pair, tuple(distribute_tensor(t, mesh, [Replicate()]) for t in pair)):
-        with pytest.raises(
-            TypeError, match="a DTensor goes with DTensors alone, targets too, as a bool matrix, got in"
-        ):
-            sigtorch.linear_binary_cross_entropy(x, weight, None, given)
-    with pytest.raises(TypeError, match="got input DTensor, weight DTensor, pos_weight Tensor, targets DTensor"):
-        sigtorch.linear_binary_cross_entropy(x, weight, None, hits, pos_weight=torch.ones(6))
+        with pytest.raises(TypeError, match="a DTensor goes with DTensors alone, target too, as a bool matrix, got in"):
+            sigtorch.linear_binary_cross_entropy(x, weight, given)
+    with pytest.raises(TypeError, match="got input DTensor, linear_weight DTensor, pos_weight Tensor, target DTensor"):
+        sigtorch.linear_binary_cross_entropy(x, weight, hits, pos_weight=torch.ones(6))
     with pytest.raises(
         TypeError, match="DTensors alone, got image_features DTensor, text_features Tensor, logit_scale"
     ):

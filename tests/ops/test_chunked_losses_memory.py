@@ -24,7 +24,7 @@ def linear(n, labels, d, dtype, share=None, csr=False):
     return (
         [x, weight, torch.zeros(labels, dtype=dtype)],
         lambda x, w, b: F.binary_cross_entropy_with_logits(F.linear(x, w, b), soft),
-        lambda x, w, b: linear_binary_cross_entropy(x, w, b, targets),
+        lambda x, w, b: linear_binary_cross_entropy(x, w, targets, linear_bias=b),
     )
 
 
@@ -101,7 +101,9 @@ def test_positives_may_be_many(n, labels, share, csr):
 def test_weights_of_positives_take_little(weights):
     (x, weight, bias), *_ = linear(64, 50_000, 16, torch.float32)
     hits = torch.rand(64, 50_000) < 0.2
-    mine = peaks(lambda *given: linear_binary_cross_entropy(*given, hits, pos_weight=weights), [x, weight, bias])
+    mine = peaks(
+        lambda x, w, b: linear_binary_cross_entropy(x, w, hits, linear_bias=b, pos_weight=weights), [x, weight, bias]
+    )
     theirs = peaks(
         lambda *given: F.binary_cross_entropy_with_logits(F.linear(*given), hits.float(), pos_weight=weights),
         [x, weight, bias],

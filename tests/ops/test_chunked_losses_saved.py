@@ -45,7 +45,7 @@ def pytorchs(x, weight, bias, targets, pos_weight):
 
 
 def ours(x, weight, bias, targets, pos_weight):
-    return linear_binary_cross_entropy(x, weight, bias, targets, pos_weight=pos_weight, chunk_size=4)
+    return linear_binary_cross_entropy(x, weight, targets, linear_bias=bias, pos_weight=pos_weight, chunk_size=4)
 
 
 @pytest.mark.parametrize("loss_of", [pytorchs, ours])

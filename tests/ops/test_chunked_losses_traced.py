@@ -77,7 +77,7 @@ def linear_case(name, kind, bias=False, weights=None, labels_vary=False, **optio
     def loss(*given):
         x, weight, left, targets, pos_weight = parts(*given)
         targets = targets[0] if kind == "dense" else tuple(targets)
-        return linear_binary_cross_entropy(x, weight, left, targets, pos_weight=pos_weight, **options)
+        return linear_binary_cross_entropy(x, weight, targets, linear_bias=left, pos_weight=pos_weight, **options)
 
     def oracle(*given):
         x, weight, left, targets, pos_weight = parts(*given)
@@ -164,7 +164,7 @@ class SomePairs(torch.nn.Module):
     def forward(self, image, text, among):
         at = among.nonzero()[:, 0]
         return siglip_loss(image[at], text[at], 2.0, -1.0), linear_binary_cross_entropy(
-            image[at], text, None, image[at] @ text.t() > 0
+            image[at], text, image[at] @ text.t() > 0
         )
 
 

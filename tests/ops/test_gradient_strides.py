@@ -73,7 +73,7 @@ def test_of_losses_over_a_product():
     weight, target = columns_first(8, 4), torch.rand(6, 8) > 0.5
     for loss, inputs in (
         (sigtorch.siglip_loss(image, text, 2.0), [image, text]),
-        (sigtorch.linear_binary_cross_entropy(image, weight, None, target), [image, weight]),
+        (sigtorch.linear_binary_cross_entropy(image, weight, target), [image, weight]),
     ):
         for grad, leaf in zip(torch.autograd.grad(loss, inputs), inputs):
             assert grad.stride() == leaf.stride()

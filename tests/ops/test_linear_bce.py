@@ -25,7 +25,9 @@ def test_module_is_a_linear_layer():
     expected = linear_oracle(x, module.weight, module.bias, "sum", torch.tensor(2.0))
     for given in (targets, csr(targets), indices(targets)):
         assert_close(module(x, given), expected)
-    assert "in_features=4, out_features=9, bias=True, chunk_size=2, reduction='sum'" in repr(module)
+    assert "in_features=4, out_features=9, bias=True, chunk_size=2, reduction='sum', pos_weight=tensor(2.)" in repr(
+        module
+    )
     assert list(module.state_dict()) == ["weight", "bias", "pos_weight"]
     assert sigtorch.nn.LinearBCE(4, 9, bias=False).bias is None
 
@@ -34,20 +36,20 @@ def test_module_is_a_linear_layer():
 def test_a_chunk_may_hold_more_labels_than_there_are(size):
     x, weight = torch.randn(5, 4), torch.randn(9, 4)
     for targets in (positives(9), csr(positives(9)), indices(positives(9))):
-        loss = linear_binary_cross_entropy(x, weight, None, targets, chunk_size=size)
+        loss = linear_binary_cross_entropy(x, weight, targets, chunk_size=size)
         assert_close(loss, linear_oracle(x, weight))
 
 
 def test_a_pos_weight_without_dimensions_goes_with_any_device():
     x, weight = torch.empty(4, 6, device="meta"), torch.empty(8, 6, device="meta")
     targets = torch.empty(4, 8, dtype=torch.bool, device="meta")
-    loss = linear_binary_cross_entropy(x, weight, None, targets, pos_weight=torch.tensor(2.0))
+    loss = linear_binary_cross_entropy(x, weight, targets, pos_weight=torch.tensor(2.0))
     assert (loss.shape, loss.device.type) == ((), "meta")
 
 
 def test_a_pos_weight_may_want_a_gradient():
     tensors = [*CASES[-1].make(9, 4), torch.rand(9, dtype=torch.float64, requires_grad=True)]
-    call = lambda x, w, b, p: linear_binary_cross_entropy(x, w, b, positives(9), pos_weight=p)  # noqa: E731
+    call = lambda x, w, b, p: linear_binary_cross_entropy(x, w, positives(9), linear_bias=b, pos_weight=p)  # noqa: E731
     assert torch.autograd.gradcheck(call, tensors)
     assert_close(call(*tensors), linear_oracle(*tensors[:3], pos_weight=tensors[3].detach()))
 
@@ -61,12 +63,12 @@ def test_exports_with_targets(strict):
             super().__init__()
             self.register_buffer("targets", positives(9))
 
-        def forward(self, *given):
-            return linear_binary_cross_entropy(*given, self.targets)
+        def forward(self, x, weight, bias):
+            return linear_binary_cross_entropy(x, weight, self.targets, linear_bias=bias)
 
     class Takes(torch.nn.Module):
-        def forward(self, *given):
-            return linear_binary_cross_entropy(*given)
+        def forward(self, x, weight, bias, targets):
+            return linear_binary_cross_entropy(x, weight, targets, linear_bias=bias)
 
     tensors = [t.detach() for t in CASES[-1].make(9, 4)]
     for model, targets in ((Holds(), ()), (Takes(), (positives(9),)), (Takes(), (indices(positives(9)),))):
@@ -81,7 +83,7 @@ def test_the_weights_gradient_is_held_once():
 
     def step():
         weight.grad = None
-        linear_binary_cross_entropy(x, weight, None, targets, chunk_size=100).backward()
+        linear_binary_cross_entropy(x, weight, targets, chunk_size=100).backward()
 
     step()
     weight.grad = None
@@ -94,49 +96,49 @@ HITS = torch.zeros(4, 6, dtype=torch.bool)
 ROWS, COLUMNS = torch.tensor([0, 1, 1, 3, 3]), torch.tensor([5, 0, 2])
 WRAPPING = torch.tensor([0, 2**31 - 1, -2, 3, 3], dtype=torch.int32)
 LINEAR_MISTAKES = [
-    (([1.0], W, None, HITS), {}, TypeError, "input must be a Tensor, got list"),
-    ((X, W.int(), None, HITS), {}, TypeError, "weight must be floating point of 16 bits or more, got torch.int32"),
+    (([1.0], W, HITS), {}, TypeError, "input must be a Tensor, got list"),
+    ((X, W.int(), HITS), {}, TypeError, "linear_weight must be floating point of 16 bits or more, got torch.int32"),
     (
-        (X, W[:, :2], None, HITS),
+        (X, W[:, :2], HITS),
         {},
         ValueError,
-        "input must have shape (N, D) and weight (L, D), got input (4, 3), weight",
+        "input must have shape (N, D) and linear_weight (L, D), got input (4, 3), linear_weight",
     ),
-    ((X[0], W, None, HITS), {}, ValueError, "got input (3,), weight (6, 3)"),
-    ((X[:0], W, None, HITS[:0]), {}, ValueError, "there are no samples or no labels, got input (0, 3), weight (6, 3)"),
+    ((X[0], W, HITS), {}, ValueError, "got input (3,), linear_weight (6, 3)"),
+    ((X[:0], W, HITS[:0]), {}, ValueError, "there are no samples or no labels, got input (0, 3), linear_weight (6, 3)"),
     (
-        (X, W[:0], None, HITS[:, :0]),
+        (X, W[:0], HITS[:, :0]),
         {},
         ValueError,
-        "there are no samples or no labels, got input (4, 3), weight (0, 3)",
+        "there are no samples or no labels, got input (4, 3), linear_weight (0, 3)",
     ),
-    ((X, W, X, HITS), {}, ValueError, "bias must have shape (6,), got (4, 3)"),
-    ((X, W, None, HITS[:3]), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
-    ((X, W, None, csr(HITS[:3])), {}, ValueError, "targets must have shape (4, 6), got (3, 6)"),
-    ((X, W, None, csr(HITS.float() + 2)), {}, ValueError, "targets must hold ones alone, got 2"),
-    ((X, W, None, csr(HITS.float() + 2).requires_grad_()), {}, ValueError, "targets get no gradient, got a sparse CSR"),
-    ((X, W, None, HITS.float()), {}, TypeError, "got torch.strided of torch.float32"),
-    ((X, W, None, [ROWS]), {}, TypeError, "a tuple of its indices, got list"),
+    ((X, W, HITS), {"linear_bias": X}, ValueError, "linear_bias must have shape (6,), got (4, 3)"),
+    ((X, W, HITS[:3]), {}, ValueError, "target must have shape (4, 6), got (3, 6)"),
+    ((X, W, csr(HITS[:3])), {}, ValueError, "target must have shape (4, 6), got (3, 6)"),
+    ((X, W, csr(HITS.float() + 2)), {}, ValueError, "target must hold ones alone, got 2"),
+    ((X, W, csr(HITS.float() + 2).requires_grad_()), {}, ValueError, "target gets no gradient, got a sparse CSR"),
+    ((X, W, HITS.float()), {}, TypeError, "got torch.strided of torch.float32"),
+    ((X, W, [ROWS]), {}, TypeError, "a tuple of its indices, got list"),
     (
-        (X, W, None, (ROWS, COLUMNS.float())),
+        (X, W, (ROWS, COLUMNS.float())),
         {},
         TypeError,
         "col_indices must be one row of int32 or int64, got torch.float32",
     ),
-    ((X, W, None, (ROWS[1:], COLUMNS)), {}, ValueError, "crow_indices must have 5 entries, got 4"),
-    ((X, W, None, (ROWS + 1, COLUMNS)), {}, ValueError, "must rise from 0 to the 3 col_indices, got 1 to 4"),
-    ((X, W, None, (ROWS, COLUMNS[:2])), {}, ValueError, "must rise from 0 to the 2 col_indices, got 0 to 3"),
-    ((X, W, None, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "got 0 to 3, with 3 before 1"),
-    ((X, W, None, (WRAPPING, COLUMNS)), {}, ValueError, "got 0 to 3, with 2147483647 before -2"),
-    ((X, W, None, (WRAPPING.long() << 32, COLUMNS)), {}, ValueError, "with 9223372032559808512 before -8589934592"),
-    ((X, W, None, (ROWS, COLUMNS + 1)), {}, ValueError, "targets name label 6, expected 0 to 5"),
-    ((X, W, None, (ROWS, COLUMNS - 1)), {}, ValueError, "targets name label -1, expected 0 to 5"),
-    ((X, W, None, (ROWS, torch.tensor([5, 2, 2]))), {}, ValueError, "sample 2 names label 2 twice"),
-    ((X, W, None, HITS.to("meta")), {}, ValueError, "several devices: input on cpu, targets on meta"),
-    ((X, W, None, HITS), {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
-    ((X, W, None, HITS), {"reduction": "none"}, ValueError, "unknown reduction='none', expected one of 'mean', 'sum'"),
-    ((X, W, None, HITS), {"pos_weight": X}, ValueError, "pos_weight of shape (4, 3) does not broadcast to (6,)"),
-    ((X, W, None, HITS), {"pos_weight": 2.0}, TypeError, "pos_weight must be a Tensor, got float"),
+    ((X, W, (ROWS[1:], COLUMNS)), {}, ValueError, "crow_indices must have 5 entries, got 4"),
+    ((X, W, (ROWS + 1, COLUMNS)), {}, ValueError, "must rise from 0 to the 3 col_indices, got 1 to 4"),
+    ((X, W, (ROWS, COLUMNS[:2])), {}, ValueError, "must rise from 0 to the 2 col_indices, got 0 to 3"),
+    ((X, W, (ROWS[[0, 3, 1, 3, 4]], COLUMNS)), {}, ValueError, "got 0 to 3, with 3 before 1"),
+    ((X, W, (WRAPPING, COLUMNS)), {}, ValueError, "got 0 to 3, with 2147483647 before -2"),
+    ((X, W, (WRAPPING.long() << 32, COLUMNS)), {}, ValueError, "with 9223372032559808512 before -8589934592"),
+    ((X, W, (ROWS, COLUMNS + 1)), {}, ValueError, "target names label 6, expected 0 to 5"),
+    ((X, W, (ROWS, COLUMNS - 1)), {}, ValueError, "target names label -1, expected 0 to 5"),
+    ((X, W, (ROWS, torch.tensor([5, 2, 2]))), {}, ValueError, "sample 2 names label 2 twice"),
+    ((X, W, HITS.to("meta")), {}, ValueError, "several devices: input on cpu, target on meta"),
+    ((X, W, HITS), {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
+    ((X, W, HITS), {"reduction": "none"}, ValueError, "unknown reduction='none', expected one of 'mean', 'sum'"),
+    ((X, W, HITS), {"pos_weight": X}, ValueError, "pos_weight of shape (4, 3) does not broadcast to (6,)"),
+    ((X, W, HITS), {"pos_weight": 2.0}, TypeError, "pos_weight must be a Tensor, got float"),
 ]
 
 
@@ -178,17 +180,17 @@ WATCHED = [
 
 @pytest.mark.parametrize("watched", WATCHED)
 def test_what_is_malformed_is_said_whoever_watches(watched):
-    call = lambda x, targets: linear_binary_cross_entropy(x, W, None, targets)  # noqa: E731
+    call = lambda x, targets: linear_binary_cross_entropy(x, W, targets)  # noqa: E731
     for targets, said in (
-        ((ROWS, COLUMNS - 1), "targets name label -1, expected 0 to 5"),
-        ((ROWS, COLUMNS + 4), "targets name label 9, expected 0 to 5"),
+        ((ROWS, COLUMNS - 1), "target names label -1, expected 0 to 5"),
+        ((ROWS, COLUMNS + 4), "target names label 9, expected 0 to 5"),
         ((ROWS, torch.tensor([5, 2, 2])), "sample 2 names label 2 twice"),
         ((ROWS[[0, 3, 1, 3, 4]], COLUMNS), "got 0 to 3, with 3 before 1"),
     ):
         with pytest.raises(ValueError, match=said):
             watched(call, targets)
     if watched is not WATCHED[3]:  # which takes no CSR tensor
-        with pytest.raises(ValueError, match=r"targets must hold ones alone, got 0\.5"):
+        with pytest.raises(ValueError, match=r"target must hold ones alone, got 0\.5"):
             watched(call, csr(HITS.float() + 0.5))
 
 
@@ -199,13 +201,13 @@ def test_many_positives_of_a_csr_are_looked_at():
     crow, col = indices(hits)
     expected = F.binary_cross_entropy_with_logits(F.linear(x, weight), hits.float())
     for parts in ((crow, col), (crow.long(), col)):
-        assert_close(linear_binary_cross_entropy(x, weight, None, parts), expected)
+        assert_close(linear_binary_cross_entropy(x, weight, parts), expected)
     again, outside = col.clone(), col.clone()
     again[1], outside[7] = again[0], 60
     with pytest.raises(ValueError, match=f"sample 0 names label {again[0]} twice"):
-        linear_binary_cross_entropy(x, weight, None, (crow, again))
-    with pytest.raises(ValueError, match="targets name label 60, expected 0 to 59"):
-        linear_binary_cross_entropy(x, weight, None, (crow, outside))
+        linear_binary_cross_entropy(x, weight, (crow, again))
+    with pytest.raises(ValueError, match="target names label 60, expected 0 to 59"):
+        linear_binary_cross_entropy(x, weight, (crow, outside))
 
 
 TRACERS = [
@@ -231,6 +233,6 @@ def test_what_traces_takes_indices_for_a_csr_tensor(tracer, monkeypatch):
     # An export that raises leaves its hook there in torch 2.8.
     monkeypatch.setattr("torch.nn.modules.module._global_buffer_registration_hooks", OrderedDict())
     targets, pair = csr(HITS), indices(HITS)
-    tracer(lambda x: linear_binary_cross_entropy(x, W, None, pair))
+    tracer(lambda x: linear_binary_cross_entropy(x, W, pair))
     with pytest.raises(RuntimeError, match=r"CSR tensor; give its crow_indices\(\) and col_indices\(\) in a tuple$"):
-        tracer(lambda x: linear_binary_cross_entropy(x, W, None, targets))
+        tracer(lambda x: linear_binary_cross_entropy(x, W, targets))

@@ -88,7 +88,7 @@ def linear(kind):
         key = len(weight), input.device
         if key not in made:
             made[key] = on(input, kind(positives(len(weight))))
-        return linear_binary_cross_entropy(input, weight, bias, made[key], **options)
+        return linear_binary_cross_entropy(input, weight, made[key], linear_bias=bias, **options)
 
     return loss
 

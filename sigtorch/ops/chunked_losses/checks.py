@@ -1,4 +1,4 @@
-"""Every error a user of these losses can meet, each one line that quotes what was seen."""
+"""Argument checks of these losses, ``check_``, and makers of their errors, ``error_``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 from sigtorch import _checks, _eligible
 
 
-def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
+def check_features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
     if image.dim() != 2 or text.dim() != 2 or not _same(image.shape, text.shape):
         seen = f"image_features {tuple(image.shape)}, text_features {tuple(text.shape)}"
         raise ValueError(f"{where}: features must have one shape (n, d), got {seen}")
@@ -20,8 +20,8 @@ def features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
         raise ValueError(f"{where}: there are no pairs, got features of shape {tuple(image.shape)}")
 
 
-def floating(where: str, **arguments: Any) -> None:
-    """Tensors alone, on one device, of floating dtypes."""
+def check_floating(where: str, **arguments: Any) -> None:
+    """Refuses all but floating tensors on one device."""
     for name, value in arguments.items():
         if not isinstance(value, torch.Tensor):
             raise _checks.error_no_tensor(where, name, value)
@@ -29,27 +29,27 @@ def floating(where: str, **arguments: Any) -> None:
     _checks.check_one_device(where, **arguments)
 
 
-def distributed(where: str, targets: Sequence[torch.Tensor] = (), /, **arguments: Any) -> None:
-    """Why a formula failed, where that is for DTensors beside others; those without dimensions go with any."""
+def check_dtensors(where: str, target: Sequence[torch.Tensor] = (), /, **arguments: Any) -> None:
+    """Explains why a formula failed, if that is because of DTensors beside other tensors; 0-d tensors do not count."""
     given = {name: t for name, t in arguments.items() if isinstance(t, torch.Tensor)}
-    every = [*given.values(), *targets]
+    every = [*given.values(), *target]
     plain = [t for t in every if not hasattr(t, "device_mesh")]
-    if len(plain) < len(every) and (len(targets) > 1 or any(t.dim() for t in plain)):
+    if len(plain) < len(every) and (len(target) > 1 or any(t.dim() for t in plain)):
         seen = [f"{name} {type(t).__name__}" for name, t in given.items()]
-        seen += [f"targets {type(t).__name__}" for t in targets]
-        matrix = ", targets too, as a bool matrix" if targets else ""
+        seen += [f"target {type(t).__name__}" for t in target]
+        matrix = ", target too, as a bool matrix" if target else ""
         raise TypeError(f"{where}: a DTensor goes with DTensors alone{matrix}, got {', '.join(seen)}") from None
 
 
-def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
-    """A tensor of one element as it is; a number as Python's float, or as one that is traced."""
+def check_scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
+    """Returns a tensor of one element unchanged, and a number as a float, or as a symbol in a trace."""
     if not isinstance(value, torch.Tensor):
         _checks.check_number(where, **{name: value})
         try:
             return torch.sym_float(value)
         except OverflowError:
             raise ValueError(f"{where}: {name} must fit into a float, got {value}") from None
-    floating(where, **{name: value})
+    check_floating(where, **{name: value})
     if not _same((value.numel(),), (1,)):
         raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(value.shape)}")
     if value.device != like.device and (value.dim() or value.device.type != "cpu"):
@@ -57,7 +57,7 @@ def scalar(where: str, like: torch.Tensor, name: str, value: Any) -> Any:
     return value
 
 
-def chunk_size(where: str, value: Any) -> int | None:
+def check_chunk_size(where: str, value: Any) -> int | None:
     if value is None:
         return None
     value = _checks.check_whole(where, "chunk_size", value)
@@ -68,46 +68,45 @@ def chunk_size(where: str, value: Any) -> int | None:
     return int(value)
 
 
-def group(where: str, value: Any) -> Any:
-    """A process group that this process is in, or None for one of this process alone."""
-    if value is None:
-        return None
+def check_group(where: str, value: object) -> None:
+    """Refuses all but None and a process group that this process belongs to."""
     distributed = torch.distributed
+    if value is None:
+        return
     if not distributed.is_available() or not isinstance(value, distributed.ProcessGroup):
         raise TypeError(f"{where}: group must be a ProcessGroup that this process is in, got {_checks.quoted(value)}")
-    return value
 
 
-def no_group(where: str) -> RuntimeError:
+def error_group(where: str) -> RuntimeError:
     return RuntimeError(
         f"{where}: group= takes plain tensors, and no compiled, traced or transformed code, nor the backend 'aten'"
     )
 
 
-def uneven(where: str, seen: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> ValueError:
+def error_uneven(where: str, seen: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> ValueError:
     listed = ", ".join(f"{u} {dtype}" if u == v else f"{u} with {v} {dtype}" for u, v, dtype in seen)
     return ValueError(f"{where}: every process of a group must give features of one shape and dtype, got {listed}")
 
 
-def unequal(op: str, seen: Sequence[float]) -> ValueError:
+def error_unequal(op: str, seen: Sequence[float]) -> ValueError:
     listed = ", ".join(f"{value:g}" for value in seen)
     return ValueError(f"{op}(): backward must get the same gradient in every process of a group, got {listed}")
 
 
-def taken(op: str) -> RuntimeError:
+def error_taken(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}(): an earlier backward has taken the gradients; give that one retain_graph=True to call another"
     )
 
 
-def twice(op: str) -> RuntimeError:
+def error_twice(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "
         "sigtorch.use_backend('aten') gives a formula that can"
     )
 
 
-# Sizes, which a trace keeps as symbols: an export checks them, then or when they are known; torch.jit.trace cannot.
+# Sizes, which are symbols in a trace: an export checks them at once, or when they are known; torch.jit.trace cannot.
 
 
 def _same(sizes: Sequence[int], others: Sequence[int]) -> bool:
@@ -119,7 +118,7 @@ def _some(size: int) -> bool:
 
 
 def _broadcasts(sizes: Sequence[int], to: Sequence[int]) -> bool:
-    """Whether a shape of at most one axis broadcasts."""
+    """Tells whether a shape of at most one dimension broadcasts."""
     if not sizes or torch._C._get_tracing_state() is not None:
         return len(sizes) <= 1
     return tuple(sizes) == (1,) or _same(sizes, to)
@@ -135,46 +134,48 @@ def _holds(compare: Callable[[Any, Any], Any], a: int, b: int) -> bool:
     return holds
 
 
-# Of a linear layer.
+# Linear layers.
 
 
-def layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
-    given = {"input": input, "weight": weight, "bias": bias, "pos_weight": pos_weight}
-    floating(where, **{name: t for name, t in given.items() if t is not None or name in ("input", "weight")})
+def check_layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
+    given = {"input": input, "linear_weight": weight, "linear_bias": bias, "pos_weight": pos_weight}
+    check_floating(
+        where, **{name: t for name, t in given.items() if t is not None or name in ("input", "linear_weight")}
+    )
     if input.dim() != 2 or weight.dim() != 2 or not _same(input.shape[1:], weight.shape[1:]):
-        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
-        raise ValueError(f"{where}: input must have shape (N, D) and weight (L, D), got {seen}")
+        seen = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
+        raise ValueError(f"{where}: input must have shape (N, D) and linear_weight (L, D), got {seen}")
     if not _some(input.shape[0]) or not _some(weight.shape[0]):
-        seen = f"input {tuple(input.shape)}, weight {tuple(weight.shape)}"
+        seen = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
     labels = weight.shape[:1]
     if bias is not None and not _same(bias.shape, labels):
-        raise ValueError(f"{where}: bias must have shape {tuple(labels)}, got {tuple(bias.shape)}")
+        raise ValueError(f"{where}: linear_bias must have shape {tuple(labels)}, got {tuple(bias.shape)}")
     if pos_weight is not None and not _broadcasts(pos_weight.shape, labels):
         raise ValueError(
             f"{where}: pos_weight of shape {tuple(pos_weight.shape)} does not broadcast to {tuple(labels)}"
         )
 
 
-def reduction(where: str, value: object) -> None:
+def check_reduction(where: str, value: object) -> None:
     _checks.check_choice(where, "reduction", value, ("mean", "sum"))
 
 
-def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
-    """A bool matrix, or the row pointers and columns of a CSR, which may still be wrong."""
+def check_target(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
+    """Returns a bool matrix, or the row pointers and columns of a CSR, whose values are not checked yet."""
     samples = input.shape[0]
     if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
-        parts: tuple[Any, ...] = _parts(where, value, samples, labels)
+        parts: tuple[Any, ...] = _csr_parts(where, value, samples, labels)
     elif isinstance(value, torch.Tensor):
         if value.dtype != torch.bool or value.layout != torch.strided:
-            raise _no_targets(where, f"{value.layout} of {value.dtype}")
-        _matrix(where, value, samples, labels)
-        _checks.check_one_device(where, input=input, targets=value)
+            raise _error_target(where, f"{value.layout} of {value.dtype}")
+        _check_matrix(where, value, samples, labels)
+        _checks.check_one_device(where, input=input, target=value)
         return (value,)
     elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
         parts = tuple(value)
     else:
-        raise _no_targets(where, type(value).__name__)
+        raise _error_target(where, type(value).__name__)
     for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
         if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
             raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
@@ -184,58 +185,58 @@ def targets(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[t
     return parts
 
 
-def _parts(where: str, value: torch.Tensor, samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The indices of a CSR tensor, whose values have nothing more to say."""
+def _csr_parts(where: str, value: torch.Tensor, samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the indices of a CSR tensor, whose values are all 1."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        raise _no_csr(where)
-    _matrix(where, value, samples, labels)
+        raise _error_csr(where)
+    _check_matrix(where, value, samples, labels)
     try:
         crow, col, values = value.crow_indices(), value.col_indices(), value.values()
     except RuntimeError:  # as under torch.func.grad and make_fx
-        raise _no_csr(where) from None
+        raise _error_csr(where) from None
     if values.requires_grad:
-        raise ValueError(f"{where}: targets get no gradient, got a sparse CSR tensor that requires one")
+        raise ValueError(f"{where}: target gets no gradient, got a sparse CSR tensor that requires one")
     if readable(values) and not bool((values == 1).all()):
-        raise ValueError(f"{where}: targets must hold ones alone, got {values[values != 1][0]:g}")
+        raise ValueError(f"{where}: target must hold ones alone, got {values[values != 1][0]:g}")
     return crow, col
 
 
-def _no_csr(where: str) -> RuntimeError:
+def _error_csr(where: str) -> RuntimeError:
     return RuntimeError(
-        f"{where}: exported, traced and transformed code knows no sparse CSR tensor; give its crow_indices() and "
+        f"{where}: exported, traced and transformed code takes no sparse CSR tensor; give its crow_indices() and "
         "col_indices() in a tuple"
     )
 
 
 def readable(t: torch.Tensor) -> bool:
-    """Whether values can be looked at, also through what torch.func.grad wraps around all that it is given."""
+    """Tells whether a tensor's value can be read, also inside the wrapper that torch.func.grad puts around it."""
     while not torch.compiler.is_compiling() and is_gradtrackingtensor(t):
         t = get_unwrapped(t)
     return _eligible.readable(t)
 
 
-def _no_targets(where: str, seen: str) -> TypeError:
+def _error_target(where: str, seen: str) -> TypeError:
     return TypeError(
-        f"{where}: targets must be a bool matrix, a sparse CSR tensor or a tuple of its indices, got {seen}"
+        f"{where}: target must be a bool matrix, a sparse CSR tensor or a tuple of its indices, got {seen}"
     )
 
 
-def _matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
+def _check_matrix(where: str, value: torch.Tensor, samples: int, labels: int) -> None:
     if not _same(value.shape, (samples, labels)):
-        raise ValueError(f"{where}: targets must have shape ({samples}, {labels}), got {tuple(value.shape)}")
+        raise ValueError(f"{where}: target must have shape ({samples}, {labels}), got {tuple(value.shape)}")
 
 
-def well_formed(where: str, parts: tuple[torch.Tensor, ...], labels: int) -> None:
-    """Row pointers that rise, and labels that are there; looked at once, on a device too."""
+def check_form(where: str, parts: tuple[torch.Tensor, ...], labels: int) -> None:
+    """Refuses row pointers that fall and labels out of range; a GPU is waited for once."""
     crow, col = parts
     rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
     if not rises & ((col >= 0) & (col < labels)).all():
-        raise _malformed(where, crow, col, labels)
+        raise _error_malformed(where, crow, col, labels)
 
 
-def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
-    """Label times samples plus sample of each positive, in order."""
-    well_formed(where, parts, labels)
+def check_csr(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+    """Returns label * samples + sample of each positive, sorted; refuses a malformed CSR."""
+    check_form(where, parts, labels)
     label, sample = pairs(parts, samples)
     key = sample.add_(label, alpha=samples).sort().values
     twice = key[1:] == key[:-1]
@@ -245,11 +246,11 @@ def sparse(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: in
     return key
 
 
-def _malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -> ValueError:
+def _error_malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -> ValueError:
     first, last, falls = int(crow[0]), int(crow[-1]), (crow[1:] < crow[:-1]).nonzero().flatten()
     if first == 0 and last == len(col) and not len(falls):
         label = col[(col < 0) | (col >= labels)][0]
-        return ValueError(f"{where}: targets name label {int(label)}, expected 0 to {labels - 1}")
+        return ValueError(f"{where}: target names label {int(label)}, expected 0 to {labels - 1}")
     seen = f"{first} to {last}"
     if len(falls):
         seen += f", with {int(crow[falls[0]])} before {int(crow[falls[0] + 1])}"
@@ -257,7 +258,7 @@ def _malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -
 
 
 def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label and sample of each positive as they come."""
+    """Returns label and sample of each positive, in the order of the CSR."""
     crow, col = parts
     every = torch.arange(samples, device=crow.device)
     return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=col.shape[0])

@@ -1,104 +1,114 @@
-"""A linear layer with a binary cross-entropy over its outputs, the labels, which may be millions."""
+"""A binary cross-entropy over the outputs of a linear layer, its labels, of which there may be millions."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from sigtorch import _checks
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import POSITIVES, SHARE, Find, Work, tile_of, unrounded, work_for
+from sigtorch.ops.chunked_losses.products import POSITIVES, SHARE, Find, Operands, Work, tile_of, unrounded, work_for
 
-Targets = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-# A CSR that holds more than one label of this many becomes a bool matrix: to sort it takes 32 bytes for each positive.
-MANY = 16
+Target = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+# A CSR with more than one positive in this many logits becomes a bool matrix: sorting takes 32 bytes for each positive.
+DENSE_FROM = 16
 
 
 @uncompiled
 def linear_binary_cross_entropy(
     input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+    linear_weight: torch.Tensor,
+    target: Target,
     *,
-    chunk_size: int | None = None,
-    reduction: str = "mean",
+    linear_bias: torch.Tensor | None = None,
     pos_weight: torch.Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
-    r"""Computes the binary cross-entropy of a linear layer's outputs, which are never held as a whole.
+    r"""Computes the binary cross-entropy of a linear layer's outputs without ever holding all of them.
 
-    It is ``binary_cross_entropy_with_logits(F.linear(input, weight, bias), targets, ...)``, a chunk of labels at a time.
-    Gradients are computed with the loss: three matrix products in forward, none in backward. The weight's gradient is
-    held once: backward hands it out, or with ``retain_graph=True`` a copy. What wants no gradient costs no product.
+    The result is ``binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target, ...)``, computed
+    for a chunk of labels at a time. Gradients are computed with the loss: three matrix products in forward, none in
+    backward. The weight's gradient is held once: backward returns it, or a copy with ``retain_graph=True``. A tensor that
+    needs no gradient costs no product.
 
-    Exported, traced or transformed code, tensor subclasses such as DTensor, the backend ``"aten"``, and a pos_weight that
-    wants a gradient get a formula in PyTorch's operators, which holds all logits. ``torch.compile`` does not look into the
-    loss: the graph breaks there.
+    Some callers get a formula in PyTorch's operators, which holds all logits: exported, traced and transformed code,
+    tensor subclasses such as DTensor, the backend ``"aten"``, and a pos_weight that requires a gradient.
+    ``torch.compile`` does not look into the loss: the graph breaks there.
 
     Args:
-        input: of shape (N, D), floating.
-        weight: of shape (L, D): L labels.
-        bias: of shape (L,), or None.
-        targets: which labels are positive: a sparse CSR tensor of shape (N, L) whose values are ones; or its
-            ``crow_indices`` and ``col_indices`` in a tuple; or a bool tensor of shape (N, L).
-        chunk_size: labels in a chunk; what suits the device, where it is None.
-        reduction: ``"mean"``, over all N times L, or ``"sum"``.
-        pos_weight: what positives count, broadcastable to (L,).
+        input: shape (N, D), floating.
+        linear_weight: shape (L, D), for L labels.
+        target: the positive labels. A sparse CSR tensor of shape (N, L) whose values are ones; or its ``crow_indices``
+            and ``col_indices`` in a tuple; or a bool tensor of shape (N, L).
+        linear_bias: shape (L,).
+        pos_weight: weight of the positives, broadcastable to (L,).
+        reduction: ``"mean"``, over all N times L logits, or ``"sum"``.
+        chunk_size: labels in a chunk; by default as many as suit the device.
 
     Returns:
-        A scalar of the dtype of input and weight; under autocast float32 for half types. Differentiable once in input,
-        weight and bias.
+        A scalar of the dtype of input and linear_weight; under autocast float32 for half types. It can be differentiated
+        once in input, linear_weight and linear_bias.
 
     Raises:
-        TypeError: what is no tensor, or of no dtype above; DTensors beside plain tensors, or beside a CSR.
-        ValueError: shapes that do not fit, an empty batch, an unknown reduction, a malformed CSR, a label that is not
-            there, a chunk size below 1, several devices.
+        TypeError: an argument that is no tensor, or has a dtype not listed above; DTensors beside plain tensors or a CSR.
+        ValueError: shapes that do not fit, an empty batch, an unknown reduction, a malformed CSR, a label out of range, a
+            chunk size below 1, several devices.
         RuntimeError: differentiated twice; a sparse CSR tensor in exported, traced or transformed code, which takes its
             indices in a tuple.
 
     Source:
         Zhang et al., "ELMO: Efficiency via Low-precision and Peak Memory Optimization in Large Output Spaces", 2025, for
         chunks of labels.
+
+    Example:
+        >>> input, weight = torch.zeros(2, 4), torch.zeros(100_000, 4)
+        >>> rows, labels = torch.tensor([0, 2, 3]), torch.tensor([17, 4711, 3])  # the first sample has two labels
+        >>> sigtorch.linear_binary_cross_entropy(input, weight, (rows, labels))
+        tensor(0.6931)
     """
     where = "linear_binary_cross_entropy()"
-    checks.layer(where, input, weight, bias, pos_weight)
-    checks.reduction(where, reduction)
-    chunk_size = checks.chunk_size(where, chunk_size)
-    samples, labels = input.shape[0], weight.shape[0]
-    parts = checks.targets(where, targets, input, labels)
-    others = [t for t in (bias, pos_weight, *parts) if t is not None]
+    checks.check_layer(where, input, linear_weight, linear_bias, pos_weight)
+    checks.check_reduction(where, reduction)
+    chunk_size = checks.check_chunk_size(where, chunk_size)
+    samples, labels = input.shape[0], linear_weight.shape[0]
+    parts = checks.check_target(where, target, input, labels)
+    others = [t for t in (linear_bias, pos_weight, *parts) if t is not None]
     work = work_for(
-        "linear_binary_cross_entropy", weight, input, others,
+        "linear_binary_cross_entropy", linear_weight, input, others,
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
-    if work.step == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
+    if work.runner == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
         try:
             dense = parts[0] if len(parts) == 1 else _dense(where, parts, samples, labels)
-            return _formula(work, input, weight, bias, dense, pos_weight)
+            return _formula(work, input, linear_weight, linear_bias, dense, pos_weight)
         except RuntimeError:
-            checks.distributed(where, parts, input=input, weight=weight, bias=bias, pos_weight=pos_weight)
+            given = {"linear_weight": linear_weight, "linear_bias": linear_bias, "pos_weight": pos_weight}
+            checks.check_dtensors(where, parts, input=input, **given)
             raise
-    tile = tile_of(work, weight, input, chunk_size)
-    if len(parts) == 2 and parts[1].shape[0] > max(POSITIVES, samples * labels // MANY):
+    tile = tile_of(work, linear_weight, input, chunk_size)
+    if len(parts) == 2 and parts[1].shape[0] > max(POSITIVES, samples * labels // DENSE_FROM):
         parts = (_filled(where, parts, samples, labels),)
     if len(parts) == 1:
         find: Find = _Dense(parts[0])
     else:
-        find = _Sparse(checks.sparse(where, parts, samples, labels), tile.rows, labels, samples)
+        find = _Sparse(checks.check_csr(where, parts, samples, labels), tile.rows, labels, samples)
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
-    return loss_of(replace(work, find=find, weights=weights), tile, weight, input, None, bias)
+    work = replace(work, find=find, weights=weights)
+    return loss_of(work, tile, Operands(linear_weight, input, None, linear_bias))
 
 
 class _Sparse:
-    """The positives of a chunk, of all in the order of their labels; rows of a chunk are labels, columns samples."""
+    """Finds the positives of a chunk among all, which are ordered by label. Rows of a chunk are labels, columns samples."""
 
     def __init__(self, at: torch.Tensor, size: int, labels: int, samples: int) -> None:
         self.at, self.size, self.samples = at, size, samples
         starts = torch.arange(0, labels + size, size, device=at.device) * samples
-        self.starts = torch.searchsorted(at, starts).tolist()  # read once, for a device would wait each time
+        self.starts = torch.searchsorted(at, starts).tolist()  # read once: each read waits for the device
 
     def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
         number = top // self.size
@@ -106,12 +116,12 @@ class _Sparse:
         if right - left == self.samples:
             return at
         row, column = torch.div(at, self.samples, rounding_mode="floor"), at % self.samples
-        inside = (column >= left) & (column < right)  # how many, a device would have to tell
+        inside = (column >= left) & (column < right)  # its result has a size that the device must tell
         return (row * (right - left) + column - left)[inside]
 
 
 class _Dense:
-    """The positives of a chunk, of a bool matrix of samples and labels."""
+    """Finds the positives of a chunk in a bool matrix of samples and labels."""
 
     def __init__(self, targets: torch.Tensor) -> None:
         self.targets = targets
@@ -121,24 +131,24 @@ class _Dense:
 
 
 def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
-    """Targets as a bool matrix."""
+    """Returns the target as a bool matrix, by operators that can be traced."""
     if all(map(checks.readable, parts)):
-        checks.sparse(where, parts, samples, labels)  # raises for what is malformed
+        checks.check_csr(where, parts, samples, labels)
     label, sample = checks.pairs(parts, samples)
     targets = torch.zeros(samples, labels, dtype=torch.bool, device=label.device)
     return targets.index_put((sample, label), torch.ones_like(label, dtype=torch.bool))
 
 
 def _filled(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
-    """The same of a CSR whose positives are many, a part of them at a time."""
-    checks.well_formed(where, parts, labels)
+    """Returns a CSR of many positives as a bool matrix, writing a part of them at a time."""
+    checks.check_form(where, parts, labels)
     crow, col = parts[0].long(), parts[1]
     matrix = torch.zeros(samples, labels, dtype=torch.bool, device=col.device)
     place = torch.arange(len(col), device=col.device)
     for label, at in zip(*(t.split(max(POSITIVES, len(col) // SHARE)) for t in (col, place)), strict=True):
         matrix[torch.searchsorted(crow, at, right=True).sub_(1), label] = True
     if int(matrix.count_nonzero()) < len(col):
-        checks.sparse(where, parts, samples, labels)  # raises for what is named twice
+        checks.check_csr(where, parts, samples, labels)  # raises for a label that is named twice
     return matrix
 
 
@@ -150,7 +160,7 @@ def _formula(
     targets: torch.Tensor,
     pos_weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Plain and differentiable, with the same rounding of what is multiplied."""
+    """Computes the loss in differentiable operators, which round the factors of the product as chunks do."""
     with unrounded(weight):
         z = F.linear(*(t.to(work.narrow).to(work.wide) for t in (input, weight)))
         z = z if bias is None else z + bias.to(work.wide)
@@ -161,21 +171,28 @@ def _formula(
 
 
 class LinearBCE(torch.nn.Linear):
-    """A linear layer over labels with :func:`sigtorch.linear_binary_cross_entropy`: a :class:`torch.nn.Linear` with a loss.
+    """A :class:`torch.nn.Linear` over labels that computes :func:`sigtorch.linear_binary_cross_entropy` of its outputs.
 
     Args:
         in_features: D.
         num_labels: L.
-        bias: whether the layer has one.
-        device: of the weights.
-        dtype: of the weights.
-        chunk_size: labels in a chunk; what suits the device, where it is None.
+        bias: True for a layer with a bias.
+        device: of the parameters.
+        dtype: of the parameters.
+        chunk_size: labels in a chunk; by default as many as suit the device.
         reduction: ``"mean"`` or ``"sum"``.
-        pos_weight: what positives count, broadcastable to (L,); a buffer.
+        pos_weight: weight of the positives, broadcastable to (L,); a buffer.
 
     Raises:
         TypeError, ValueError: a chunk size that is no whole number, or below 1; an unknown reduction; a pos_weight that is
             no tensor.
+
+    Example:
+        >>> layer = sigtorch.nn.LinearBCE(64, 100_000)
+        >>> input, rows, labels = torch.randn(2, 64), torch.tensor([0, 2, 3]), torch.tensor([17, 4711, 3])
+        >>> layer(input, (rows, labels)).backward()
+        >>> layer(input).shape
+        torch.Size([2, 100000])
     """
 
     pos_weight: torch.Tensor | None
@@ -185,30 +202,31 @@ class LinearBCE(torch.nn.Linear):
         in_features: int,
         num_labels: int,
         bias: bool = True,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
         chunk_size: int | None = None,
-        reduction: str = "mean",
+        reduction: Literal["mean", "sum"] = "mean",
         pos_weight: torch.Tensor | None = None,
     ) -> None:
         super().__init__(in_features, num_labels, bias, device, dtype)
         where = "LinearBCE()"
-        self.chunk_size = checks.chunk_size(where, chunk_size)
-        checks.reduction(where, reduction)
-        self.reduction = reduction
+        self.chunk_size = checks.check_chunk_size(where, chunk_size)
+        checks.check_reduction(where, reduction)
+        self.reduction: Literal["mean", "sum"] = reduction
         if pos_weight is not None:
-            checks.floating(where, pos_weight=pos_weight)
+            checks.check_floating(where, pos_weight=pos_weight)
         self.register_buffer("pos_weight", pos_weight)
 
-    def forward(self, input: torch.Tensor, targets: Targets | None = None) -> torch.Tensor:
-        """The loss; without targets the logits, as of a linear layer."""
-        if targets is None:
+    def forward(self, input: torch.Tensor, target: Target | None = None) -> torch.Tensor:
+        """Returns the loss; without a target the logits, as a linear layer does."""
+        if target is None:
             return super().forward(input)
         return linear_binary_cross_entropy(
-            input, self.weight, self.bias, targets,
-            chunk_size=self.chunk_size, reduction=self.reduction, pos_weight=self.pos_weight,
+            input, self.weight, target,
+            linear_bias=self.bias, pos_weight=self.pos_weight, reduction=self.reduction, chunk_size=self.chunk_size,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, chunk_size={self.chunk_size}, reduction={self.reduction!r}"
+        options = {"chunk_size": self.chunk_size, "reduction": self.reduction, "pos_weight": self.pos_weight}
+        return f"{super().extra_repr()}, {_checks.shown(**options)}"

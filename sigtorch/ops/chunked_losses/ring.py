@@ -1,12 +1,11 @@
-"""Several processes: cols pass round a ring, and their gradients after them, while the present block computes.
+"""Several processes: cols pass round a ring, followed by their gradients, while each process computes with its own rows.
 
-Each process computes its own rows with everybody's cols, in the memory of two blocks of these. The gradients of cols that
-have gone round are the sums of what each process's loss has to say of them.
+A process holds two blocks of cols at a time. A block's gradient is complete once it has passed every process.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,17 +14,20 @@ from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks
 from sigtorch.ops.chunked_losses.products import Sums, rounding
 
-DIMS = 8  # of a shape, that others are told of
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+DIMS = 8  # dimensions of a shape that are sent to the others
 
 
-def around(sums: Sums, cols: torch.Tensor) -> torch.Tensor | None:
-    """Adds all blocks; the gradient of this process's cols."""
-    work, size = sums.work, sums.work.group.size()
-    visiting, passed = cols.to(work.narrow).contiguous(), None  # cols, and the gradient of those that were here before
+def around(group: ProcessGroup, sums: Sums, cols: torch.Tensor) -> torch.Tensor | None:
+    """Adds the blocks of all processes; returns the gradient of this process's cols."""
+    work, size = sums.work, group.size()
+    visiting, passed = cols.to(work.narrow).contiguous(), None  # cols, and the gradient of the block before
     for step in range(size):
         arriving = torch.empty_like(visiting) if step + 1 < size else None
         added = None if passed is None else torch.empty_like(passed)
-        transfers = _exchange(work.group, (visiting, arriving), (passed, added))
+        transfers = _exchange(group, (visiting, arriving), (passed, added))
         grad = sums.add(visiting, None if step else work.find)
         _wait(transfers)
         if grad is not None and added is not None:
@@ -33,24 +35,24 @@ def around(sums: Sums, cols: torch.Tensor) -> torch.Tensor | None:
         visiting, passed = visiting if arriving is None else arriving, grad
     if passed is not None and size > 1:  # home
         own = torch.empty_like(passed)
-        _wait(_exchange(work.group, (passed, own)))
+        _wait(_exchange(group, (passed, own)))
         passed = own
     return passed
 
 
-def agreed(where: str, group: Any, rows: torch.Tensor, cols: torch.Tensor) -> bool:
-    """Whether any process wants the gradient of its cols; an error in each of them where what they give is not alike.
+def any_wants_cols_grad(where: str, group: ProcessGroup, rows: torch.Tensor, cols: torch.Tensor) -> bool:
+    """Tells whether any process needs the gradient of its cols; raises in every process if shapes or dtypes differ.
 
-    Of whatever shapes, which are looked at later: a process that fails before this leaves the others waiting.
+    Shapes are checked later: a process that fails before this leaves the others waiting.
     """
     if not _eligible.plain(rows, cols):
-        raise checks.no_group(where)
+        raise checks.error_group(where)
     shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
     wanted = cols.requires_grad and torch.is_grad_enabled()
     mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), wanted)
     seen = _gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
     if any(other[:-1] != seen[0][:-1] for other in seen):
-        raise checks.uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
+        raise checks.error_uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
     return any(other[-1] for other in seen)
 
 
@@ -58,22 +60,22 @@ def _shape(padded: list[int]) -> tuple[int, ...]:
     return tuple(n for n in padded if n >= 0)
 
 
-def same_gradient(op: str, group: Any, grad: torch.Tensor) -> None:
-    """An error in every process where they differ: the gradients of cols are sums over all processes already."""
+def check_same_gradient(op: str, group: ProcessGroup, grad: torch.Tensor) -> None:
+    """Raises in every process if they differ: the gradients of cols are sums over all processes already."""
     seen = _gathered(group, grad.detach().double().reshape(1)).flatten()
     if not seen.isclose(seen[0], rtol=0, atol=0, equal_nan=True).all():  # NaN in all of them is a step to skip
-        raise checks.unequal(op, seen.tolist())
+        raise checks.error_unequal(op, seen.tolist())
 
 
-def _gathered(group: Any, mine: torch.Tensor) -> torch.Tensor:
-    """A row from each process."""
+def _gathered(group: ProcessGroup, mine: torch.Tensor) -> torch.Tensor:
+    """Returns a row from each process."""
     every = [torch.empty_like(mine) for _ in range(group.size())]
     torch.distributed.all_gather(every, mine, group=group)
     return torch.stack(every)
 
 
-def _exchange(group: Any, *pairs: tuple[torch.Tensor | None, torch.Tensor | None]) -> list[Any]:
-    """Starts to send to the next process, and to receive from the one before."""
+def _exchange(group: ProcessGroup, *pairs: tuple[torch.Tensor | None, torch.Tensor | None]) -> list[Any]:
+    """Starts sending to the next process, and receiving from the one before."""
     dist = torch.distributed
     rank, size = group.rank(), group.size()
     after, before = (dist.get_global_rank(group, (rank + by) % size) for by in (1, -1))

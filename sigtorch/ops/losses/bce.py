@@ -12,7 +12,7 @@ from sigtorch import _backend, _checks, _eligible
 from sigtorch._checks import Reduction
 from sigtorch._once import once
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import Loss, cross_entropy, shown
+from sigtorch.ops.losses.loss import Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
 
@@ -219,7 +219,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return shown(
+        return _checks.shown(
             weight=self.weight, reduction=self.reduction, pos_weight=self.pos_weight,
             label_smoothing=self.label_smoothing, background_index=self.background_index,
             ignore_index=self.ignore_index, dim=self.dim,

@@ -14,7 +14,7 @@ from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import TINY, Loss, cross_entropy, shown
+from sigtorch.ops.losses.loss import TINY, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
 FAR = 800.0  # exp(-800) is 0 in float64 too
@@ -240,7 +240,7 @@ class SigmoidFocalLoss(torch.nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return shown(
+        return _checks.shown(
             alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             weight=self.weight, pos_weight=self.pos_weight, background_index=self.background_index,
             ignore_index=self.ignore_index, dim=self.dim,

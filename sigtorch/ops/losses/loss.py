@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from sigtorch import _checks
 from sigtorch._autograd import register_op
 from sigtorch._eligible import HALF_DTYPES
 from sigtorch.ops.losses import checks
@@ -190,15 +189,3 @@ def _as_float(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _with_strides_of(x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """The condition with x's strides, which the result of torch.where takes from its condition."""
     return condition if x.is_contiguous() else torch.ones_like(x, dtype=torch.bool) & condition
-
-
-def shown(**options: Any) -> str:
-    """A module's options for its repr; a tensor of several elements by its shape."""
-    parts = []
-    for name, value in options.items():
-        if isinstance(value, torch.Tensor):
-            value = f"Tensor{tuple(value.shape)}" if value.dim() else _checks.quoted(value.detach())
-        else:
-            value = _checks.quoted(value)
-        parts.append(f"{name}={value}")
-    return ", ".join(parts)

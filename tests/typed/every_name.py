@@ -31,7 +31,7 @@ outputs: list[Tensor] = [
         ignore_index=255, dim=-1,
     ),
     sigtorch.siglip_loss(x, y, 10.0, logit_bias=number, chunk_size=2),
-    sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), None, torch.rand(4, 5) > 0.5, reduction="sum"),
+    sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), torch.rand(4, 5) > 0.5, reduction="sum"),
 ]  # fmt: skip
 
 modules: list[torch.nn.Module] = [
