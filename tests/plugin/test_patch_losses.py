@@ -13,8 +13,8 @@ from support.patching import agree, spy
 from torch import nn
 
 import sigtorch
-from sigtorch.ops.losses import functions as losses
-from sigtorch.ops.losses import modules as loss_modules
+from sigtorch.ops import losses
+from sigtorch.ops.losses import bce
 
 BCE = "binary_cross_entropy_with_logits"
 W = torch.linspace(0.5, 2, 6)
@@ -29,7 +29,7 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUN
 
 @pytest.fixture
 def calls(monkeypatch):
-    return spy(monkeypatch, [(losses, BCE), (losses, "sigmoid_focal_loss"), (loss_modules, BCE)])
+    return spy(monkeypatch, [(losses, BCE), (losses, "sigmoid_focal_loss"), (bce, BCE)])
 
 
 @every_function

@@ -11,7 +11,7 @@ from support.patching import MLP, spy
 from torch import nn
 
 import sigtorch
-from sigtorch.ops.losses import functions as losses
+from sigtorch.ops import losses
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugin.md"
 BLOCKS = dict(re.findall(r"```python\n# (.*?)\n(.*?)```", PAGE.read_text(), re.DOTALL))
