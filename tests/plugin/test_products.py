@@ -11,6 +11,7 @@ from support.patching import MLP, Silu, agree, forward_as, run, spy, the_other_w
 from torch import nn
 
 import sigtorch
+from sigtorch.ops import gates
 from sigtorch.plugin import products
 
 
@@ -338,3 +339,22 @@ def test_a_global_gate_is_a_tensor(calls):
     with sigtorch.patch(model):
         model(x, x)
     assert type(kept) is torch.Tensor
+
+
+class SqueezeExcitation(nn.Module):
+    def forward(self, x):
+        gate = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(gate)
+
+
+@pytest.mark.kernels
+def test_a_product_asks_once(device, monkeypatch):
+    """At the activation and at the product what runs, and at the product alone whether the shapes fuse."""
+    model, x, asked = SqueezeExcitation(), torch.randn(2, 3, 4, 4, device=device), []
+    for module, name in ((products._backend, "select"), (gates, "select"), (gates, "gate_shape_fuses")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *t, f=function, n=name: asked.append(n) or f(*t))
+    expected = model(x)
+    with sigtorch.patch(model), sigtorch.use_backend("triton"):
+        torch.testing.assert_close(model(x), expected)
+    assert asked == ["select", "gate_shape_fuses", "select"]

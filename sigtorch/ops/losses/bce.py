@@ -18,6 +18,8 @@ from sigtorch.ops.losses.run import number, result_dtype, run
 
 @dataclass(kw_only=True, eq=False)
 class BCE(Loss):
+    """A call of the binary cross-entropy; the kernels' operands are pos_weight and 1 - label_smoothing."""
+
     function: ClassVar[str] = "binary_cross_entropy_with_logits"
     input_name: ClassVar[str] = "input"
     target_name: ClassVar[str] = "target"

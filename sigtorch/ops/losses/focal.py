@@ -24,6 +24,8 @@ SIGNS: dict[float, float] = {0.0: 1, 1.0: -1.0}
 
 @dataclass(kw_only=True, eq=False)
 class Focal(Loss):
+    """A call of the focal loss; the kernels' operands are alpha, 1 - alpha, gamma, a sign and pos_weight."""
+
     function: ClassVar[str] = "sigmoid_focal_loss"
     input_name: ClassVar[str] = "inputs"
     target_name: ClassVar[str] = "targets"
