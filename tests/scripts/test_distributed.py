@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from support.scripting import (
     Started,
     assert_one_line,
     checkpoints,
-    environment,
     fork,
     losses,
     read_csv,
@@ -200,26 +197,18 @@ def workers(launcher):
 
 
 def test_torchrun_starts_it_again_after_a_process_is_killed(one, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        "--max-restarts",
-        1,
-    ]
-    command += [SCRIPTS / "train_text.py", *TRAINING, "--checkpoint-every", 1, "--out", tmp_path]
-    env = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")  # else the new processes meet the old ones' addresses
-    with (tmp_path / "said").open("w") as said:
-        launcher = subprocess.Popen(list(map(str, command)), env=env, stdout=said, stderr=subprocess.STDOUT)
+    options = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 1)
+    training = (SCRIPTS / "train_text.py", *TRAINING, "--checkpoint-every", 1, "--out", tmp_path)
+    meeting = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else the new processes meet the old ones' addresses
+    started = Started("torchrun", *options, *training, **meeting)
+    (launcher,) = started.processes
     while not (tmp_path / "checkpoints/step-000000003").exists():
-        assert launcher.poll() is None, (tmp_path / "said").read_text()
+        assert launcher.is_alive(), started.wait().stderr
         time.sleep(0.002)
     os.kill(workers(launcher.pid)[0], signal.SIGKILL)
-    assert launcher.wait(120) == 0, (tmp_path / "said").read_text()
-    assert "Goes on after step" in (tmp_path / "said").read_text()
+    ended = started.wait()
+    assert ended.returncode == 0, ended.stderr
+    assert "Goes on after step" in ended.stdout
     assert_close(tmp_path, one)
 
 

@@ -1,5 +1,6 @@
 """The commands of docs/training.md, as they stand there, with options behind them that make them small."""
 
+import json
 import os
 import re
 import shlex
@@ -29,6 +30,9 @@ def commands():
     return found
 
 
+NOT_FORKED = next(line for _, line in commands() if line.startswith("torchrun"))
+
+
 def test_every_command_is_found():
     lines = [line for _, line in commands()]
     assert len(lines) == 9
@@ -44,30 +48,49 @@ def runs(tmp_path_factory):
     return place
 
 
-def execute(exports, line, runs, said):
-    """Run it as a reader would, in a shell with the virtual environment's programs; what needs no shell is forked."""
+# In the place of Python and torchrun: leaves its name, what it was given, and variables for torchrun.
+TELLING = f"""#!{sys.executable} -S
+import json, os, sys
+variables = {{name: value for name, value in os.environ.items() if name.startswith("TORCH")}}
+print(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], variables]))
+"""
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory):
+    """A folder with programs that tell how they were called."""
+    folder = tmp_path_factory.mktemp("telling")
+    for name in ("python", "torchrun"):
+        (folder / name).write_text(TELLING)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def execute(exports, line, runs, telling, said):
+    """Run it as a reader would: a shell reads the line, and then what it calls is forked; one torchrun is not."""
     script = line.split("scripts/")[1].split()[0]
     every = " --checkpoint-every 4" if "--checkpoint-every" in line else ""
-    if line.startswith("python "):
-        options = shlex.split(f"{line} {SMALL[script]}{every}")[2:]
-        said.append(fork(script, *options, cwd=runs))
-        return
-    env = environment(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     shell = f"{exports or 'true'} ; {line} {SMALL[script]}{every}"
+    programs = Path(sys.executable).parent if line == NOT_FORKED else telling
+    env = environment(PATH=os.pathsep.join([str(programs), os.environ["PATH"]]))
     done = subprocess.run(
         ["bash", "-c", shell], cwd=runs, env=env, capture_output=True, text=True, check=False, timeout=200
     )
+    if line != NOT_FORKED:
+        name, arguments, variables = json.loads(done.stdout)
+        arguments = ["torchrun", *arguments] if name == "torchrun" else [Path(arguments[0]).name, *arguments[1:]]
+        done = fork(*arguments, cwd=runs, **variables)
     said.append(done)
 
 
 @pytest.mark.parametrize(("exports", "line"), commands(), ids=lambda text: text[:40])
-def test_command(exports, line, runs):
+def test_command(exports, line, runs, telling):
     machines = 2 if "--nnodes" in line else 1
     if "--resume" in line and "torchrun" in line:  # let there be something left to do
         newest = runs / "runs/gpt/checkpoints" / checkpoints(runs / "runs/gpt")[-1]
         subprocess.run(["rm", "-r", newest], check=True)
     said = []
-    threads = [threading.Thread(target=execute, args=(exports, line, runs, said)) for _ in range(machines)]
+    threads = [threading.Thread(target=execute, args=(exports, line, runs, telling, said)) for _ in range(machines)]
     for thread in threads:
         thread.start()
     for thread in threads:

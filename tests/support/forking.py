@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 from unittest import mock
 
 PRELOADED = [
-    "torch._dynamo", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "support.scripting",
+    "torch._dynamo", "torch.distributed.run", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "support.scripting",
     "benchmark", "derive", "from_scratch", "reach",
     "train_digits", "train_imbalanced", "train_labels", "train_siglip", "train_text",
 ]  # fmt: skip

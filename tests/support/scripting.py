@@ -13,10 +13,13 @@ import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.run
 from matplotlib.image import imread
+from torch.distributed.launcher.api import elastic_launch
 
 from support.forking import forks
 
@@ -71,7 +74,8 @@ class Started:
             for suffix in (".out", ".err"):
                 self._file(rank).with_suffix(suffix).touch()
             given = [argument(rank) if callable(argument) else str(argument) for argument in arguments]
-            started = forks().Process(target=_forked, args=(script, given, env, cwd, self._file(rank)), daemon=True)
+            started = forks().Process(target=_forked, args=(script, given, env, cwd, self._file(rank)))
+            started.daemon = script != "torchrun"  # which has children
             started.start()
             self.processes.append(started)
 
@@ -116,7 +120,7 @@ class Started:
 
 
 def fork(script, *arguments, **how):
-    """As ``run``, without the time that imports take, in any number of processes."""
+    """Does what ``run`` does without the time that imports take, in any number of processes; "torchrun" is a script, too."""
     return Started(script, *arguments, **how).wait()
 
 
@@ -131,6 +135,15 @@ def _forked(script, arguments, env, cwd, file):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding=encoding, line_buffering=True, errors="backslashreplace")
     torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
+    if script == "torchrun":
+        with mock.patch.object(torch.distributed.run, "elastic_launch", _forking):
+            torch.distributed.run.main(arguments)
+    else:
+        _main(script, *arguments)
+
+
+def _main(script, *arguments):
+    """Calls a script's main function."""
     sys.argv = [str(SCRIPTS / script), *arguments]
     warnings.simplefilter("error")
     for said in IGNORED:
@@ -139,6 +152,12 @@ def _forked(script, arguments, env, cwd, file):
     if script == "train_text.py":
         module.SAMPLE = SAMPLED
     module.main()
+
+
+def _forking(config, entrypoint):
+    """In place of torchrun's launcher: forks the workers, where that would start Python anew with `python -u script`."""
+    config.start_method = "fork"
+    return lambda unbuffered, script, *arguments: elastic_launch(config, _main)(Path(script).name, *arguments)
 
 
 def read_csv(path):
