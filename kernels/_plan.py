@@ -66,7 +66,8 @@ def plan(
     """Returns the plan for these operands, and the inputs to launch it on: copies of those that no layout reaches.
 
     A plan that is not kept yet launches the call ``make(fn, inputs, outputs, *settings)``. The key holds all that this
-    depends on, and all that Triton specialises on. Outputs are fresh, and alike but for their dtypes, so the last one's strides stand for all.
+    depends on, and all that Triton specialises on. Outputs are fresh, and alike but for their dtypes, so the last one's
+    strides stand for all.
     """
     last = outputs[-1]
     parts: list[Any] = [make, id(fn), settings, last.get_device(), last.stride(), last.data_ptr() & 15]
