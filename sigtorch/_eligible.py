@@ -110,7 +110,7 @@ def autocasts(device: str) -> bool:
 
 
 def knows_autocast(device: str) -> bool:
-    """Tells whether autocast knows a type of device; Dynamo in torch 2.8 cannot trace the question, asked for others only."""
+    """Tells whether autocast knows a type of device. Dynamo in torch 2.8 cannot trace the question, needless for these two."""
     return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
 
 
