@@ -201,8 +201,7 @@ def check(loss, x, target, backend, **options):
 BCE_OPTIONS = {
     "plain": lambda n, like: {},
     "weights": lambda n, like: {"weight": like(n), "pos_weight": like(n) * 3},
-    "smoothing": lambda n, like: {"label_smoothing": 0.1, "pos_weight": like(1)},
-    "background": lambda n, like: {"background_index": 1},
+    "smoothing": lambda n, like: {"label_smoothing": 0.1, "pos_weight": like(1), "background_index": 1},
     "ignoring": lambda n, like: {"ignore_index": 255},
     "ignoring all but smooth": lambda n, like: {"ignore_index": 1, "label_smoothing": 0.1, "weight": like(n)},
 }
