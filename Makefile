@@ -29,7 +29,7 @@ test: $(READY)
 
 # The main tables of cases: what to run at each save.
 test-fast: $(READY)
-	$(PYTEST) -m "not slow" $(FAST) $(ARGS)
+	$(PYTEST) $(FAST) $(ARGS)
 
 # ARCH may name several: "80 90 100".
 test-ptx: $(ARCH:%=test-ptx-%)

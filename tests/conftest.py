@@ -6,6 +6,9 @@ import pytest
 import torch
 from support.device import DEVICE
 
+# Folders and files that take minutes come first, or one of several processes would wait for another's last.
+LONGEST = {"test_machine_code", "scripts"}
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of matrix products
 if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -62,6 +65,7 @@ def device():
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.isdisjoint(item.path.with_suffix("").parts[-2:]))
     for item in items:
         if item.get_closest_marker("gpu") and DEVICE == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
