@@ -92,13 +92,13 @@ class _Writer(dcp.FileSystemWriter):
             return super().write_data(*given)
 
 
-def _dcp(call: Callable[..., Any], expected: Failures, tensors: Values, **where: Any) -> None:
+def _dcp(call: Callable[..., Any], expected: Failures, tensors: Values, **options: Any) -> None:
     """Save or load; an expected failure becomes an OSError of one line in every process, another one is raised as it is."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is")  # uninitialized: there is one process
             warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.8 warns itself
-            call(tensors, no_dist=not dist.is_initialized(), **where)
+            call(tensors, no_dist=not dist.is_initialized(), **options)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         if not all(isinstance(cause, expected) for cause in causes):

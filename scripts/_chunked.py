@@ -268,5 +268,5 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
 
 if __name__ == "__main__":
     _start.escape_what_it_lacks()
-    loss, who, count, where = sys.argv[1:]
-    print(extra_memory(loss, who, int(count), torch.device(where)))
+    loss, implementation, size, device_name = sys.argv[1:]
+    print(extra_memory(loss, implementation, int(size), torch.device(device_name)))

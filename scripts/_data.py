@@ -33,12 +33,12 @@ def share(batch: Tensor, accumulate: int) -> list[Tensor]:
     return list(batch.view(accumulate, size(), -1)[:, rank()])
 
 
-def put(tensor: Tensor, device: torch.device) -> Tensor:
+def move_to(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; a GPU fetches it without making the host wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def few(numbers: Tensor, shown: int = 8) -> str:
+def first_numbers(numbers: Tensor, count: int = 8) -> str:
     """The first of them, as text."""
-    more = f", ... ({len(numbers)} in all)" if len(numbers) > shown else ""
-    return ", ".join(str(number) for number in numbers[:shown].tolist()) + more
+    more = f", ... ({len(numbers)} in all)" if len(numbers) > count else ""
+    return ", ".join(str(number) for number in numbers[:count].tolist()) + more

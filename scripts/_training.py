@@ -39,15 +39,15 @@ SMALLEST_SCALE = 1.0  # of a loss in float16: if its gradients overflow even so,
 class Job:
     """The task that a model is trained for, whatever the model.
 
-    ``draw(step)`` gives the numbers of the step's samples, those of all processes; ``where`` says where they are.
+    ``batch_of(step)`` gives the numbers of the step's samples, those of all processes; ``place_of`` says where they are.
     ``loss(model, samples)`` is their mean loss. ``measure(model, step, loss)`` makes a row, given the mean loss of the
     steps since the last one, and ``measured(step)`` says whether it is time. ``factor(n)`` is the share of the learning
     rate after n steps.
     """
 
     steps: int
-    draw: Callable[[int], Tensor]
-    where: Callable[[Tensor], str]
+    batch_of: Callable[[int], Tensor]
+    place_of: Callable[[Tensor], str]
     loss: Callable[[nn.Module, Tensor], Tensor]
     measure: Callable[[nn.Module, int, float], Row]
     measured: Callable[[int], bool]
@@ -55,7 +55,7 @@ class Job:
     factor: Callable[[int], float]
     unit: str  # what there are so many of in a second
     units: int  # of them in a step
-    shown: tuple[str, str]  # beside the progress: a name, and a column of the rows
+    progress_figure: tuple[str, str]  # beside the progress: a name, and a column of the rows
 
 
 class Run:
@@ -105,7 +105,7 @@ class Run:
 
     def warm_up(self) -> None:
         """Compile and load what a step needs, and leave everything as it was."""
-        self.backward(_data.share(self.job.draw(1), self.args.accumulate))
+        self.backward(_data.share(self.job.batch_of(1), self.args.accumulate))
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -169,7 +169,7 @@ class Run:
         overflowed = self.scaler.is_enabled() and scale > SMALLEST_SCALE and not math.isfinite(norm)
         if not math.isfinite(self.loss) or not (math.isfinite(norm) or overflowed):
             figure = f"the loss is {self.loss:g} and its gradient's norm {norm:g}"
-            raise FloatingPointError(f"{figure} in step {number}, of {self.job.where(self.job.draw(number))}")
+            raise FloatingPointError(f"{figure} in step {number}, of {self.job.place_of(self.job.batch_of(number))}")
         self.stopping = stop > 0
         if len(self.losses) < COMPARED_STEPS:
             self.losses.append(self.loss)
@@ -255,7 +255,7 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
         for number in range(start + 1, job.steps + 1):
             try:
                 for run in runs if number % 2 else reversed(runs):
-                    run.step(number, _data.share(job.draw(number), args.accumulate), bool(caught))
+                    run.step(number, _data.share(job.batch_of(number), args.accumulate), bool(caught))
                     if len(runs) > 1:
                         run.settle()
                 for run in runs if job.measured(number) else ():
@@ -266,7 +266,7 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
                     saved = save(runs, number, args, saved)
             except FloatingPointError as error:
                 give_up(f"{error}; the last good checkpoint is {saved or 'none'}; a smaller --lr may help")
-            show(**shown(runs[0]))
+            show(**progress_figures(runs[0]))
             if stopping:
                 heard = _distributed.gather(caught[0] if caught else None)
                 end = signal.Signals(next(number for number in heard if number is not None))
@@ -290,10 +290,10 @@ def print_difference(runs: Sequence[Run]) -> None:
         print(f"Largest relative difference between the two losses in the first {len(ours)} steps: {apart:.2g}")
 
 
-def shown(run: Run) -> dict[str, float]:
+def progress_figures(run: Run) -> dict[str, float]:
     """The figures beside a progress bar."""
     figures = {f"{run.job.unit}/s": run.job.units * len(run.times) / sum(run.times)}
-    name, column = run.job.shown
+    name, column = run.job.progress_figure
     figures |= {name: run.rows[-1][column]} if run.rows else {}
     return figures if math.isnan(run.loss) else figures | {"loss": run.loss}
 
@@ -339,22 +339,22 @@ def resume(runs: Sequence[Run], args: argparse.Namespace) -> int:
 
 
 def write(
-    runs: Sequence[Run], args: argparse.Namespace, draw: Callable[[Path, Sequence[Row]], None]
+    runs: Sequence[Run], args: argparse.Namespace, draw_curves: Callable[[Path, Sequence[Row]], None]
 ) -> dict[str, Tensor]:
-    """Leave metrics, the first run's weights and the curves, which ``draw`` writes into a file, in --out.
+    """Leave metrics, the first run's weights and the curves, which ``draw_curves`` draws into a file, in --out.
 
     Returns:
         These weights, in the first process.
     """
     rows, weights = [row for run in runs for row in run.rows], runs[0].weights()
 
-    def put() -> None:
+    def write_results() -> None:
         write_csv(args.out / "metrics.csv", rows)
         save_weights(args.out / "model.pt", weights, _options.config(args))
-        draw(args.out / "curves.png", rows)
+        draw_curves(args.out / "curves.png", rows)
 
     try:
-        _distributed.together(lambda: put() if _distributed.rank() == 0 else None)
+        _distributed.together(lambda: write_results() if _distributed.rank() == 0 else None)
     except OSError as error:
         give_up(f"cannot write into {args.out}: {error}")
     return weights

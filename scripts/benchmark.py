@@ -241,7 +241,7 @@ def chunked(args: argparse.Namespace) -> None:
     print(f"written: {args.out}{os.sep}chunked.csv, chunked.json, chunked.png")
 
 
-def draw(args: argparse.Namespace, records: Sequence[Record], hardware: str) -> list[str]:
+def draw_pictures(args: argparse.Namespace, records: Sequence[Record], hardware: str) -> list[str]:
     """Pictures of each operation's bandwidth, and of all operations' speed; of what was left out there is none."""
     drawn = []
     for op in args.ops:
@@ -302,7 +302,7 @@ def elementwise(args: argparse.Namespace) -> None:
     _report.write(args.out, "benchmark", head, records)
     hardware = head["gpu"] if args.device.type == "cuda" else f"{head['cpu']}, {head['threads']} threads"
     print(
-        f"written: {args.out}{os.sep}{', '.join(['benchmark.csv', 'benchmark.json', *draw(args, records, hardware)])}"
+        f"written: {args.out}{os.sep}{', '.join(['benchmark.csv', 'benchmark.json', *draw_pictures(args, records, hardware)])}"
     )
 
 

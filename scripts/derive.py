@@ -169,14 +169,14 @@ def main() -> None:
                 bce, focal = measure_bce(), measure_focal()
         except (RuntimeError, ValueError) as error:
             parser.error(str(error))
-        where = f"worst error against float64, on {device.type}"
-        _output.show_table(f"Gradient of a positive's BCE in bfloat16: {where}", bce)
-        _output.show_table(f"Focal loss of a negative in float32: {where}", focal)
+        caption = f"worst error against float64, on {device.type}"
+        _output.show_table(f"Gradient of a positive's BCE in bfloat16: {caption}", bce)
+        _output.show_table(f"Focal loss of a negative in float32: {caption}", focal)
         return
     with _folder.for_results(args.out or IMAGES, "", PICTURES if args.out else ()) as out:
         _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
-        for name, draw in zip(PICTURES, (draw_sigmoid, draw_gradient_error), strict=True):
-            draw(out / name)
+        for name, draw_picture in zip(PICTURES, (draw_sigmoid, draw_gradient_error), strict=True):
+            draw_picture(out / name)
         print(f"Drew {' and '.join(PICTURES)} into {out}/")
 
 

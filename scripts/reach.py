@@ -62,7 +62,7 @@ class Watch(TorchDispatchMode):
 
     def sites(self) -> Counter[str]:
         """How often each line of code computes one."""
-        return Counter(where for where, used in self.products if any(self.uses[s] == 1 for s in used))
+        return Counter(site for site, used in self.products if any(self.uses[s] == 1 for s in used))
 
 
 def storage(t: torch.Tensor) -> int:
@@ -106,16 +106,14 @@ def row(name: str, example: Example) -> dict[str, Any]:
         operators = {"runs_kernel": lambda *tensors: True, "fused_product": by_operators}
         with mock.patch.multiple(products, **operators), Watch() as after:
             outputs(model, example)
-    left = {where: n for where, n in after.sites().items() if where.split(":")[0] != "ops/gates.py"}
+    left = {site: n for site, n in after.sites().items() if site.split(":")[0] != "ops/gates.py"}
     sites = before.sites().total()
     return {
         "model": name,
         "sites": sites,
         "fused": sites - sum(left.values()),
         "output": "same" if same else "OTHER",
-        "left": "; ".join(
-            f"{n} at {where}, {reasons.get(where.split('/')[-1], NO_KERNEL)}" for where, n in left.items()
-        ),
+        "left": "; ".join(f"{n} at {site}, {reasons.get(site.split('/')[-1], NO_KERNEL)}" for site, n in left.items()),
     }
 
 

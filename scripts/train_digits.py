@@ -94,7 +94,7 @@ def job_of(data: Digits, args: argparse.Namespace) -> _training.Job:
     ends = {math.ceil(epoch * TRAINED_ON / args.batch): epoch for epoch in range(1, args.epochs + 1)}
 
     def loss(model: nn.Module, scans: Tensor) -> Tensor:
-        scans = _data.put(scans, args.device)
+        scans = _data.move_to(scans, args.device)
         return F.cross_entropy(model(data.train_x[scans]), data.train_y[scans])
 
     def measure(model: nn.Module, step: int, _: float) -> _output.Row:
@@ -105,8 +105,8 @@ def job_of(data: Digits, args: argparse.Namespace) -> _training.Job:
 
     return _training.Job(
         steps=max(ends),
-        draw=lambda step: _data.shuffled(args.seed, step, args.batch, TRAINED_ON),
-        where=lambda scans: f"the scans {_data.few(scans)} of those it trains on",
+        batch_of=lambda step: _data.shuffled(args.seed, step, args.batch, TRAINED_ON),
+        place_of=lambda scans: f"the scans {_data.first_numbers(scans)} of those it trains on",
         loss=loss,
         measure=measure,
         measured=ends.__contains__,
@@ -114,7 +114,7 @@ def job_of(data: Digits, args: argparse.Namespace) -> _training.Job:
         factor=lambda n: 1.0,
         unit="scans",
         units=args.batch,
-        shown=("accuracy", "test_accuracy"),
+        progress_figure=("accuracy", "test_accuracy"),
     )
 
 
@@ -158,12 +158,12 @@ def main() -> None:
 
 def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
     """Print a line for each run, and how far apart two of them are."""
-    shown = []
+    table_rows = []
     for run in runs:
         accuracies = {f"{part} accuracy": f"{run.rows[-1][f'{part}_accuracy']:.2%}" for part in ("train", "test")}
         backend = {"backend": "torch.sigmoid" if run.name == "torch" else args.runs_on}
-        shown.append({"run": run.name} | accuracies | run.summary() | backend)
-    _output.show_table(f"Handwritten digits, seed {args.seed}, {args.dtype}", shown)
+        table_rows.append({"run": run.name} | accuracies | run.summary() | backend)
+    _output.show_table(f"Handwritten digits, seed {args.seed}, {args.dtype}", table_rows)
     if args.compare:
         pairs = zip(*(run.rows for run in runs), strict=True)
         apart = max(abs(ours["test_loss"] - theirs["test_loss"]) for ours, theirs in pairs)

@@ -108,7 +108,7 @@ def differences(rows: list[_output.Row], name: str) -> numpy.ndarray:
     return numpy.subtract(of[name], of["BCE"])
 
 
-def draw(path: Path, rows: list[_output.Row], said: str) -> None:
+def draw_curves(path: Path, rows: list[_output.Row], said: str) -> None:
     """Precision over recall of each loss, and beside it how its average precision differs from BCE's."""
     figure = Figure(figsize=(10.5, 6), dpi=120, layout="constrained")
     curves, strips = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -155,7 +155,7 @@ def verdict(rows: list[_output.Row], name: str) -> str:
 def conclude(rows: list[_output.Row], args: argparse.Namespace) -> str:
     """Say what the picture shows, and what it does not."""
     recalls = [f"{threshold_point([row for row in rows if row['loss'] == name])[0]:.0%} ({name})" for name in LOSSES]
-    shown = [
+    sentences = [
         f"What it shows: at a threshold of 0.5, the three find {', '.join(recalls)} of the malignant tumours:",
         "mostly the loss moves that point along the curve, as moving the threshold would.",
         *(verdict(rows, name) for name in list(LOSSES)[1:]),
@@ -164,7 +164,7 @@ def conclude(rows: list[_output.Row], args: argparse.Namespace) -> str:
         "nothing was tuned (learning rate, steps, positives weighted by their rarity, alpha 0.25, gamma 2);",
         "and the share of positives that precision depends on is made by weights, not met in a clinic.",
     ]
-    return " ".join(shown)
+    return " ".join(sentences)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -197,21 +197,21 @@ def main() -> None:
         said = conclude(rows, args)
         report(rows, said, args)
         _output.write_csv(out / "metrics.csv", [{k: row[k] for k in row if k != "precision"} for row in rows])
-        draw(out / "precision_recall.png", rows, said)
+        draw_curves(out / "precision_recall.png", rows, said)
         print(f"Table and picture are in {out}/")
 
 
 def report(rows: list[_output.Row], said: str, args: argparse.Namespace) -> None:
     """Print a line for each loss, and what the picture shows."""
-    shown = []
+    table_rows = []
     for name in LOSSES:
         mine = [row for row in rows if row["loss"] == name]
         recall, precision = threshold_point(mine)
         average = [100 * row["average_precision"] for row in mine]
         ranked = f"{numpy.mean(average):.1f} ± {numpy.std(average, ddof=1):.1f} %"
-        shown.append({"loss": name, "average precision": ranked, "recall at 0.5": f"{recall:.0%}"})
-        shown[-1]["precision at 0.5"] = f"{precision:.0%}" if recall else "none found"
-    _output.show_table(f"{args.percent:g} % positives, mean and deviation of {args.seeds} seeds", shown)
+        table_rows.append({"loss": name, "average precision": ranked, "recall at 0.5": f"{recall:.0%}"})
+        table_rows[-1]["precision at 0.5"] = f"{precision:.0%}" if recall else "none found"
+    _output.show_table(f"{args.percent:g} % positives, mean and deviation of {args.seeds} seeds", table_rows)
     print(textwrap.fill(said, 110))
 
 

@@ -73,7 +73,7 @@ def sample(text: Text, starts: Tensor, device: torch.device) -> tuple[Tensor, tu
     known = behind >= 0
     known[:, 1:] &= behind[:, 1:] != behind[:, :-1]
     crow = F.pad(known.sum(1).cumsum(0), (1, 0))
-    return _data.put(before, device), tuple(_data.put(t, device) for t in (crow, behind[known]))
+    return _data.move_to(before, device), tuple(_data.move_to(t, device) for t in (crow, behind[known]))
 
 
 class Model(nn.Module):
@@ -135,8 +135,8 @@ def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
 
     return _training.Job(
         steps=args.steps,
-        draw=lambda step: _data.drawn(args.seed, step, args.batch, args.samples),
-        where=lambda places: f"the places {_data.few(places)} of the text that it trains on",
+        batch_of=lambda step: _data.drawn(args.seed, step, args.batch, args.samples),
+        place_of=lambda places: f"the places {_data.first_numbers(places)} of the text that it trains on",
         loss=loss,
         measure=measure,
         measured=lambda step: step % every == 0 or step == args.steps,
@@ -144,7 +144,7 @@ def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
         factor=lambda n: min((n + 1) / 20, 0.51 + 0.49 * math.cos(math.pi * n / args.steps)),
         unit="samples",
         units=args.batch,
-        shown=("precision", "precision_at_1"),
+        progress_figure=("precision", "precision_at_1"),
     )
 
 
@@ -172,7 +172,7 @@ def memory(text: Text, args: argparse.Namespace) -> list[_output.Row]:
     return rows
 
 
-def draw(path: Path, rows: list[_output.Row], held: list[_output.Row]) -> None:
+def draw_curves(path: Path, rows: list[_output.Row], held: list[_output.Row]) -> None:
     """Precision over the steps, and memory over the labels."""
     figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
     curves, lines = figure.subplots(1, 2)
@@ -240,17 +240,17 @@ def main() -> None:
             runs = [start(name, job, text, args) for name in _training.names(args)]
             _training.train(runs, job, args)
             held = memory(text, args)
-            _training.write(runs, args, lambda path, rows: draw(path, rows, held))
+            _training.write(runs, args, lambda path, rows: draw_curves(path, rows, held))
         report(runs, held, args)
 
 
 def report(runs: list[_training.Run], held: list[_output.Row], args: argparse.Namespace) -> None:
     """Print a line for each run, and what memory a step takes."""
-    shown = []
+    table_rows = []
     for run in runs:
         precision = {f"precision at {k}": f"{run.rows[-1][f'precision_at_{k}']:.1%}" for k in RANKS}
-        shown.append({"run": run.name} | precision | run.summary())
-    _output.show_table(f"Which pairs of words follow, seed {args.seed}, {args.dtype}", shown)
+        table_rows.append({"run": run.name} | precision | run.summary())
+    _output.show_table(f"Which pairs of words follow, seed {args.seed}, {args.dtype}", table_rows)
     ours, theirs = (row["mib"] for row in held[-2:])
     print(f"Loss and gradients of {held[-1]['labels']:,} labels hold {ours:,.0f} MiB, {theirs:,.0f} in eager PyTorch")
     _training.print_difference(runs)

@@ -116,7 +116,7 @@ def job_of(data: train_digits.Digits, args: argparse.Namespace) -> _training.Job
     losses = {True: eager_loss, False: partial(sigtorch.siglip_loss, chunk_size=args.chunk, group=group)}
 
     def loss(model: nn.Module, samples: Tensor) -> Tensor:
-        samples = _data.put(samples, args.device)
+        samples = _data.move_to(samples, args.device)
         scans, phrasing = samples % train_digits.TRAINED_ON, samples // train_digits.TRAINED_ON
         features = model(data.train_x[scans], texts[phrasing * len(WORDS) + data.train_y[scans]])
         return losses[getattr(model, "run", "") == "torch"](*features)
@@ -127,8 +127,8 @@ def job_of(data: train_digits.Digits, args: argparse.Namespace) -> _training.Job
 
     return _training.Job(
         steps=args.steps,
-        draw=lambda step: _data.drawn(args.seed, step, args.batch, SAMPLES),
-        where=lambda samples: f"the pairs {_data.few(samples)} of those it trains on",
+        batch_of=lambda step: _data.drawn(args.seed, step, args.batch, SAMPLES),
+        place_of=lambda samples: f"the pairs {_data.first_numbers(samples)} of those it trains on",
         loss=loss,
         measure=measure,
         measured=lambda step: step % every == 0 or step == args.steps,
@@ -136,7 +136,7 @@ def job_of(data: train_digits.Digits, args: argparse.Namespace) -> _training.Job
         factor=lambda n: min((n + 1) / 20, 0.51 + 0.49 * math.cos(math.pi * n / args.steps)),
         unit="pairs",
         units=args.batch,
-        shown=("accuracy", "accuracy"),
+        progress_figure=("accuracy", "accuracy"),
     )
 
 
@@ -177,12 +177,12 @@ def main() -> None:
 
 def report(runs: list[_training.Run], args: argparse.Namespace) -> None:
     """Print a line for each run, and how far apart two of them are."""
-    shown = []
+    table_rows = []
     for run in runs:
         last = {"zero-shot accuracy": run.rows[-1]["accuracy"]}
         last["of a phrasing never seen"] = run.rows[-1]["accuracy_of_the_unseen_phrasing"]
-        shown.append({"run": run.name} | {key: f"{value:.2%}" for key, value in last.items()} | run.summary())
-    _output.show_table(f"Digits and their names, seed {args.seed}, {args.dtype}", shown)
+        table_rows.append({"run": run.name} | {key: f"{value:.2%}" for key, value in last.items()} | run.summary())
+    _output.show_table(f"Digits and their names, seed {args.seed}, {args.dtype}", table_rows)
     _training.print_difference(runs)
     print(f"Metrics, curves and weights are in {args.out}/")
 

@@ -143,7 +143,7 @@ class GPT(nn.Module):
 
 def windows(data: Tensor, starts: Tensor, args: argparse.Namespace) -> Tensor:
     """The bytes from these places on, one more than the context, on the device."""
-    return _data.put(data[starts[:, None] + torch.arange(args.context + 1)], args.device).long()
+    return _data.move_to(data[starts[:, None] + torch.arange(args.context + 1)], args.device).long()
 
 
 def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -197,8 +197,8 @@ def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
 
     return _training.Job(
         steps=args.steps,
-        draw=lambda step: _data.drawn(args.seed, step, args.batch, args.samples),
-        where=lambda starts: f"windows at the bytes {_data.few(starts)} of what it trains on",
+        batch_of=lambda step: _data.drawn(args.seed, step, args.batch, args.samples),
+        place_of=lambda starts: f"windows at the bytes {_data.first_numbers(starts)} of what it trains on",
         loss=lambda model, starts: loss_of(model, windows(text.train, starts, args)),
         measure=measure,
         measured=lambda step: step % every == 0 or step == args.steps,
@@ -206,7 +206,7 @@ def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
         factor=lambda n: min((n + 1) / warmup, 0.51 + 0.49 * math.cos(math.pi * n / args.steps)),
         unit="tokens",
         units=args.batch * args.context,
-        shown=("bits", "validation_bits_per_byte"),
+        progress_figure=("bits", "validation_bits_per_byte"),
     )
 
 
@@ -255,18 +255,18 @@ def main() -> None:
 
 def report(runs: list[_training.Run], text: Text, args: argparse.Namespace) -> None:
     """Print a line for each run, and how far apart two of them are."""
-    shown = []
+    table_rows = []
     for run in runs:
         bits = f"{run.rows[-1]['validation_bits_per_byte']:.3f}"
-        shown.append({"run": run.name, "bits per byte": bits} | run.summary())
+        table_rows.append({"run": run.name, "bits per byte": bits} | run.summary())
     if args.compare:
         batch = _data.share(_data.drawn(args.seed, 1, args.batch, args.samples), args.accumulate)
-        for run, row in zip(runs, shown, strict=True):
+        for run, row in zip(runs, table_rows, strict=True):
             row["bound by"] = bound_by(lambda run=run: run.backward(batch), args.device)
             row["memory of a step"] = (
                 f"{peak_extra_bytes(lambda run=run: run.backward(batch), args.device) / 2**20:.2f} MiB"
             )
-    _output.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", shown)
+    _output.show_table(f"GPT on bytes, seed {args.seed}, {args.dtype}", table_rows)
     print(f"Trained on {len(text.train):,} bytes, measured on windows of {len(text.held_out):,} others")
     _training.print_difference(runs)
 

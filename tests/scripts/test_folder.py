@@ -386,5 +386,5 @@ def test_no_loss_is_shown_before_there_is_one():
     job = train_digits.job_of(data, args)
     run = train_digits.start("sigtorch", job, args)
     for step, names in ((1, ["scans/s"]), (2, ["scans/s", "loss"])):
-        run.step(step, [job.draw(step)], False)
-        assert list(_training.shown(run)) == names
+        run.step(step, [job.batch_of(step)], False)
+        assert list(_training.progress_figures(run)) == names

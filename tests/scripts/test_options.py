@@ -95,7 +95,7 @@ def run_of(*options):
 def gradients(*options):
     """Of the first step, as the optimizer finds them."""
     run, job, _ = run_of(*options)
-    run.step(1, [job.draw(1)], False)
+    run.step(1, [job.batch_of(1)], False)
     return torch.cat([weight.grad.flatten() for weight in run.model.parameters()])
 
 
@@ -111,18 +111,18 @@ def test_a_float16_gradient_that_overflows_is_a_step_left_out():
     real = job.loss
     object.__setattr__(job, "loss", lambda model, part: real(model, part) * (1e7 if scaled else 1))
     scaled = True
-    run.step(1, [job.draw(1)], False)
+    run.step(1, [job.batch_of(1)], False)
     run.settle()
     assert (run.scaler.get_scale(), run.schedule.last_epoch) == (2.0**15, 0)
     scaled = False
-    run.step(2, [job.draw(2)], False)
+    run.step(2, [job.batch_of(2)], False)
     run.settle()
     assert (run.scaler.get_scale(), run.schedule.last_epoch) == (2.0**15, 1)
     scaled = True
     run.scaler.update(1.0)
-    run.step(3, [job.draw(3)], False)
+    run.step(3, [job.batch_of(3)], False)
     with pytest.raises(FloatingPointError, match=r"gradient's norm (nan|inf) in step 3"):
-        run.step(4, [job.draw(4)], False)  # the figures of a step are read in the next one
+        run.step(4, [job.batch_of(4)], False)  # the figures of a step are read in the next one
 
 
 def test_warming_up_changes_nothing():
@@ -343,7 +343,7 @@ def test_a_run_goes_on_between_two_measurements():
     """From plain values that went through JSON: sums since the last row, schedule and losses."""
     run, job, _ = run_of()
     for step in (1, 2, 3):
-        run.step(step, [job.draw(step)], False)
+        run.step(step, [job.batch_of(step)], False)
     run.settle()
     values = json.loads(json.dumps(run.values()))
     other, _, _ = run_of()
