@@ -57,7 +57,7 @@ def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 
 
 def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """As in Llama."""
+    """SwiGLU as Llama writes it."""
     return F.silu(gate) * up
 
 

@@ -207,7 +207,7 @@ def in_its_own_process(op: str, name: str, size: int, device: torch.device) -> i
 
 
 def fits(op: str, name: str, size: int, device: torch.device) -> bool:
-    """Whether a step can be tried: eager code holds at most six matrices of all logits at once."""
+    """Check whether a step can be tried: eager code holds at most six matrices of all logits at once."""
     if name != "eager" or device.type == "cuda":
         return True
     free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])

@@ -1,4 +1,4 @@
-"""Which samples a step learns from: a function of seed and step alone, whoever computes it and after whatever came before."""
+"""Choose the samples that a step learns from: a function of seed and step alone, the same in every process."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: a progress bar or lines, tables, CSV, curves, weights, TensorBoard."""
+"""Writes the numbers of a training: a progress bar or lines, tables, CSV, curves, weights, TensorBoard."""
 
 import csv
 import sys

@@ -174,7 +174,7 @@ def machine_code(op: str, dtype: str, passes: Sequence[str]) -> list[Record]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds the compiler it needs for the device."""
+    """Check whether torch.compile finds the compiler it needs for the device."""
     try:
         torch.compile(torch.sigmoid)(torch.ones(1, device=device))
     except TorchDynamoException as error:

@@ -1,4 +1,4 @@
-"""Where there is no GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
+"""Without a GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
 import os
 

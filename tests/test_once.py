@@ -1,4 +1,4 @@
-"""What is cached has one value, whichever thread comes first."""
+"""A cached value is made once, whichever thread comes first."""
 
 import ast
 import os
@@ -19,7 +19,7 @@ ROOT = Path(sigtorch.__file__).parent
 
 
 def in_threads(function, count=4):
-    """What so many threads get, which start at once."""
+    """Returns what so many threads get that start at once."""
     start, found = threading.Barrier(count), []
 
     def run():
@@ -62,7 +62,7 @@ def test_an_error_is_not_kept():
 
 
 def test_an_operation_is_first_used_in_several_threads(monkeypatch):
-    """Backward takes what its forward saved for what it is, whoever used the operation first."""
+    """Backward takes what its forward saved for what it is, on whichever thread the operation ran first."""
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda *a, **k: time.sleep(0.01) or arange(*a, **k))  # so that others ask, too
 

@@ -1,4 +1,4 @@
-"""What is installed, who may import whom, and that nothing else is shadowed."""
+"""The files that are installed, the direction of imports, and names that must not be shadowed."""
 
 import ast
 import importlib

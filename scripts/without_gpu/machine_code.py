@@ -91,7 +91,7 @@ class Counts(Held):
 
 
 class _Driver:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling asks for."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch

@@ -26,7 +26,7 @@ GOOD = ("caught", "argued")  # all other ends make the whole fail
 
 
 def is_stale(slip: Slip, root: Path) -> bool:
-    """Whether the code has changed so that the slip is none any more."""
+    """Tells whether the code has changed so that the slip is none any more."""
     path = root / slip.file
     if not path.exists() or path.read_text().count(slip.old) != 1:
         return True
@@ -38,7 +38,7 @@ def is_stale(slip: Slip, root: Path) -> bool:
 
 
 async def end_of(slip: Slip, copy: Copy, limits: dict[str, float]) -> str:
-    """What became of a slip, in a word."""
+    """Returns the end of a slip, in a word."""
     if is_stale(slip, copy.root):
         return "stale"
     if slip.tests not in limits:
@@ -49,7 +49,7 @@ async def end_of(slip: Slip, copy: Copy, limits: dict[str, float]) -> str:
         return "argued" if slip.argued else "survived"
     if status is None or status == FAILED or status < 0:
         return "caught though argued" if slip.argued else "caught"
-    return "broken"  # nothing can be imported, say, which nobody would overlook
+    return "broken"  # nothing can be imported, say, which is never overlooked
 
 
 async def each(

@@ -65,7 +65,7 @@ class Copy:
 
 
 def _pytest(root: Path, variables: dict[str, str], arguments: list[str]) -> None:
-    """What a forked process does."""
+    """Runs pytest in a forked process."""
     os.setsid()
     os.environ.update(variables)
     os.chdir(root)

@@ -1,4 +1,4 @@
-"""What a slip is."""
+"""The definition of a slip."""
 
 from typing import NamedTuple
 

@@ -168,7 +168,7 @@ def test_what_holds_where_backward_is_called_holds_in_its_threads(setting):
 
 
 def test_torchvisions_focal_loss_recomputed_by_its_own():
-    """Backward runs without patched_functions, whoever calls it: the two save as many tensors, of the same shapes."""
+    """Backward runs without patched_functions, on any thread: the two save as many tensors, of the same shapes."""
     focal = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
     x, target = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6)
     for counted in (contextlib.nullcontext, counting):

@@ -160,7 +160,7 @@ def test_differentiating_twice_is_refused_in_one_line(case, backend, device):
     assert "\n" not in str(refused.value)
     loss = case.ours(*tensors)
     (grad,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
-    grad.data.zero_()  # nobody's but the caller's
+    grad.data.zero_()  # it is the caller's alone
     with sigtorch.use_backend("aten"):
         assert torch.autograd.gradgradcheck(case.ours, tensors, fast_mode=True)
 
@@ -168,7 +168,7 @@ def test_differentiating_twice_is_refused_in_one_line(case, backend, device):
 @every_backend
 @every_case
 def test_gradcheck(case, backend, device):
-    """Of kernels, which are slow where they are interpreted, along one direction."""
+    """Derivatives of kernels, which are slow where they are interpreted, along one direction."""
     fast = {"fast_mode": True} if backend == "triton" else {"check_batched_grad": True}
     with sigtorch.use_backend(backend):
         assert torch.autograd.gradcheck(
@@ -180,7 +180,7 @@ def test_gradcheck(case, backend, device):
 @every_case
 @pytest.mark.parametrize("half", DTYPES[:2], ids=str)
 def test_autocast(case, half, backend, device):
-    """What is multiplied is rounded, sums are not, and the result is no half."""
+    """Factors are rounded, sums are not, and the result is no half."""
     tensors = case.make(9, 6, torch.float32, device)
     rounded = [t.detach().to(half).double() if i < 2 else t.detach().double() for i, t in enumerate(tensors)]
     rounded = [t.requires_grad_() for t in rounded]

@@ -26,7 +26,7 @@ EACH, D = 5, 4
 
 
 def group_of(work, processes, timeout=60, **given):
-    """What work(rank, **given) answered in each process, or the last line of what it raised; None of one that died."""
+    """Returns the answers of work(rank, **given) in each process, or the last line of what it raised; None of one that died."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -180,7 +180,7 @@ def test_products():
 
 
 def ordered(rank):
-    """What a process does, in its order."""
+    """Returns the steps of a process, in order."""
     done = []
     for module, name in ((ring, "_exchange"), (ring, "_wait"), (products.Sums, "add")):
         original = getattr(module, name)
@@ -229,7 +229,7 @@ def test_groups_of_some():
 
 
 def uneven(rank, others):
-    """What each of these batches of the second process is answered."""
+    """Returns the answer to each of these batches of the second process."""
     said = []
     for image, text, dtype in others:
         if rank == 0:
@@ -283,7 +283,7 @@ def test_unequal_gradients_are_refused_by_every_process():
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_gradients_that_are_no_numbers_are_the_same(weight):
-    """As a loss scaler expects that skips the step."""
+    """All gradients are infinite or NaN, so that a loss scaler skips the step."""
     for grad in group_of(weighted, 2, weights=(weight, weight)):
         assert not grad.isfinite().any()
 
@@ -299,7 +299,7 @@ def copied(rank):
 
 
 def test_a_copy_of_the_module_shares_its_group():
-    """As one of a model's moving average is made."""
+    """A moving average of a model deep-copies its modules."""
     assert group_of(copied, 1) == ["copied"]
 
 

@@ -34,7 +34,7 @@ def siglip(n, d, dtype):
 
 
 def peaks(loss, tensors):
-    """Of loss and gradients, beyond the latter; and of the loss alone."""
+    """Peaks of loss and gradients, beyond the latter, and of the loss alone."""
     leaves = [t.requires_grad_() for t in tensors]
 
     def step():

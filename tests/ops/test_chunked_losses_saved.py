@@ -1,4 +1,4 @@
-"""What losses over a product that is never whole keep, and for how long: lifetimes, hooks, checkpoints, batched gradients."""
+"""Losses over a product that is never whole, and what they keep: lifetimes, hooks, checkpoints, batched gradients."""
 
 import gc
 import io
@@ -204,7 +204,7 @@ def nested_vmap(case, tensors, loss, incoming):
 
 
 def jacobian(case, tensors, loss, incoming):
-    """Of several losses, each a multiple."""
+    """Several losses, each a multiple."""
     return torch.autograd.functional.jacobian(
         lambda *given: case.ours(*given) * incoming, tuple(tensors), create_graph=True, vectorize=True
     )

@@ -159,7 +159,7 @@ def test_traced_at_one_size_it_runs_at_others(case, trace):
 
 
 class SomePairs(torch.nn.Module):
-    """Of a batch whose size only a device knows."""
+    """Traces a batch whose size only a device knows."""
 
     def forward(self, image, text, among):
         at = among.nonzero()[:, 0]

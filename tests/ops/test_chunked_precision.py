@@ -1,4 +1,4 @@
-"""What the losses over a product keep of their inputs' precision, and when they round."""
+"""Precision of the losses over a product: they round once, to the dtype of their inputs."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ STEPS = re.findall(r"^\*\*(\d)\..*?```math\n(.*?)\n```", PAGE, re.DOTALL | re.MU
 
 
 def braces(text: str, start: int) -> tuple[str, int]:
-    """What stands between the brace at start and the one that closes it, and where that one is."""
+    """Returns the text between the brace at start and the one that closes it, and where that one is."""
     depth = 0
     for end in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -61,7 +61,7 @@ def sides(formula: str, sign: int) -> list[sympy.Expr]:
 
 
 def holds(formula: str) -> bool:
-    """Whether all sides of the formula are the same function of x, on either side of zero."""
+    """Checks whether all sides of the formula are the same function of x, on either side of zero."""
     for sign in (1, -1):
         first, *others = sides(formula, sign)
         if not others or any(sympy.simplify(first - other) != 0 for other in others):

@@ -1,4 +1,4 @@
-"""What is the gates' alone: shapes that no kernel takes, and modules."""
+"""Tests of the gates alone: shapes that no kernel takes, and modules."""
 
 from functools import partial
 

@@ -29,7 +29,7 @@ def dense(t):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_of_an_operation(case, order, backend, device):
-    """As its input's; where PyTorch's operators run, as these leave it."""
+    """A gradient has its input's strides, or those that PyTorch's operators leave."""
     leaves = [
         (ORDERS[order](t.detach()) if t.dim() == 4 else t.detach()).requires_grad_()
         for t in case.inputs((2, 6, 4, 8), torch.float32, device)

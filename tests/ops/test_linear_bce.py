@@ -56,7 +56,7 @@ def test_a_pos_weight_may_want_a_gradient():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_with_targets(strict):
-    """As inputs, and as a buffer of the module."""
+    """Targets as inputs, and as a buffer of the module."""
 
     class Holds(torch.nn.Module):
         def __init__(self):

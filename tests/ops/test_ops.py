@@ -204,7 +204,7 @@ def test_another_operation_that_saves_as_much_is_noticed(call, another, inputs, 
 
 
 def test_a_first_use_in_inference_mode():
-    """What an operation keeps of its first use serves a training step."""
+    """State that an operation keeps of its first use serves a training step."""
     code = (
         "import torch, sigtorch\n"
         "x = torch.randn(4, 6)\n"
@@ -275,7 +275,7 @@ def test_autocast_is_as_the_oracles(case, device):
 @every_case
 @every_backend
 def test_takes_tensors_of_inference_mode(case, backend, device):
-    """Where PyTorch does, which saves other tensors than a kernel would, and inside the mode."""
+    """Takes them where PyTorch does, which saves other tensors than a kernel would, and inside the mode."""
     for i in range(len(case.shapes((4, 6)))):
         inputs = case.inputs((4, 6), torch.float32, device)
         with torch.inference_mode():
@@ -296,7 +296,7 @@ def test_takes_tensors_of_inference_mode(case, backend, device):
 
 
 def symbolic(function, inputs, unbacked=False):
-    """What function makes of fake tensors, whose sizes are symbols: one for the first axis, where that is unbacked."""
+    """Calls function with fake tensors, whose sizes are symbols: one for the first axis, where that is unbacked."""
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         if not unbacked:
             return function(*[mode.from_tensor(t) for t in inputs])
@@ -352,7 +352,7 @@ def test_extreme_values(case, backend, device):
 @every_case
 @every_engine
 def test_nan_stays_nan(case, backend, device):
-    """Where it is in one of the inputs, and nowhere else."""
+    """NaN is in the result where one of the inputs has it, and nowhere else."""
     plain = case.inputs((4, 6), torch.float32, device)
     for i in range(len(plain)):
         inputs = [t.detach().clone().requires_grad_() for t in plain]

@@ -1,4 +1,4 @@
-"""What is the sigmoid's alone: precision to the ulp, drop-in for torch.sigmoid, export, distribution."""
+"""Tests of the sigmoid alone: precision to the ulp, drop-in for torch.sigmoid, export, distribution."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""What is traced at one size is right at others."""
+"""A trace at one size is right at others."""
 
 import functools
 import warnings

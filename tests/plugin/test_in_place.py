@@ -306,7 +306,7 @@ class Frozen(nn.Module):
 
 
 def test_what_pytorch_does_not_keep_may_change(calls):
-    """Of a gate without a gradient, PyTorch keeps the sigmoid, and not the operand."""
+    """For a gate without a gradient, PyTorch keeps the sigmoid, and not the operand."""
     model, x, g = Frozen(), torch.randn(4, requires_grad=True), torch.randn(4)
     sigtorch.patch(model)
     y = x * 1

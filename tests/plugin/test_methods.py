@@ -125,7 +125,7 @@ def test_defaults_that_are_tensors(calls):
 
 
 def test_a_source_that_is_not_what_runs_is_left(calls):
-    """As after an edit of the file, or of the function: what runs is not changed into what is read."""
+    """After an edit of the file, or of the function: what runs is not changed into what is read."""
     edited = copy.copy(scaled)
     edited = type(scaled)(scaled.__code__.replace(co_consts=(None, 3)), scaled.__globals__, "scaled")
     model = forward_as(edited)
@@ -139,7 +139,7 @@ def test_a_source_that_is_not_what_runs_is_left(calls):
 
 
 def test_a_class_whose_method_was_replaced(calls):
-    """As libraries and notebooks do: what runs now is what is rewritten."""
+    """Libraries and notebooks do so: what runs now is what is rewritten."""
     cls, x = type("Own", (MLP,), {"forward": scaled}), torch.randn(4, 6)
     sigtorch.patch(cls()).undo()
     cls.forward = the_other_way_round

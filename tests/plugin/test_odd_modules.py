@@ -34,7 +34,7 @@ class Homeless(MLP):
 
 
 class Unasked:
-    """What does not answer."""
+    """Raises whenever an attribute is asked for."""
 
     def __getattr__(self, name):
         raise RuntimeError("not now")
@@ -60,7 +60,7 @@ def test_an_odd_module_is_a_row(calls):
 
 
 def test_all_or_nothing(monkeypatch):
-    """Of what is no fault of one module's."""
+    """An error in patch itself leaves the model unchanged."""
     model = nn.Sequential(nn.Sigmoid(), nn.GLU())
     real = sigtorch.plugin.patch._give
     monkeypatch.setattr("sigtorch.plugin.patch._give", lambda m, cls: 1 / 0 if type(m) is nn.GLU else real(m, cls))

@@ -1,4 +1,4 @@
-"""What a method evaluates, and when: in the order in which it was written."""
+"""A rewritten method evaluates everything in the order in which it was written."""
 
 import pytest
 import torch

@@ -176,7 +176,7 @@ def torchvision(monkeypatch):
     """The modules that hold its focal loss, a detector that imported it by name among them, and that loss."""
 
     def focal(inputs, targets, alpha=0.25, gamma=2, reduction="none"):
-        """What torchvision's does."""
+        """Computes torchvision's loss."""
         p = torch.sigmoid(inputs)
         loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
         loss = loss * (1 - p * targets - (1 - p) * (1 - targets)) ** gamma
@@ -224,7 +224,7 @@ def test_torchvisions_focal_loss_of_a_constant_within_a_transform(torchvision):
 
 
 def test_a_focal_loss_of_other_arguments_is_left(torchvision, monkeypatch, calls):
-    """As another release of torchvision may have: what is not known is not diverted."""
+    """A loss of another release of torchvision, which is not known, is not diverted."""
     modules, _ = torchvision
     monkeypatch.setattr(modules[1], "sigmoid_focal_loss", lambda inputs, targets, alpha, gamma: inputs)
     with sigtorch.patched_functions():

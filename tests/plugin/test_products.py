@@ -36,7 +36,7 @@ class Called(nn.SiLU):
 
 
 class Inplace(nn.Module):
-    """As timm has them: told by an attribute."""
+    """Activations as timm has them: told by an attribute."""
 
     def __init__(self, inplace):
         super().__init__()
@@ -192,7 +192,7 @@ class Layout(nn.Module):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_result_lies_as_it_did(first, calls):
-    """Where operands lie differently, the first one decides: such a product is left to PyTorch."""
+    """If operands have different strides, the first one decides: such a product is left to PyTorch."""
     model, x, g = Layout(first), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     inputs = [(x, g), (g, x), (x, x.clone()), (x, g[:, :1]), (x, g[..., :1]), (x, x[..., :1])]
     inputs += [(x[..., ::2], g[..., ::2])]

@@ -1,4 +1,4 @@
-"""What a method, and whoever holds a module, can see of a patch: nothing, while it lasts and after."""
+"""A patch cannot be seen, by a method or by the owner of a module, while it lasts and after."""
 
 import copy
 import gc

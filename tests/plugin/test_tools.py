@@ -1,4 +1,4 @@
-"""What others do to models, before and after a patch: traces, exports, quantisation, sharding, adapters, hooks."""
+"""Tools that change models, before and after a patch: traces, exports, quantisation, sharding, adapters, hooks."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""What runs counts, as it is now: files edited since, activations and methods replaced, whenever that happens."""
+"""The code that runs now counts: files edited since, activations and methods replaced, whenever that happens."""
 
 import functools
 import importlib.util

@@ -118,7 +118,7 @@ def test_memory_is_in_order():
 @pytest.mark.parametrize("offset", [0, 1, 3, 8])
 @pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
 def test_shuffles(mode, offset, width):
-    """Of segments of ``width`` lanes: the last that may be asked is the first of a segment for up, and its last else."""
+    """Limits of segments of ``width`` lanes: the last that may be asked is the first of a segment for up, and its last else."""
     clamp = (32 - width << 8) | (0 if mode == "up" else 31)
     lines = f"""
         shfl.sync.{mode}.b32 %d|%p0, %a, {offset}, {clamp}, -1;

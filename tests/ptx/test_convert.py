@@ -1,4 +1,4 @@
-"""What conversions and comparisons give: against fractions, rounded once, Python's integers and PyTorch's 8-bit floats."""
+"""Results of conversions and comparisons: against fractions, rounded once, Python's integers and PyTorch's 8-bit floats."""
 
 import math
 import operator
@@ -39,7 +39,7 @@ def from_integer(name, mode="rn"):
 
 
 def side_by_side(function):
-    """Of two operands, the low half first."""
+    """Two operands, the low half first."""
     return lambda a, b: function(np.stack([a, b], 1).ravel())
 
 

@@ -1,4 +1,4 @@
-"""What instructions on floats give: against fractions, rounded once, and NumPy's own floats."""
+"""Results of instructions on floats: against fractions, rounded once, and NumPy's own floats."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_floats(row):
 
 
 def test_a_sum_just_off_a_tie():
-    """Of 261/256, halfway between two bfloat16, and 2^-30: to float32 first, it would be rounded twice."""
+    """The sum of 261/256, halfway between two bfloat16, and 2^-30: to float32 first, it would be rounded twice."""
     a, b, c = (bits_of(np.full(128, value), "bf16") for value in (9 / 16, 29 / 16, 2.0**-30))
     given = numbers(run("fma.rn.bf16 %d, %a, %b, %c;", [a, b, c], np.uint16), "bf16")
     assert (given == 262 / 256).all()

@@ -1,4 +1,4 @@
-"""What instructions on integers and bits give, against Python's own integers."""
+"""Results of instructions on integers and bits, against Python's own integers."""
 
 import operator
 

@@ -107,7 +107,7 @@ ATOMICS = {
 
 
 def in_turn(operation, cells, values, mask=0xFFFFFFFF):
-    """What 256 threads, of which every seventh meets at a cell, leave there and are given."""
+    """Values that 256 threads, of which every seventh meets at a cell, leave there and are given."""
     cells, before = list(map(int, cells)), []
     for thread, value in enumerate(values):
         before.append(cells[thread % 7])
@@ -201,7 +201,7 @@ def test_vectors_are_added():
 
 @pytest.mark.parametrize(("size", "read"), [(16, 16), (16, 0), (8, 8), (4, 4)])
 def test_copies_from_global_to_shared_memory(size, read):
-    """What is not read is zeros."""
+    """Bytes that are not read are zeros."""
     given = np.random.default_rng(0).integers(1, 256, 256 * size, dtype=np.uint8)
     out = np.zeros(256, np.uint32)
     lines = f"""

@@ -1,4 +1,4 @@
-"""What a training loses when it is stopped, killed, or has no room to write: nothing, or the steps since a checkpoint."""
+"""A training loses nothing, or the steps since a checkpoint, when it is stopped, killed, or has no room to write."""
 
 import errno
 import math
@@ -44,7 +44,7 @@ def assert_same(out, whole):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A training that nobody disturbed."""
+    """A training that was not disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
     ended = fork("train_text.py", *TRAINING, "--out", out)
     assert ended.returncode == 0, ended.stderr
@@ -222,7 +222,7 @@ def save_without_room(room, place):
 
 
 def test_a_process_whose_disk_is_full_says_so_to_the_others(tmp_path, monkeypatch):
-    """What comes to them is a copy of the error, without the errors behind it; PyTorch's own speaks of positions."""
+    """They get a copy of the error, without the errors behind it; PyTorch's own speaks of positions."""
 
     def write(*of):
         try:

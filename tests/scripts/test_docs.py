@@ -42,7 +42,7 @@ def test_every_command_is_found():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Where the commands find the scripts, and put what they write: the same place for all, for some go on."""
+    """A folder with the scripts, for all that the commands write: one for all, since some go on from others."""
     place = tmp_path_factory.mktemp("page")
     (place / "scripts").symlink_to(SCRIPTS)
     return place

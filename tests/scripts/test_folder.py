@@ -137,7 +137,7 @@ def launched(monkeypatch, launch, count):
 
 
 def begin(out, end=lambda args: None):
-    """What a training in this folder goes on from."""
+    """Returns the checkpoint from which a training in this folder goes on."""
     args = train_digits.parse(["--device", "cpu", "--out", str(out)])
     with _folder.for_training(args, ("layers", "batch")):
         end(args)

@@ -93,7 +93,7 @@ def run_of(*options):
 
 
 def gradients(*options):
-    """Of the first step, as the optimizer finds them."""
+    """Gradients of the first step, as the optimizer finds them."""
     run, job, _ = run_of(*options)
     run.step(1, [job.batch_of(1)], False)
     return torch.cat([weight.grad.flatten() for weight in run.model.parameters()])

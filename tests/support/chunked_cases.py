@@ -1,4 +1,4 @@
-"""What the tests of losses in chunks share: one row a loss and kind of target, oracles in float64, and the check."""
+"""Shared by the tests of losses in chunks: one row a loss and kind of target, oracles in float64, and the check."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where tests put their tensors, and what PyTorch can do there."""
+"""The device of the tests' tensors, and the PyTorch release."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What the losses' tests share: oracles in float64, inputs, tolerances, and the table of options."""
+"""Shared by the tests of losses: oracles in float64, inputs, tolerances, and the table of options."""
 
 import contextlib
 

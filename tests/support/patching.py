@@ -1,4 +1,4 @@
-"""What the tests of the plug-in share: running a model, comparing runs, and seeing which of our functions ran."""
+"""Shared by the tests of the plug-in: running a model, comparing runs, and seeing which of our functions ran."""
 
 import functools
 
@@ -39,7 +39,7 @@ def the_other_way_round(self, x):
 
 
 class Silu(nn.Module):
-    """An activation of somebody's own, as transformers has."""
+    """An activation of a library's own, as transformers has."""
 
     def forward(self, input):
         return F.silu(input)

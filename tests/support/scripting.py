@@ -1,4 +1,4 @@
-"""What the scripts' tests share: running them as users do, and reading what they leave."""
+"""Shared by the tests of scripts: running them as users do, and reading what they leave."""
 
 import csv
 import importlib
@@ -47,7 +47,7 @@ def environment(**variables):
 
 
 def run(script, *arguments, **variables):
-    """What it printed and how it ended."""
+    """Runs a script as a new process, warnings being errors; returns its output and exit status."""
     filters = ["-Werror", *(f"-Wignore:{said}" for said in IGNORED)]
     command = [sys.executable, *filters, str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(
@@ -125,7 +125,7 @@ def fork(script, *arguments, **how):
 
 
 def _forked(script, arguments, env, cwd, file):
-    """What a forked process does."""
+    """Runs a script in a forked process."""
     os.chdir(cwd or os.getcwd())
     os.environ.clear()
     os.environ.update(env)

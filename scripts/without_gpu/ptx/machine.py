@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"-?(0x[0-9a-f]+|[1-9]\d*|0)U?", re.IGNORECASE)
 
 
 class Access(NamedTuple):
-    """What threads access: where their bytes begin in ``memory.data``, and the threads' numbers. It has been checked."""
+    """Bytes that threads access: where their bytes begin in ``memory.data``, and the threads' numbers. It has been checked."""
 
     memory: object
     positions: np.ndarray

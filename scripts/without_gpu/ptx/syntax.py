@@ -87,7 +87,7 @@ class Program:
 
     @functools.cached_property
     def communicates(self):
-        """Whether its CTAs might wait for one another, so that they cannot run in lockstep."""
+        """Tells whether its CTAs might wait for one another, so that they cannot run in lockstep."""
         return any(
             (i.name == "atom" and not i.modifiers & {"shared", "shared::cta"})
             or (i.name == "ld" and i.modifiers & {"volatile", "acquire"})

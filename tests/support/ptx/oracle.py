@@ -45,7 +45,7 @@ def exactly(function, name, mode="rn"):
         return float(function(*map(np.float64, values)))
 
     def zero(*values):
-        """Of which sign: where numbers cancel, it depends on the mode."""
+        """Returns a zero with its sign, which depends on the mode where numbers cancel."""
         rounding = decimal.ROUND_FLOOR if mode == "rm" else decimal.ROUND_HALF_EVEN
         with decimal.localcontext(decimal.Context(prec=2000, rounding=rounding)):
             return float(function(*map(decimal.Decimal, map(float, values))))

@@ -84,7 +84,7 @@ def assemble(text):
 
 
 def run(lines, inputs, out, **options):
-    """What the lines leave in %d, as an array of dtype ``out``, with an element of each input in %a, %b, %c."""
+    """Returns what the lines leave in %d, as an array of dtype ``out``, with an element of each input in %a, %b, %c."""
     inputs = [np.ascontiguousarray(array) for array in inputs]
     result = np.zeros(len(inputs[0]), out)
     arrays = [*inputs, result]

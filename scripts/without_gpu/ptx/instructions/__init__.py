@@ -1,4 +1,4 @@
-"""What instructions do, a family a file: each is a function ``(machine, instruction, active)`` in one table."""
+"""The instructions, a family a file: each is a function ``(machine, instruction, active)`` in one table."""
 
 import functools
 

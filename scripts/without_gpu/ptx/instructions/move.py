@@ -1,4 +1,4 @@
-"""What moves bits between registers, unchanged."""
+"""Instructions that move bits between registers, unchanged."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from .table import ANY, instruction
 
 @instruction("mov")
 def move(machine, ins, active):
-    """Of one register to another, or to and from parts of it in braces."""
+    """Moves one register to another, or to and from parts of it in braces."""
     (destination, source), width = ins.operands, ins.types[-1].width
     if not width:
         machine.write(destination, machine.predicate(source), active)

@@ -1,4 +1,4 @@
-"""What the 32 threads of a warp do together."""
+"""Instructions that the 32 threads of a warp execute together."""
 
 import numpy as np
 
