@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.patching import spy
+from support.patching import Backwards, Switched, View, spy
 from torch import nn
 
 import sigtorch
@@ -15,33 +15,11 @@ class Expanded(nn.Module):
         return x * torch.sigmoid(g).expand_as(like)
 
 
-class View(nn.Module):
-    def forward(self, x, g):
-        return x * torch.sigmoid(g).view(-1)
-
-
-class Switched(nn.Module):
-    """Computes its gate without a graph, and goes on with one."""
-
-    def forward(self, x, g):
-        torch.set_grad_enabled(False)
-        gate = torch.sigmoid(g)
-        torch.set_grad_enabled(True)
-        return x * gate
-
-
 class Global(nn.Module):
     def forward(self, x, g):
         global kept
         kept = torch.sigmoid(g)
         return x * kept
-
-
-class Backwards(nn.Sequential):
-    """Its modules run in an order of its own."""
-
-    def __iter__(self):
-        return reversed([*super().__iter__()])
 
 
 class Ordered(nn.Module):

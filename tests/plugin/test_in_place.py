@@ -3,16 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import agree, forward_as, run, spy
+from support.patching import agree, forward_as, run
 from torch import nn
 
 import sigtorch
 from sigtorch.plugin.writer import CHANGED
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 def an_item(self, x):

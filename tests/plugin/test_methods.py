@@ -7,16 +7,11 @@ import traceback
 
 import pytest
 import torch
-from support.patching import MLP, agree, forward_as, run, scaled, spy, the_other_way_round
+from support.patching import MLP, agree, forward_as, run, scaled, the_other_way_round
 from torch import nn
 from torch.nn.utils import parametrize
 
 import sigtorch
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 class Base(nn.Module):

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from support.patching import MLP, spy
+from support.patching import MLP
 from torch import nn
 
 import sigtorch
 import sigtorch.plugin.patch
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 class Sealed(nn.Sigmoid):

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from support.patching import MLP, agree, run, spy
+from support.patching import MLP, Own, agree, run
 from torch import nn
 
 import sigtorch
@@ -27,11 +27,6 @@ class Everything(nn.Module):
 
     def forward(self, x):
         return self.sigmoid(self.glu(self.up(x)) + self.mlp(x))
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 def test_swaps_in_place_and_back(calls):
@@ -82,11 +77,6 @@ class Named(nn.Sigmoid):
 
     def half(self):
         return 0.5
-
-
-class Own(nn.Sigmoid):
-    def forward(self, input):
-        return super().forward(input) * 2
 
 
 def test_subclasses(calls):

@@ -10,12 +10,6 @@ from support.patching import agree, spy
 
 import sigtorch
 
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
-
-
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,

@@ -6,17 +6,11 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import agree, spy
+from support.patching import agree
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import sigtorch
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
-
 
 FUNCTIONS = {
     "torch.sigmoid": (torch.sigmoid, "sigmoid"),

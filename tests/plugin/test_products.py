@@ -7,17 +7,12 @@ from types import MethodType
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import MLP, Silu, agree, forward_as, run, spy, the_other_way_round
+from support.patching import MLP, Backwards, Silu, Switched, View, agree, forward_as, run, the_other_way_round
 from torch import nn
 
 import sigtorch
 from sigtorch.ops import gates
 from sigtorch.plugin import products
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 class Twice(nn.SiLU):
@@ -275,21 +270,11 @@ class Gated(nn.Module):
         return x * gate.view(x.shape)
 
 
-class View(nn.Module):
-    def forward(self, x, g):
-        return x * torch.sigmoid(g).view(-1)
-
-
 def test_a_view_of_what_only_the_result_allows(calls):
     model, x, g = View(), torch.randn(6), torch.randn(3, 4)[:, :2]
     expected = model(x, g)
     with sigtorch.patch(model):
         torch.testing.assert_close(model(x, g), expected)
-
-
-class Backwards(nn.Sequential):
-    def __iter__(self):
-        return reversed([*super().__iter__()])
 
 
 def test_a_sequence_of_another_order(calls):
@@ -299,14 +284,6 @@ def test_a_sequence_of_another_order(calls):
     with sigtorch.patch(model):
         torch.testing.assert_close(model(x), expected)
     assert calls == ["sigmoid"]
-
-
-class Switched(nn.Module):
-    def forward(self, x, g):
-        torch.set_grad_enabled(False)
-        gate = torch.sigmoid(g)
-        torch.set_grad_enabled(True)
-        return x * gate
 
 
 class Fresh(nn.Module):

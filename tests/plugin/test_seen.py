@@ -8,16 +8,11 @@ import weakref
 
 import pytest
 import torch
-from support.patching import MLP, agree, forward_as, run, spy
+from support.patching import MLP, agree, forward_as, run
 from torch import nn
 from torch.nn.utils import parametrize
 
 import sigtorch
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 class Options(nn.Module):

@@ -5,15 +5,10 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import MLP, Silu
+from support.patching import MLP, Own, Silu
 from torch import nn
 
 import sigtorch
-
-
-class Own(nn.Sigmoid):
-    def forward(self, input):
-        return super().forward(input) * 2
 
 
 class Inline(nn.Module):

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from support.patching import MLP, agree, run, spy
+from support.patching import MLP, agree, run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -23,11 +23,6 @@ class Gated(nn.Module):
 
     def forward(self, x):
         return self.first(x) + self.second(x) * torch.sigmoid(self.gate(x))
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 FUSED = ["swiglu", "swiglu", "sigmoid_gate"]

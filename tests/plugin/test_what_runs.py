@@ -10,17 +10,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import MLP, Silu, agree, forward_as, run, scaled, spy, the_other_way_round
+from support.patching import MLP, Silu, agree, forward_as, run, scaled, the_other_way_round
 from torch import nn
 
 import sigtorch
 
 HEAD = "import torch\nfrom torch import nn\n\n\nclass Model(nn.Module):\n    def forward(self, x, flag=0):\n"
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    return spy(monkeypatch)
 
 
 @pytest.fixture

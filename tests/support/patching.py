@@ -45,6 +45,37 @@ class Silu(nn.Module):
         return F.silu(input)
 
 
+class Own(nn.Sigmoid):
+    """A subclass that computes something else."""
+
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+class View(nn.Module):
+    """Its gate is seen in another shape."""
+
+    def forward(self, x, g):
+        return x * torch.sigmoid(g).view(-1)
+
+
+class Switched(nn.Module):
+    """Computes its gate without a graph, and goes on with one."""
+
+    def forward(self, x, g):
+        torch.set_grad_enabled(False)
+        gate = torch.sigmoid(g)
+        torch.set_grad_enabled(True)
+        return x * gate
+
+
+class Backwards(nn.Sequential):
+    """Its modules run in an order of its own."""
+
+    def __iter__(self):
+        return reversed([*super().__iter__()])
+
+
 def run(model, x=None):
     """Output and gradients."""
     x = torch.linspace(-2, 2, 24).reshape(4, 6) if x is None else x
