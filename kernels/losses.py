@@ -40,8 +40,13 @@ FORWARD_TARGET, BACKWARD_TARGET = 2, 3
 
 
 def loss_forward(
-    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand, normalizer: Operand
-) -> tuple[torch.Tensor, Operand]:
+    loss: Any,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    weight: Operand | None,
+    pos_weight: Operand | None,
+    normalizer: Operand | None,
+) -> tuple[torch.Tensor, Operand | None]:
     """Returns the loss, and backward's normalizer: the count of the elements if a mean ignores some.
 
     loss has the settings of the call, a ``Loss`` from ``ops/losses/loss.py``. Classes are the last dimension of x.
@@ -64,9 +69,9 @@ def loss_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     target: torch.Tensor,
-    weight: Operand,
-    pos_weight: Operand,
-    normalizer: Operand,
+    weight: Operand | None,
+    pos_weight: Operand | None,
+    normalizer: Operand | None,
 ) -> torch.Tensor:
     """Returns the gradient of x, with the strides of x."""
     grad_x = _result(x, target, x.dtype)
@@ -78,7 +83,7 @@ def loss_backward(
 
 
 def _operands(
-    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand, pos_weight: Operand
+    loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand | None, pos_weight: Operand | None
 ) -> tuple[Operand, ...]:
     """The operands of a loss' scalar function after the divisor, then the number to ignore, if there is one.
 
@@ -110,7 +115,7 @@ def _result(x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
-def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand) -> Operand:
+def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand | None) -> Operand:
     """A number or a 0-d tensor."""
     if loss.reduction == "mean" and normalizer is None:
         return float(x.numel())
