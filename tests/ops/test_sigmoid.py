@@ -196,6 +196,5 @@ def _distributed(rank, path):
 
 def test_dtensor_over_two_processes(tmp_path):
     forks()  # starts the server
-    mp.start_processes(
-        _distributed, (str(tmp_path / "rendezvous"),), nprocs=2, start_method="forkserver"
-    )  # raises what a process asserts
+    place = str(tmp_path / "rendezvous")
+    mp.start_processes(_distributed, (place,), nprocs=2, start_method="forkserver")  # raises what a process asserts
