@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Which rows, columns and elements of a tile there are; None for a full tile."""
+    """Masks of the rows, columns and elements inside the tensors; None for a full tile."""
 
     rows: tl.tensor  # (BLOCK_M, 1)
     cols: tl.tensor  # (1, BLOCK_N)

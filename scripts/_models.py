@@ -8,7 +8,7 @@ import torch
 
 
 class Example(NamedTuple):
-    """How to make a model, and the keyword arguments of one call of it."""
+    """A function that makes a model, and the keyword arguments of one call."""
 
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[], dict[str, torch.Tensor]]

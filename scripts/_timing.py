@@ -30,7 +30,7 @@ def passes_of(function: Callable[..., Tensor], inputs: Sequence[Any]) -> dict[st
 
 
 def rotation(t: Tensor) -> int:
-    """How many tensors like this one exceed twice what the device's cache holds: what stays in it has no bandwidth."""
+    """Counts the tensors like this one that fill the device's cache twice: reads from the cache are too fast."""
     if t.device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(t.device).L2_cache_size

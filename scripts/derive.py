@@ -35,7 +35,7 @@ def every_bfloat16(low: float, high: float) -> Tensor:
 
 
 def relative_error(x: Tensor, save: str) -> Tensor:
-    """How far the gradient of sigmoid(x) is from the float64 one, as a share of it."""
+    """The error of sigmoid(x)'s gradient, relative to the float64 one."""
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
         sigtorch.sigmoid(leaf, save=save).backward(torch.ones_like(x))

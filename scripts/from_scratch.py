@@ -30,7 +30,7 @@ def feedforward(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradients(x: Tensor, actual: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
-    """How the loss, half the mean squared error, changes with each weight."""
+    """The gradient of the loss, half the mean squared error, in each weight."""
     hidden, predicted = feedforward(x, w1, w2)
     error = actual - predicted
 

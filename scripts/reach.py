@@ -61,7 +61,7 @@ class Watch(TorchDispatchMode):
         return out
 
     def sites(self) -> Counter[str]:
-        """How often each line of code computes one."""
+        """Counts the products at each line of code."""
         return Counter(site for site, used in self.products if any(self.uses[s] == 1 for s in used))
 
 

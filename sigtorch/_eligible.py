@@ -1,4 +1,4 @@
-"""Which tensors a kernel or a CPU pass may run on: plain ones, which nothing but autograd watches."""
+"""The rule for which tensors a kernel or a CPU pass may run on: plain tensors, in plain eager mode."""
 
 from __future__ import annotations
 

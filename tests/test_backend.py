@@ -1,4 +1,4 @@
-"""What runs a tensor, who decides it, and what a mistake is answered with."""
+"""The choice of a backend, and errors for mistakes in it."""
 
 import asyncio
 import builtins
@@ -215,7 +215,7 @@ def test_auto_on_cuda_takes_what_the_kernels_take(dtypes, seen, expected, on_cud
 
 
 def test_tensors_of_several_devices_are_pytorchs(on_cuda):
-    """Which names the mistake: a kernel would read what is not there."""
+    """PyTorch names the mistake; a kernel would read outside of its tensors."""
     here, there = *on_cuda([torch.float32]), torch.zeros(3)
     for given, beside in (((here, there), ()), ((here,), (there,)), ((here,), (there.long(),))):
         for choice in ("auto", "triton"):

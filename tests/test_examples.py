@@ -7,8 +7,7 @@ import torch
 
 import sigtorch
 
-# ``patch`` returns the first; docs/chunked_losses.md has examples of the others.
-WITHOUT = {"Patch", "siglip_loss", "linear_binary_cross_entropy", "nn.SigLIPLoss", "nn.LinearBCE"}
+WITHOUT = {"Patch"}  # the result of ``patch``, whose example shows it
 NAMES = [name for name in sigtorch.__all__ if name != "nn"] + [f"nn.{name}" for name in sigtorch.nn.__all__]
 
 

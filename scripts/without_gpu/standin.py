@@ -56,7 +56,7 @@ def install(arch: int = 90) -> None:
 
 
 def launches() -> int:
-    """How many kernels have been launched in this process."""
+    """Counts the kernels launched in this process."""
     return _libcuda().standin_launches()
 
 

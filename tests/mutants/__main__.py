@@ -68,7 +68,7 @@ async def each(
 
 
 async def main(slips: list[Slip], jobs: int) -> Counter[str]:
-    """How many slips came to which end."""
+    """Counts the slips by what became of them."""
     limits: dict[str, float] = {}
     ends: Counter[str] = Counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -70,7 +70,7 @@ def test_frozen_tensors(case, backend, device):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many matrix products there were since the last question."""
+    """Counts matrix products since the last call."""
     count = [0]
     for name in ("product", "add_product"):
         original = getattr(products, name)

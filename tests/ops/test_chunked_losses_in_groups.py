@@ -162,7 +162,7 @@ def test_gradients_are_rounded_once(dtype):
 
 
 def counted(rank, grad):
-    """How many matrix products there are."""
+    """Counts matrix products."""
     count = [0]
     for name in ("product", "add_product"):
         original = getattr(products, name)

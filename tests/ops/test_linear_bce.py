@@ -195,7 +195,7 @@ def test_what_is_malformed_is_said_whoever_watches(watched):
 
 
 def test_many_positives_of_a_csr_are_looked_at():
-    """So many that they are not sorted."""
+    """They are too many to be sorted."""
     x, weight, hits = torch.randn(50, 4), torch.randn(60, 4), torch.rand(50, 60) < 0.9
     hits[29] = False
     crow, col = indices(hits)

@@ -1,4 +1,4 @@
-"""What the losses promise beside their values: transforms, compilers, dtypes and memory."""
+"""Promises of the losses beside their values: transforms, compilers, dtypes and memory."""
 
 import functools
 import itertools
@@ -50,7 +50,7 @@ def test_normalizer_divides(normalizer, backend, device):
 @every_engine
 @pytest.mark.parametrize("normalizer", [1e-200, 1e-39, 1e39, 1e200])
 def test_normalizers_beyond_float32(normalizer, backend, device):
-    """Of float64 logits they are numbers as any other; of float32 ones, a small one leaves what float32 holds."""
+    """With float64 logits they are like any number; with float32 logits, a small one leaves float32's range."""
     for reduction in ("none", "sum"):
         x, target = make((6, 10), torch.float64, "index", device)
         check(LOSSES[1], x, target, backend, reduction=reduction, normalizer=normalizer)
@@ -201,7 +201,7 @@ TRACED = {
 @pytest.mark.parametrize("call", TRACED.values(), ids=TRACED)
 @pytest.mark.parametrize("kind", ["soft", "uint8", "index"])
 def test_traces_symbolic_sizes(call, kind):
-    """Of the tensors, and as numbers."""
+    """Sizes of the tensors are symbols, and so are numbers."""
     x, target = make((4, 6), torch.float32, kind, "cpu")
     graph = make_fx(call, tracing_mode="symbolic")(x.detach(), target)
     torch.testing.assert_close(graph(x, target), call(x, target))
@@ -211,7 +211,7 @@ def test_traces_symbolic_sizes(call, kind):
 
 @every_loss
 def test_meta_tensors_of_every_dtype(loss):
-    """Of no device that autocast knows."""
+    """Autocast does not know their device."""
     for a, b in itertools.product(DTYPES, DTYPES):
         x, target = torch.empty(3, 4, dtype=a, device="meta"), torch.empty(3, 4, dtype=b, device="meta")
         out = loss(x, target, reduction="mean")
@@ -304,7 +304,7 @@ def test_targets_outside_of_0_and_1(backend, device):
 @pytest.mark.kernels
 @every_loss
 def test_unchecked_class_indices_are_nan(loss, device, monkeypatch):
-    """Where looking would stall nothing is raised, and the row says so itself, in the kernel as in the formula."""
+    """If reading would wait for a device, nothing is raised, and the row's loss is NaN, by kernel and formula."""
     monkeypatch.setattr("sigtorch.ops.losses.checks.can_look_at", lambda _: False)
     x, _ = make((4, 5), torch.float32, "soft", device)
     index = torch.tensor([0, 6, -2, 5], device=device)
@@ -366,7 +366,7 @@ def test_modules():
 
 @pytest.mark.parametrize("module", [BCEWithLogitsLoss(label_smoothing=0.1), SigmoidFocalLoss(dim=0)], ids=repr)
 def test_torch_fx_traces_a_module(module):
-    """As one call, which looks at its tensors when it is run."""
+    """The loss is one call, which checks its tensors when it runs."""
     traced = torch.fx.symbolic_trace(module)
     x, target = make((4, 6), torch.float32, "index", "cpu")
     for given in ((x, torch.rand(4, 6)), (x.t(), target) if isinstance(module, SigmoidFocalLoss) else (x, target)):

@@ -1,4 +1,4 @@
-"""What people train masks with: targets that are ignored, classes along any dimension, and the weight of positives."""
+"""Options for training masks: ignored targets, classes along any dimension, and weights of positives."""
 
 import functools
 import itertools
@@ -210,7 +210,7 @@ def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkey
 @every_loss
 @every_kind
 def test_a_mean_that_ignores_launches_no_more(loss, kind, device, plans, monkeypatch):
-    """What is left is counted beside the loss, and a backward is given the count."""
+    """The same kernel counts the other elements, and backward gets the count."""
     launched = []
     launch = _plan.Plan.launch
     monkeypatch.setattr(_plan.Plan, "launch", lambda plan, *given: launched.append(given) or launch(plan, *given))
@@ -268,7 +268,7 @@ def test_weights_and_numbers_have_gradients(backend, device):
 
 @every_loss
 def test_weights_learn_beside_a_mask_that_is_not_looked_at(loss):
-    """As within a transform, where an ignored 255 is not refused, but no share either."""
+    """Inside a transform an ignored 255 is not refused, but it is no share either."""
     x, target = masked((4, 6), torch.float64, "uint8")
     x, weight = x.detach(), torch.rand(6, dtype=torch.float64, requires_grad=True)
 

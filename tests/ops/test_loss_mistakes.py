@@ -1,4 +1,4 @@
-"""What a user of the losses is told of a mistake: each time one line that quotes what was seen."""
+"""Error messages of the losses: one line each that quotes what was seen."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 
 class Duck:
-    """What overrides torch functions."""
+    """An object that overrides torch functions."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):

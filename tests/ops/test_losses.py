@@ -59,7 +59,7 @@ def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
 @every_loss
 @pytest.mark.parametrize("ignore_index", [None, 0, 1])
 def test_a_bool_is_true_whatever_its_byte(loss, ignore_index, backend, device):
-    """As where a mask of 0 and 255 is viewed as bool."""
+    """Such bytes come from a mask of 0 and 255 viewed as bool."""
     x, mask = make((3, 24), torch.float32, "bool", device)
     odd = (mask.byte() * 255).view(torch.bool)
     for reduction in REDUCTIONS:
@@ -118,7 +118,7 @@ def test_any_strides(loss, strides, backend, device):
 @every_loss
 @pytest.mark.parametrize("layout", [*IMAGES][:6])  # whose strides all say something
 def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
-    """As those of PyTorch's pointwise operators lie, so that a view of contiguous ones works."""
+    """PyTorch's pointwise operators keep strides, so that a contiguous result can be viewed."""
     x, target = images(torch.float32, layout, device)
     targets = {1: target, -1: torch.zeros(x.shape[:-1], dtype=torch.int64, device=device), 0: x.detach() > 0}
     for (dim, target), number in itertools.product(targets.items(), (255, None)):
@@ -155,7 +155,7 @@ def test_weights_broadcast(shape, backend, device):
     ids=str,
 )
 def test_whole_weights_of_float64_logits(dtype, shape, backend, device):
-    """Which are more than float32 holds."""
+    """Weights have more digits than float32 holds."""
     large = min(2**24 + 1, torch.iinfo(dtype).max) if dtype != torch.bool else 1
     weight = torch.full(shape, large, dtype=dtype, device=device)
     for kind, reduction in (("soft", "none"), ("uint8", "sum"), ("index", "none")):
@@ -276,7 +276,7 @@ def torch_bce(x, t, reduction, label_smoothing=0.0, **weights):
 @exact_engine
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"pos_weight": 2.0}, {"weight": 0.5}], ids=str)
 def test_infinite_logits_are_pytorchs(options, backend, device):
-    """Where PyTorch has inf. Where it has NaN, which is inf - inf, ours is inf but for the logit's own target."""
+    """If PyTorch's loss is inf, so is ours. If it is NaN, inf - inf, ours is inf unless the target agrees with the logit."""
     for dtype, sign in itertools.product(DTYPES, (1, -1)):
         x = torch.full((5,), sign * torch.inf, dtype=dtype, device=device).requires_grad_()
         t = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], device=device).to(dtype)

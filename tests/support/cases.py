@@ -193,7 +193,7 @@ def computed_in(dtype):
 
 
 def sum_error(dtype, addends, terms, composed):
-    """What so many terms may be off by once added in float32, or float64; PyTorch's add terms that are rounded already."""
+    """The error bound of a sum of so many terms in float32, or float64; PyTorch adds terms that are rounded already."""
     wide = computed_in(dtype)
     largest = addends.abs().max().item() if terms else 0.0
     return 4 * terms**0.5 * largest * (wide + (ULP.get(dtype, wide) if composed else 0))

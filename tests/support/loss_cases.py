@@ -39,7 +39,7 @@ def share(target, x, dim=-1):
 
 
 def ignored(target, x, ignore_index, dim):
-    """Which of x's elements are left out."""
+    """A mask of the elements of x that are ignored."""
     if target.dtype == torch.int64:
         target = target.unsqueeze(dim)
     return (target.double() == (torch.nan if ignore_index is None else ignore_index)).expand(x.shape)
@@ -166,7 +166,7 @@ def running(backend):
 
 
 def is_eager(x, backend):
-    """Whether PyTorch's own operators run first, with their rounding."""
+    """Tells whether PyTorch's own operators run, with their rounding."""
     return backend in ("auto", "aten") and x.device.type == "cpu"
 
 

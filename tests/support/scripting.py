@@ -100,7 +100,7 @@ class Started:
             time.sleep(0.005)
 
     def wait(self):
-        """How it ended, of all processes, and what the first printed, or all."""
+        """Returns how all processes ended, and what the first printed, or all."""
         for started in self.processes:
             started.join(120)
             if started.is_alive():

@@ -1,4 +1,4 @@
-"""How far approximate instructions err: within the bounds of NVIDIA's PTX ISA manual, always alike for the same result."""
+"""Errors of approximate instructions: within the bounds of NVIDIA's PTX ISA manual, and always the same for the same result."""
 
 import numpy as np
 

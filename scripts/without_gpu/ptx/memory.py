@@ -33,7 +33,7 @@ class GlobalMemory:
         self.data = np.asarray(view()) if size else np.zeros(0, np.uint8)
 
     def outside(self, addresses, width):
-        """Which accesses of ``width`` bytes are not inside of a tensor; None if all are."""
+        """Finds the accesses of ``width`` bytes that are not inside a tensor; None if all are."""
         if not self.starts:
             return np.ones(len(addresses), bool)
         first, end = int(addresses.min()), int(addresses.max()) + width

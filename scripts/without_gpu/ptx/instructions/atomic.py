@@ -73,7 +73,7 @@ def _in_turns(access, values, new, ty, operation):
 
 
 def _turns(cells):
-    """How many come before each at its cell."""
+    """Counts the accesses before each one to the same cell."""
     order, number = np.argsort(cells, kind="stable"), np.arange(len(cells))
     first = np.r_[True, np.diff(cells[order]) != 0]
     turns = np.empty_like(number)

@@ -11,7 +11,7 @@ SCOPES = "global shared shared::cta local weak volatile relaxed acquire release 
 
 
 def space_of(ins):
-    """Which memory an instruction accesses; an address that names none is a global one."""
+    """The memory that an instruction accesses: global, unless it names another."""
     if ins.modifiers & {"shared", "shared::cta"}:
         return "shared"
     return "local" if "local" in ins.modifiers else "global"
