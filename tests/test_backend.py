@@ -401,6 +401,15 @@ def test_what_starts_inside_of_a_block_keeps_its_choice():
     assert asyncio.run(parent()) == ("aten", "aten")
 
 
+def test_two_blocks_that_were_left_are_passed_over():
+    blocks = [sigtorch.use_backend(name) for name in ("aten", "triton", "aten")]
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        block.__exit__(None, None, None)
+    assert _backend.chosen() == "auto"
+
+
 def test_blocks_left_elsewhere_do_not_pile_up():
     async def steps():
         with sigtorch.use_backend("aten"):
