@@ -15,7 +15,8 @@ def negatives(
 ) -> torch.Tensor:
     """Returns the summed loss of all pairs as negatives, without those at ``positives``, whose logits are overwritten."""
     inputs = _marked(logits, scale, bias, positives)
-    return launch_sum(_math.negative, inputs, logits, 1, logits.dtype)[0]
+    total, _ = launch_sum(_math.negative, inputs, logits, 1, logits.dtype)
+    return total
 
 
 def negatives_with_gradient(

@@ -27,7 +27,7 @@ from train_text import RUNS
 import sigtorch
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PHRASINGS = ("{}", "a scan of {}", "the number {}", "this is a {} by hand", "{}, in somebody's hand")
+PHRASINGS = ("{}", "a scan of {}", "the number {}", "this is a {} by hand", "{}, as somebody writes it")
 UNSEEN = "a picture of the digit {}"
 LENGTH = 1 + max(len(phrase.format("seven")) for phrase in (*PHRASINGS, UNSEEN))  # bytes of a text, 0 behind its end
 MEASUREMENTS = 12  # of a training

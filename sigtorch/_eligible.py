@@ -50,7 +50,7 @@ _SAVEABLE_KEYS = frozenset(_plain_keys(device)[1] for device in ("CPU", "CUDA"))
 
 def plain(*tensors: torch.Tensor) -> bool:
     """Tells whether these are dense CPU or CUDA tensors that nothing but autograd watches."""
-    # First: Dynamo traces the rest, and refuses a ContextVar under fullgraph.
+    # First, for Dynamo cannot trace the rest.
     return not torch.compiler.is_compiling() and have_plain_keys(tensors) and unwatched()
 
 

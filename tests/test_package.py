@@ -133,6 +133,7 @@ def test_names_and_order_are_pytorchs():
         (sigtorch.sigmoid_focal_loss, focal),
         (sigtorch.nn.BCEWithLogitsLoss, inspect.signature(torch.nn.BCEWithLogitsLoss).parameters),
         (sigtorch.nn.SigmoidFocalLoss, focal[2:]),
+        (sigtorch.linear_binary_cross_entropy, ["input", "linear_weight", "target"]),  # F.linear_cross_entropy's
     ):
         parameters = inspect.signature(ours).parameters.values()
         assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == [*theirs], ours

@@ -1,4 +1,4 @@
-"""Passes over CPU tensors for the sigmoid that saves its input, as precise as no operator of PyTorch; named as in kernels."""
+"""CPU passes of ``sigmoid(save="input")``, more precise than PyTorch's operators; named as in ``kernels/``."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_weights_of_positives_take_little(weights):
     ("n", "labels", "d"), [(4, 20_000, 256), (64, 1000, 512), (1000, 64, 512), (4, 8, 40_000), (4, 200_000, 64)]
 )
 def test_half_types_copy_no_more_than_a_chunk(n, labels, d, dtype):
-    """On a CPU they are added up in float32: copies of a chunk's features, and the sum of the samples' gradient."""
+    """On a CPU they are added up in float32: copies of a chunk's features, the sum of the samples' gradient, and units."""
     tensors, _, ours = linear(n, labels, d, dtype)
     both, alone = peaks(ours, tensors)
     units = (n + labels) * 4  # of float16

@@ -20,14 +20,14 @@ from sigtorch.ops.chunked_losses import function
 @pytest.fixture
 def made(monkeypatch):
     """Weak references to the gradients that forward passes make."""
-    refs, original = [], function.computed
+    refs, original = [], function.loss_and_grads
 
     def recording(*args):
-        loss, grads = original(*args)
-        refs.extend(weakref.ref(g.untyped_storage()) for g in grads if g is not None)
-        return loss, grads
+        loss, grads, units = original(*args)
+        refs.extend(weakref.ref(g.untyped_storage()) for g in (*grads, *units) if g is not None)
+        return loss, grads, units
 
-    monkeypatch.setattr(function, "computed", recording)
+    monkeypatch.setattr(function, "loss_and_grads", recording)
     return refs
 
 

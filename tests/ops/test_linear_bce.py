@@ -200,7 +200,7 @@ def test_many_positives_of_a_csr_are_looked_at():
     hits[29] = False
     crow, col = indices(hits)
     expected = F.binary_cross_entropy_with_logits(F.linear(x, weight), hits.float())
-    for parts in ((crow, col), (crow.long(), col)):
+    for parts in ((crow, col), (crow.long(), col), (torch.stack([crow, crow], 1)[:, 0], col)):
         assert_close(linear_binary_cross_entropy(x, weight, parts), expected)
     again, outside = col.clone(), col.clone()
     again[1], outside[7] = again[0], 60

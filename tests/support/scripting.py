@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import signal
 import shutil
 import socket
 import subprocess
@@ -92,7 +93,7 @@ class Started:
         return "".join(line for line in lines if not any(text in line for text in said))
 
     def wait_for(self, text):
-        """Until the first process has printed it."""
+        """Waits until the first process has printed the text."""
         deadline = time.monotonic() + 60
         while text not in self.stdout():
             assert self.processes[0].is_alive(), self.wait().stderr
@@ -104,6 +105,8 @@ class Started:
         for started in self.processes:
             started.join(120)
             if started.is_alive():
+                if not started.daemon:  # torchrun, which leads a group of processes
+                    os.killpg(started.pid, signal.SIGKILL)
                 started.kill()
                 started.join()
         ranks = range(len(self.processes))
@@ -132,10 +135,11 @@ def _forked(script, arguments, env, cwd, file):
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(file.with_suffix(suffix), os.O_WRONLY), number)
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding=encoding, line_buffering=True, errors="backslashreplace")
+    for stream, errors in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):  # as Python starts
+        stream.reconfigure(encoding=encoding, line_buffering=True, errors=errors)
     torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late for a process that has imported torch
     if script == "torchrun":
+        os.setsid()
         with mock.patch.object(torch.distributed.run, "elastic_launch", _forking):
             torch.distributed.run.main(arguments)
     else:
@@ -155,7 +159,7 @@ def _main(script, *arguments):
 
 
 def _forking(config, entrypoint):
-    """In place of torchrun's launcher: forks the workers, where that would start Python anew with `python -u script`."""
+    """Forks the workers, in place of torchrun's launcher, which starts Python anew."""
     config.start_method = "fork"
     return lambda unbuffered, script, *arguments: elastic_launch(config, _main)(Path(script).name, *arguments)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
 
 from sigtorch import _checks, _eligible
+
+
+class CSR(NamedTuple):
+    """Indices of a sparse matrix: row pointers, and the column of each positive."""
+
+    crow: torch.Tensor
+    col: torch.Tensor
 
 
 def check_features(where: str, image: torch.Tensor, text: torch.Tensor) -> None:
@@ -161,44 +168,44 @@ def check_reduction(where: str, value: object) -> None:
     _checks.check_choice(where, "reduction", value, ("mean", "sum"))
 
 
-def check_target(where: str, value: Any, input: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
-    """Returns a bool matrix, or the row pointers and columns of a CSR, whose values are not checked yet."""
+def check_target(where: str, value: Any, input: torch.Tensor, labels: int) -> torch.Tensor | CSR:
+    """Returns a bool matrix, or the indices of a CSR, whose values are not checked yet."""
     samples = input.shape[0]
     if isinstance(value, torch.Tensor) and value.layout == torch.sparse_csr:
-        parts: tuple[Any, ...] = _csr_parts(where, value, samples, labels)
+        csr = _indices(where, value, samples, labels)
     elif isinstance(value, torch.Tensor):
         if value.dtype != torch.bool or value.layout != torch.strided:
             raise _error_target(where, f"{value.layout} of {value.dtype}")
         _check_matrix(where, value, samples, labels)
         _checks.check_one_device(where, input=input, target=value)
-        return (value,)
+        return value
     elif isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, torch.Tensor) for t in value):
-        parts = tuple(value)
+        csr = CSR(*value)
     else:
         raise _error_target(where, type(value).__name__)
-    for name, t in zip(("crow_indices", "col_indices"), parts, strict=True):
+    for name, t in zip(("crow_indices", "col_indices"), csr, strict=True):
         if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
             raise TypeError(f"{where}: {name} must be one row of int32 or int64, got {t.dtype}, {tuple(t.shape)}")
-    if not _same(parts[0].shape, (samples + 1,)):
-        raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(parts[0])}")
-    _checks.check_one_device(where, input=input, crow_indices=parts[0], col_indices=parts[1])
-    return parts
+    if not _same(csr.crow.shape, (samples + 1,)):
+        raise ValueError(f"{where}: crow_indices must have {samples + 1} entries, got {len(csr.crow)}")
+    _checks.check_one_device(where, input=input, crow_indices=csr.crow, col_indices=csr.col)
+    return csr
 
 
-def _csr_parts(where: str, value: torch.Tensor, samples: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _indices(where: str, value: torch.Tensor, samples: int, labels: int) -> CSR:
     """Returns the indices of a CSR tensor, whose values are all 1."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise _error_csr(where)
     _check_matrix(where, value, samples, labels)
     try:
         crow, col, values = value.crow_indices(), value.col_indices(), value.values()
-    except RuntimeError:  # as under torch.func.grad and make_fx
+    except RuntimeError:  # under torch.func.grad and make_fx
         raise _error_csr(where) from None
     if values.requires_grad:
         raise ValueError(f"{where}: target gets no gradient, got a sparse CSR tensor that requires one")
     if readable(values) and not bool((values == 1).all()):
         raise ValueError(f"{where}: target must hold ones alone, got {values[values != 1][0]:g}")
-    return crow, col
+    return CSR(crow, col)
 
 
 def _error_csr(where: str) -> RuntimeError:
@@ -226,18 +233,18 @@ def _check_matrix(where: str, value: torch.Tensor, samples: int, labels: int) ->
         raise ValueError(f"{where}: target must have shape ({samples}, {labels}), got {tuple(value.shape)}")
 
 
-def check_form(where: str, parts: tuple[torch.Tensor, ...], labels: int) -> None:
+def check_form(where: str, csr: CSR, labels: int) -> None:
     """Refuses row pointers that fall and labels out of range; a GPU is waited for once."""
-    crow, col = parts
+    crow, col = csr
     rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
     if not rises & ((col >= 0) & (col < labels)).all():
         raise _error_malformed(where, crow, col, labels)
 
 
-def check_csr(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+def check_csr(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
     """Returns label * samples + sample of each positive, sorted; refuses a malformed CSR."""
-    check_form(where, parts, labels)
-    label, sample = pairs(parts, samples)
+    check_form(where, csr, labels)
+    label, sample = pairs(csr, samples)
     key = sample.add_(label, alpha=samples).sort().values
     twice = key[1:] == key[:-1]
     if bool(twice.any()):
@@ -257,8 +264,8 @@ def _error_malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: 
     return ValueError(f"{where}: crow_indices must rise from 0 to the {len(col)} col_indices, got {seen}")
 
 
-def pairs(parts: tuple[torch.Tensor, ...], samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs(csr: CSR, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns label and sample of each positive, in the order of the CSR."""
-    crow, col = parts
+    crow, col = csr
     every = torch.arange(samples, device=crow.device)
     return col.long(), torch.repeat_interleave(every, crow.diff(), output_size=col.shape[0])

@@ -21,7 +21,7 @@ from sigtorch.ops.chunked_losses.products import (
     Tile,
     Work,
     has_units,
-    times,
+    multiply_in_units,
     unrounded,
     write_in_units,
 )
@@ -137,7 +137,7 @@ def _scaled(ctx: Any, kept: Sequence[Number], units: Sequence[Number], grad: tor
         if unit is None:
             scaled.append(g.mul_(factor) if mine else g * factor)
         elif plain:
-            scaled.append(times(g, unit, factor, g if mine else torch.empty_like(g)))
+            scaled.append(multiply_in_units(g, unit, factor, g if mine else torch.empty_like(g)))
         else:
             scaled.append(g * (unit * factor))
     return scaled

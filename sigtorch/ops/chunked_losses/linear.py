@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from sigtorch import _checks
 from sigtorch.ops.chunked_losses import checks
+from sigtorch.ops.chunked_losses.checks import CSR
 from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
 from sigtorch.ops.chunked_losses.products import POSITIVES, SHARE, Find, Operands, Work, tile_of, unrounded, work_for
 
@@ -76,27 +77,30 @@ def linear_binary_cross_entropy(
     checks.check_reduction(where, reduction)
     chunk_size = checks.check_chunk_size(where, chunk_size)
     samples, labels = input.shape[0], linear_weight.shape[0]
-    parts = checks.check_target(where, target, input, labels)
-    others = [t for t in (linear_bias, pos_weight, *parts) if t is not None]
+    positives = checks.check_target(where, target, input, labels)
+    given = positives if isinstance(positives, CSR) else (positives,)
+    others = [t for t in (linear_bias, pos_weight, *given) if t is not None]
     work = work_for(
         "linear_binary_cross_entropy", linear_weight, input, others,
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
     if work.runner == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
         try:
-            dense = parts[0] if len(parts) == 1 else _dense(where, parts, samples, labels)
-            return _formula(work, input, linear_weight, linear_bias, dense, pos_weight)
+            if isinstance(positives, CSR):
+                positives = _traced_matrix(where, positives, samples, labels)
+            return _formula(work, input, linear_weight, linear_bias, positives, pos_weight)
         except RuntimeError:
-            given = {"linear_weight": linear_weight, "linear_bias": linear_bias, "pos_weight": pos_weight}
-            checks.check_dtensors(where, parts, input=input, **given)
+            layer = {"linear_weight": linear_weight, "linear_bias": linear_bias, "pos_weight": pos_weight}
+            checks.check_dtensors(where, given, input=input, **layer)
             raise
     tile = tile_of(work, linear_weight, input, chunk_size)
-    if len(parts) == 2 and parts[1].shape[0] > max(POSITIVES, samples * labels // DENSE_FROM):
-        parts = (_filled(where, parts, samples, labels),)
-    if len(parts) == 1:
-        find: Find = _Dense(parts[0])
+    if isinstance(positives, CSR) and len(positives.col) > max(POSITIVES, samples * labels // DENSE_FROM):
+        positives = _matrix_in_parts(where, positives, samples, labels)
+    find: Find
+    if isinstance(positives, CSR):
+        find = _Sparse(checks.check_csr(where, positives, samples, labels), tile.rows, labels, samples)
     else:
-        find = _Sparse(checks.check_csr(where, parts, samples, labels), tile.rows, labels, samples)
+        find = _Dense(positives)
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
     work = replace(work, find=find, weights=weights)
     return loss_of(work, tile, Operands(linear_weight, input, None, linear_bias))
@@ -130,25 +134,25 @@ class _Dense:
         return self.targets[left:right, top:bottom].t().reshape(-1).nonzero().view(-1)
 
 
-def _dense(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
-    """Returns the target as a bool matrix, by operators that can be traced."""
-    if all(map(checks.readable, parts)):
-        checks.check_csr(where, parts, samples, labels)
-    label, sample = checks.pairs(parts, samples)
+def _traced_matrix(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
+    """Returns a CSR as a bool matrix, by operators that can be traced."""
+    if all(map(checks.readable, csr)):
+        checks.check_csr(where, csr, samples, labels)
+    label, sample = checks.pairs(csr, samples)
     targets = torch.zeros(samples, labels, dtype=torch.bool, device=label.device)
     return targets.index_put((sample, label), torch.ones_like(label, dtype=torch.bool))
 
 
-def _filled(where: str, parts: tuple[torch.Tensor, ...], samples: int, labels: int) -> torch.Tensor:
+def _matrix_in_parts(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
     """Returns a CSR of many positives as a bool matrix, writing a part of them at a time."""
-    checks.check_form(where, parts, labels)
-    crow, col = parts[0].long(), parts[1]
+    checks.check_form(where, csr, labels)
+    crow, col = csr.crow.long().contiguous(), csr.col  # contiguous, or searchsorted warns
     matrix = torch.zeros(samples, labels, dtype=torch.bool, device=col.device)
     place = torch.arange(len(col), device=col.device)
     for label, at in zip(*(t.split(max(POSITIVES, len(col) // SHARE)) for t in (col, place)), strict=True):
         matrix[torch.searchsorted(crow, at, right=True).sub_(1), label] = True
     if int(matrix.count_nonzero()) < len(col):
-        checks.check_csr(where, parts, samples, labels)  # raises for a label that is named twice
+        checks.check_csr(where, csr, samples, labels)  # raises for a label that is named twice
     return matrix
 
 

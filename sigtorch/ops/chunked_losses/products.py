@@ -29,7 +29,7 @@ CHUNK_ELEMENTS, CHUNK_ROWS = {"cpu": 2**20, "cuda": 2**25}, {"cpu": 2**10, "cuda
 PART = 3
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
 # A gradient in units is multiplied this many elements at a time.
-UNITS = {"cpu": 2**16, "cuda": 2**23}
+UNIT_ELEMENTS = {"cpu": 2**16, "cuda": 2**23}
 # Positives are computed this many at a time, or 1 / SHARE of a chunk's logits if that is more, to bound their memory.
 POSITIVES, SHARE = 2**10, 8
 
@@ -291,9 +291,9 @@ def write_in_units(grad: torch.Tensor, out: torch.Tensor, units: torch.Tensor) -
     out.copy_(grad.div_(units))
 
 
-def times(grad: torch.Tensor, units: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def multiply_in_units(grad: torch.Tensor, units: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Writes grad * units * factor, rounded once, to out, which may be grad; a part of the rows at a time."""
-    size = max(1, UNITS.get(grad.device.type, 2**16) // grad.shape[1])
+    size = max(1, UNIT_ELEMENTS.get(grad.device.type, 2**16) // grad.shape[1])
     for rows, unit, to in zip(grad.split(size), units.split(size), out.split(size), strict=True):
         to.copy_(rows * (unit * factor))
     return out

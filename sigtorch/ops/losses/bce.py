@@ -133,7 +133,6 @@ def binary_cross_entropy_with_logits(
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
         except (RuntimeError, TypeError, ValueError):
             pass  # explained below
-    has_tensor_numbers = False
     if not is_default or not checks.is_common(input, target, reduction, weight, pos_weight):
         checks.check_legacy(where, size_average, reduce)
         checks.check_reduction(where, reduction)
@@ -147,11 +146,10 @@ def binary_cross_entropy_with_logits(
         checks.check_indices_differ(where, target, background_index, ignore_index)
         ignore_index = checks.ignorable(ignore_index, target.dtype)
         label_smoothing = number(label_smoothing)
-        has_tensor_numbers = isinstance(label_smoothing, torch.Tensor)
     loss = BCE(
         reduction=reduction, dtype=result_dtype(input, target), dim=dim,
         background_index=background_index, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, has_tensor_numbers=has_tensor_numbers,
+        label_smoothing=label_smoothing,
     )  # fmt: skip
     return run(loss, input, target, weight, pos_weight, None)
 

@@ -147,7 +147,6 @@ def sigmoid_focal_loss(
     where = "sigmoid_focal_loss()"
     is_default = ignore_index is None and type(dim) is int and dim == -1
     are_common = checks.are_common_numbers(alpha, gamma, background_index, normalizer, reduction)
-    has_tensor_numbers = False
     if not is_default or not are_common or not checks.is_common(inputs, targets, reduction, weight, pos_weight):
         checks.check_reduction(where, reduction)
         checks.check_alpha_and_gamma(where, alpha, gamma)
@@ -161,13 +160,12 @@ def sigmoid_focal_loss(
         checks.check_indices_differ(where, targets, background_index, ignore_index)
         ignore_index = checks.ignorable(ignore_index, targets.dtype)
         alpha, gamma = number(alpha), number(gamma)
-        has_tensor_numbers = isinstance(alpha, torch.Tensor) or isinstance(gamma, torch.Tensor)
     divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
     loss = Focal(
         reduction=reduction, dtype=result_dtype(inputs, targets), dim=dim,
         background_index=background_index, ignore_index=ignore_index,
         normalizer=None if normalizer is None or divisor is not None else number(normalizer),
-        alpha=alpha, gamma=gamma, has_tensor_numbers=has_tensor_numbers,
+        alpha=alpha, gamma=gamma,
     )  # fmt: skip
     if divisor is not None and not divisor.is_floating_point():  # a count
         divisor = divisor.to(loss.wide(inputs))

@@ -33,7 +33,6 @@ class Loss(ABC):
     background_index: int = -1
     ignore_index: int | None = None  # that a target's dtype can hold
     normalizer: float | None = None  # where that is no tensor
-    has_tensor_numbers: bool = False  # a number is a 0-d tensor that is differentiated, transformed or traced
 
     def __init_subclass__(cls) -> None:
         register_op(cls.function)

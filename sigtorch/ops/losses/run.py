@@ -58,8 +58,9 @@ def number(value: Any) -> Any:
 
 def _differentiated(loss: Loss, given: Sequence[torch.Tensor]) -> bool:
     """Tells whether more than the logits wants a gradient, or a number is transformed or traced."""
-    if loss.has_tensor_numbers:
-        return True
+    for value in vars(loss).values():
+        if isinstance(value, torch.Tensor):
+            return True
     if torch.is_grad_enabled():
         for t in given:
             if t.requires_grad:
@@ -133,12 +134,18 @@ class LossFunction(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Loss, x: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None
+        ctx: Any,
+        loss: Loss,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        pos_weight: torch.Tensor | None,
+        normalizer: torch.Tensor | None,
     ) -> torch.Tensor:
         forward_pass, ctx.backward_pass = _passes()
         ctx.loss = loss
-        out, normalizer = forward_pass(loss, x, target, *others)
-        ctx.save_for_backward(marker(loss.function), x, target, *others[:2], normalizer)
+        out, divisor = forward_pass(loss, x, target, weight, pos_weight, normalizer)
+        ctx.save_for_backward(marker(loss.function), x, target, weight, pos_weight, divisor)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
