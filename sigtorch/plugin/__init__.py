@@ -1,1 +1,1 @@
-"""Plugging sigtorch into models that exist."""
+"""Plugs sigtorch into existing models."""

@@ -1,9 +1,9 @@
-"""Products that no rewritten method reaches: in functions that methods call, and in objects that modules hold."""
+"""Finds products outside of a module's methods: in functions that they call, and in objects that modules hold."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -13,72 +13,74 @@ from sigtorch.plugin import overlooked, source
 from sigtorch.plugin.rewrite import names_in
 from sigtorch.plugin.writer import Site, Writer
 
-FUNCTION = "in a function that is no method"
-OBJECT = "in an object that is no module"
-_NOT_READ = {"torch", "sigtorch", "builtins", "functools", "operator", "math", "typing", "numpy"}
+FUNCTION_REASON = "it is in a function that is not a method"
+OBJECT_REASON = "it is in an object that is not a module"
+_SKIPPED_PACKAGES = {"torch", "sigtorch", "builtins", "functools", "operator", "math", "typing", "numpy"}
 
 
 class Elsewhere:
-    """Looks at each function once, for the first class of modules that leads there."""
+    """Reads each function once, for the first class of modules that leads to it."""
 
     def __init__(self) -> None:
-        self.seen: set[FunctionType] = set()
+        self.visited: set[FunctionType] = set()
         self.known: dict[tuple[Any, ...], list[Site]] = {}
 
     def sites(self, module: torch.nn.Module) -> list[Site]:
-        """The products in what the methods of a module's class call, and in what such a module's attributes hold."""
+        """Returns the products in functions that the module's methods call, and in objects that its attributes hold."""
         held = [*vars(module).values()]
         objects = [type(v) for v in held if not isinstance(v, (torch.nn.Module, torch.Tensor))]
         functions = [v for v in held if isinstance(v, FunctionType)]
         key = (type(module), *objects, *functions)
         if key not in self.known:
-            self.known[key] = self._sites(type(module), objects, functions)
+            self.known[key] = self._find_sites(type(module), objects, functions)
         return self.known[key]
 
-    def _sites(self, cls: type, objects: list[type], called: list[FunctionType]) -> list[Site]:
+    def _find_sites(self, cls: type, objects: list[type], functions: list[FunctionType]) -> list[Site]:
         sites = []
-        for function in self._new(_methods(*objects)):
-            sites += _products(function, OBJECT)
-            called += _calls(function)
-        for function in self._new(_methods(cls)):
-            called += _calls(function)
-        for function in called:
-            for new in self._new(iter([function])):
-                sites += _products(new, FUNCTION)
-                called += _calls(new)
+        for method in self._unvisited(_methods(*objects)):
+            sites += _products(method, OBJECT_REASON)
+            functions += _callees(method)
+        for method in self._unvisited(_methods(cls)):
+            functions += _callees(method)
+        for function in self._unvisited(functions):  # which grows meanwhile
+            sites += _products(function, FUNCTION_REASON)
+            functions += _callees(function)
         return sites
 
-    def _new(self, functions: Iterator[FunctionType]) -> Iterator[FunctionType]:
+    def _unvisited(self, functions: Iterable[FunctionType]) -> Iterator[FunctionType]:
         for function in functions:
             plain = inspect.unwrap(function)
-            if plain not in self.seen and isinstance(plain, FunctionType) and _read(plain):
-                self.seen.add(plain)
+            if plain not in self.visited and isinstance(plain, FunctionType) and _is_searched(plain):
+                self.visited.add(plain)
                 yield plain
 
 
-def _read(of: Any) -> bool:
-    return str(getattr(of, "__module__", None)).split(".")[0] not in _NOT_READ
+def _is_searched(value: Any) -> bool:
+    return str(getattr(value, "__module__", None)).split(".")[0] not in _SKIPPED_PACKAGES
 
 
 def _methods(*classes: type) -> Iterator[FunctionType]:
     for cls in classes:
-        for base in cls.__mro__ if _read(cls) else ():
+        for base in cls.__mro__ if _is_searched(cls) else ():
             yield from (f for f in vars(base).values() if isinstance(f, FunctionType))
 
 
-def _calls(function: FunctionType) -> list[FunctionType]:
-    """The functions that a function names, by themselves or as attributes of modules."""
+def _callees(function: FunctionType) -> list[FunctionType]:
+    """Returns the functions that a function names, by themselves or as attributes of modules."""
     names = names_in(function)
-    values = [source.named(name, function) for name in names]
-    for module in [v for v in values if isinstance(v, ModuleType) and v.__name__.split(".")[0] not in _NOT_READ]:
+    values = [source.resolve_name(name, function) for name in names]
+    for module in [
+        v for v in values if isinstance(v, ModuleType) and v.__name__.split(".")[0] not in _SKIPPED_PACKAGES
+    ]:
         values += [vars(module).get(name) for name in names]
     return [v for v in values if isinstance(v, FunctionType)]
 
 
-def _products(function: FunctionType, why: str) -> list[Site]:
-    if not (names_in(function) & overlooked.NAMES and source.multiplies(function.__code__)):
+def _products(function: FunctionType, reason: str) -> list[Site]:
+    """Returns the products in a function, each left for this reason."""
+    if not (names_in(function) & overlooked.NAMES and source.has_product(function.__code__)):
         return []
-    read = source.known(function)
+    read = source.read_if_current(function)
     if read is None:
         return []
-    return [site._replace(reason=why) for site in Writer(object, function, read.definition, {}, {}).alike()]
+    return [site._replace(reason=reason) for site in Writer(object, function, read.definition, {}, {}).candidates()]

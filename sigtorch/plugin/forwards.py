@@ -1,4 +1,4 @@
-"""Forwards that replace those of PyTorch's modules."""
+"""Forwards that replace those of PyTorch's modules. Pickles of patched modules name these functions: keep their names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from sigtorch.ops.losses.checks import pytorch_takes
 
 
 def sigmoid_forward(self: Any, input: torch.Tensor) -> torch.Tensor:
-    """The sigmoid of every element."""
+    """Computes the sigmoid of every element."""
     return sigmoid.sigmoid(input)
 
 
 def sigmoid_from_input_forward(self: Any, input: torch.Tensor) -> torch.Tensor:
-    """The sigmoid of every element, of which backward gets the input."""
+    """Computes the sigmoid of every element, and saves the input for backward."""
     return sigmoid.sigmoid(input, save="input")
 
 
 def glu_forward(self: Any, input: torch.Tensor) -> torch.Tensor:
-    """One half times the sigmoid of the other."""
+    """Computes one half times the sigmoid of the other."""
     return gates.glu(input, self.dim)
 
 
 def bce_forward(self: Any, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss, or PyTorch's own error: so no class indices."""
+    """Computes the loss; raises PyTorch's own error for arguments that PyTorch refuses, such as class indices."""
     if pytorch_takes(input, target, self.weight, self.reduction, self.pos_weight):
         return losses.binary_cross_entropy_with_logits(
             input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
@@ -34,30 +34,27 @@ def bce_forward(self: Any, input: torch.Tensor, target: torch.Tensor) -> torch.T
     return torch.nn.BCEWithLogitsLoss.forward(self, input, target)
 
 
-class Swap(NamedTuple):
-    """A class of PyTorch's, its forward when sigtorch is imported, and ours by what a sigmoid saves."""
+class Replacement(NamedTuple):
+    """A class of PyTorch's, its forward and that one's code when sigtorch is imported, and the forwards that replace it.
+
+    Which of the two is used depends on what a sigmoid saves for backward.
+    """
 
     module_class: type[torch.nn.Module]
-    original: Any
+    forward: Any
     code: Any
-    output: Any
-    input: Any
+    saving_output: Any
+    saving_input: Any
     name: str
 
 
-def _swap(module_class: Any, output: Any, input: Any = None) -> Swap:
-    return Swap(
-        module_class,
-        module_class.forward,
-        module_class.forward.__code__,
-        output,
-        input or output,
-        f"sigtorch.nn.{module_class.__name__}",
-    )
+def _replacement(module_class: Any, saving_output: Any, saving_input: Any) -> Replacement:
+    forward, name = module_class.forward, f"sigtorch.nn.{module_class.__name__}"
+    return Replacement(module_class, forward, forward.__code__, saving_output, saving_input, name)
 
 
-SWAPS = (
-    _swap(torch.nn.Sigmoid, sigmoid_forward, sigmoid_from_input_forward),
-    _swap(torch.nn.GLU, glu_forward),
-    _swap(torch.nn.BCEWithLogitsLoss, bce_forward),
+REPLACEMENTS = (
+    _replacement(torch.nn.Sigmoid, sigmoid_forward, sigmoid_from_input_forward),
+    _replacement(torch.nn.GLU, glu_forward, glu_forward),
+    _replacement(torch.nn.BCEWithLogitsLoss, bce_forward, bce_forward),
 )

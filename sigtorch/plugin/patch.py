@@ -1,9 +1,10 @@
-"""Modules of an existing model, swapped in place and taken back."""
+"""Swaps the classes of modules in an existing model, and swaps them back."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -13,91 +14,112 @@ from sigtorch import _checks
 from sigtorch._checks import Save
 from sigtorch.plugin import classes
 from sigtorch.plugin.elsewhere import Elsewhere
-from sigtorch.plugin.forwards import SWAPS
+from sigtorch.plugin.forwards import REPLACEMENTS
 from sigtorch.plugin.recognise import (
-    ALIKE,
-    ANEW,
-    IN_PLACE,
-    INERT,
+    LIKE_ACTIVATION,
     NUMBER,
-    computes_anew,
-    kind_of,
-    looks_alike,
+    RETURNS_NEW,
+    SIGMOID,
+    SILU,
+    WORKS_IN_PLACE,
+    AttributeKinds,
+    Kind,
+    class_activation,
+    has_activation_name,
     obstacle,
+    returns_new_tensor,
     works_in_place,
 )
-from sigtorch.plugin.rewrite import Rewritten, methods_of
+from sigtorch.plugin.rewrite import Rewritten, rewrite_methods
 from sigtorch.plugin.table import Row, headline, table
-
-_READY = "sigtorch's already"
 
 
 class _Swap(NamedTuple):
+    """A module by its name in the model, the class that it is to get, and the note in the table."""
+
     name: str
     module: torch.nn.Module
-    after: type
+    new_class: type
     note: str
 
 
-class Patch:
-    """The swaps that :func:`sigtorch.patch` made in a model: prints them as a table, and takes them back.
+class _Done(NamedTuple):
+    """A swap that was made, the class that the module had, and the attributes that its instance had."""
 
-    Also a context manager, which takes them back on leaving.
+    swap: _Swap
+    old_class: type
+    attributes: set[str]
+
+
+class Patch:
+    """The swaps that :func:`sigtorch.patch` made in a model.
+
+    ``print`` it for a table of them, and call :meth:`undo` to take them back. As a context manager, it takes them back on
+    leaving the block.
 
     Attributes:
-        swapped: for the name of each module that was swapped, what now runs it.
-        left: for the name of each module that was looked at and left alone, the reason.
+        swapped: maps the name of each swapped module to what runs in its place.
+        left: maps the name of each module that was left, or has products that were left, to the reasons, one a line.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())
+        >>> patch = sigtorch.patch(model)
+        >>> print(patch)
+        sigtorch.patch: 1 swapped, 0 left
+          swapped  1 x  1  Sigmoid  sigtorch.nn.Sigmoid
+        >>> patch.undo()
     """
 
     def __init__(self, swaps: list[_Swap], left: list[Row]) -> None:
-        self._rows: list[Row] = []
+        self._swapped: list[Row] = []
         self._left = left
-        self._undo: list[tuple[_Swap, type, set[str]]] = []
+        self._done: list[_Done] = []
         try:
             for swap in swaps:
-                self._put(swap)
+                self._make(swap)
         except BaseException:
             self.undo()
             raise
-        self.swapped = {row.name: row.note for row in self._rows}
+        self.swapped = {row.name: row.note for row in self._swapped}
         self.left: dict[str, str] = {}
         for row in left:
             self.left[row.name] = "\n".join(filter(None, (self.left.get(row.name), row.note)))
 
-    def _put(self, swap: _Swap) -> None:
-        before, held = type(swap.module), {*vars(swap.module)}
+    def _make(self, swap: _Swap) -> None:
+        old_class, attributes = type(swap.module), {*vars(swap.module)}
         try:
-            _give(swap.module, swap.after)
-        except (AttributeError, TypeError) as error:  # of a class that says how its attributes, or that one, are set
+            _set_class(swap.module, swap.new_class)
+        except (AttributeError, TypeError) as error:  # from a class that restricts setting its attributes or __class__
             note = f"its class cannot be changed: {_checks.in_a_line(error)}"
-            self._left.append(Row(swap.name, before.__name__, note))
+            self._left.append(Row(swap.name, old_class.__name__, note))
             return
-        self._rows.append(Row(swap.name, before.__name__, swap.note))
-        self._undo.append((swap, before, held))
+        self._swapped.append(Row(swap.name, old_class.__name__, swap.note))
+        self._done.append(_Done(swap, old_class, attributes))
 
     def undo(self) -> None:
-        """Give every swapped module back the class it had; a second call does nothing.
+        """Gives every swapped module its former class; a second call does nothing.
 
         Raises:
-            RuntimeError: something else changed a module's class or forward since; all others are restored. Once that is
-                taken back, another call restores the rest.
+            RuntimeError: something else has changed a module's class or forward since the patch. All other modules are
+                restored. Take that change back, and call ``undo`` again for the rest.
         """
-        undo, self._undo, refused = self._undo, [], None
-        for swap, before, had in undo:
-            if type(swap.module) is before:
+        done, self._done, cause = self._done, [], None
+        for each in done:
+            module, new_class = each.swap.module, each.swap.new_class
+            if type(module) is each.old_class:
                 continue
-            # A method put on the instance since holds ours, bound, and would outlive it.
-            put = {"forward", *classes.methods_in(swap.after)} & vars(swap.module).keys() - had
-            if type(swap.module) is not swap.after or put:
-                self._undo.append((swap, before, had))
+            # A method set on the instance since the patch may hold a rewritten method, bound, and would outlive it.
+            added = {"forward", *classes.methods_in(new_class)} & vars(module).keys() - each.attributes
+            if type(module) is not new_class or added:
+                self._done.append(each)
                 continue
             try:
-                _give(swap.module, before)
+                _set_class(module, each.old_class)
             except Exception as error:
-                self._undo.append((swap, before, had))
-                refused = error
-        if self._undo:
-            raise _checks.error_class_changed([swap.name for swap, *_ in self._undo]) from refused
+                self._done.append(each)
+                cause = error
+        if self._done:
+            raise _checks.error_class_changed([each.swap.name for each in self._done]) from cause
 
     def __enter__(self) -> Patch:
         return self
@@ -106,41 +128,44 @@ class Patch:
         self.undo()
 
     def __str__(self) -> str:
-        return table(self._rows, self._left)
+        return table(self._swapped, self._left)
 
     def __repr__(self) -> str:
-        return f"<{headline(self._rows, self._left)}>"
+        return f"<{headline(self._swapped, self._left)}>"
 
 
-def _give(module: torch.nn.Module, cls: type) -> None:
-    """Changes what a module is an instance of, past what its class may say of setting attributes."""
+def _set_class(module: torch.nn.Module, cls: type) -> None:
+    """Sets a module's class, past any ``__setattr__`` of its own."""
     object.__setattr__(module, "__class__", cls)
 
 
 def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
-    """Swaps, in place, what sigtorch fuses in a model: its modules, and the products in its modules' own methods.
+    """Makes a model use sigtorch, in place: its modules, and the products in its modules' own methods.
 
-    The modules are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU` and :class:`torch.nn.BCEWithLogitsLoss`; subclasses with
-    a forward of their own are left. The products are σ(g)·x and silu(g)·u, in whatever surroundings: in the gate of an
-    attention, a squeeze-and-excitation, a feed-forward. A method that holds one is compiled again from its own source, in
-    which the product alone is another call. At each call that looks at what it is given: where the activation is a sigmoid
-    or silu, unhooked and not in place, and kernels take the operands and their shapes, they run. In all other cases, as on a
-    CPU, what was written runs, and gives what it gave, to the last bit.
+    The modules are :class:`torch.nn.Sigmoid`, :class:`torch.nn.GLU` and :class:`torch.nn.BCEWithLogitsLoss`. Subclasses that
+    override ``forward`` are left.
 
-    A swapped module is the same object with the same parameters, buffers, hooks, flags and ``state_dict`` keys, of a class
-    that is a subclass of the one it had. Its methods keep their signatures. It pickles, deep-copies, compiles and exports.
+    The products are σ(g)·x and silu(g)·u, anywhere in a method: in attention gates, squeeze-and-excitation, feed-forwards. The
+    method is compiled again from its source, with a call in place of the product. Each call checks its operands. A kernel runs
+    if the activation is a sigmoid or silu without hooks that does not work in place, and if a kernel takes the operands and
+    their shapes. Otherwise, as on a CPU, the original expression runs, with the same result to the last bit.
+
+    A swapped module stays the same object, with the same parameters, buffers, hooks, flags and ``state_dict`` keys. Its class
+    becomes a subclass of the class it had. Its methods keep their signatures. It can be pickled, deep-copied, compiled and
+    exported.
 
     Args:
-        model: any module; it may be one of those itself.
-        save: what the swapped sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
+        model: any module; it may itself be one of those above.
+        save: the tensor that swapped sigmoids keep for backward, ``"output"`` or ``"input"``, as in
+            :func:`sigtorch.sigmoid`.
 
     Returns:
-        A :class:`Patch`. ``print`` it for a table of what was swapped and what was left and why; ``undo()`` it, or use it as
-        a context manager, to have the model as it was.
+        A :class:`Patch`. ``print`` it for a table of what was swapped, and what was left with the reasons. To restore the
+        model, call its ``undo()``, or use it as a context manager.
 
     Raises:
-        TypeError: model is not a module.
-        ValueError: an unknown ``save``.
+        TypeError: ``model`` is not a module.
+        ValueError: ``save`` is unknown.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())
@@ -150,123 +175,127 @@ def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
     """
     _checks.check_module("patch()", model)
     _checks.check_save("patch()", save)
-    look = _Look(save)
+    survey = _Survey(save)
     for name, module in model.named_modules():
         try:
-            look.at(name, module)
-        except Exception as error:  # whatever an odd class of the user's raises
-            look.leave(name, module, [f"it cannot be looked at: {_checks.in_a_line(error)}"])
-    return Patch(look.swaps, look.left)
+            survey.visit(name, module)
+        except Exception as error:  # an unusual class of the user's may raise anything
+            survey.leave(name, module, [f"it cannot be inspected: {_checks.in_a_line(error)}"])
+    return Patch(survey.swaps, survey.left)
 
 
-class _Look:
-    """Looks at the modules of one model, at each class of them once."""
+class _Survey:
+    """Visits the modules of one model, and collects the swaps to make and the rows of what is left."""
 
     def __init__(self, save: Save) -> None:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []
         self.elsewhere = Elsewhere()
-        self.read: dict[tuple[type, frozenset[tuple[str, str]]], dict[str, Rewritten]] = {}
+        self.rewritten: dict[tuple[type, AttributeKinds], dict[str, Rewritten]] = {}  # each class is read once
 
-    def at(self, name: str, module: torch.nn.Module) -> None:
+    def visit(self, name: str, module: torch.nn.Module) -> None:
         cls: Any = type(module)
-        if any("_sigtorch_original" in vars(base) for base in cls.__mro__) or _is_ours(cls):
-            self.leave(name, module, [_READY])
+        if any("_sigtorch_original" in vars(base) for base in cls.__mro__) or _is_of_sigtorch(cls):
+            self.leave(name, module, ["it uses sigtorch already"])
         elif isinstance(module, (torch.fx.GraphModule, torch.jit.ScriptModule)):
-            self.leave(name, module, ["traced already: patch the model before that"])
-        elif not self.swap(name, module):
-            self.rewrite(name, module)
+            self.leave(name, module, ["it is traced already: patch the model before tracing"])
+        elif not self.replace_forward(name, module):
+            self.fuse_products(name, module)
 
     def leave(self, name: str, module: torch.nn.Module, reasons: list[str]) -> None:
         if reasons:
             self.left.append(Row(name, type(module).__name__, "\n".join(dict.fromkeys(reasons))))
 
-    def swap(self, name: str, module: torch.nn.Module) -> bool:
-        """Whether it is one of PyTorch's modules, which it then swaps, or leaves."""
+    def replace_forward(self, name: str, module: torch.nn.Module) -> bool:
+        """Swaps or leaves one of PyTorch's modules; returns False for any other."""
         cls: Any = type(module)
-        for swap in SWAPS:
-            if isinstance(module, swap.module_class):
-                if (
-                    "forward" in vars(module)
-                    or cls.forward is not swap.original
-                    or cls.forward.__code__ is not swap.code
-                ):
-                    self.leave(name, module, ["has a forward of its own"])
-                else:
-                    after = swapped_class(cls, swap.input if self.save == "input" else swap.output)
-                    self.swaps.append(_Swap(name, module, after, swap.name))
-                return True
+        for known in REPLACEMENTS:
+            if not isinstance(module, known.module_class):
+                continue
+            overridden = "forward" in vars(module) or cls.forward is not known.forward
+            if overridden or cls.forward.__code__ is not known.code:
+                self.leave(name, module, ["its forward is not PyTorch's"])
+            else:
+                new_class = swapped_class(cls, known.saving_input if self.save == "input" else known.saving_output)
+                self.swaps.append(_Swap(name, module, new_class, known.name))
+            return True
         return False
 
-    def rewrite(self, name: str, module: torch.nn.Module) -> None:
-        """Fuses the products in a module's methods."""
-        cls: Any = type(module)
-        held = {**vars(module), **module._modules, **module._parameters, **module._buffers}
-        kinds = {attribute: kind for attribute, value in held.items() if (kind := _kind(value))}
-        hindered = {a: why for a, kind in kinds.items() if kind not in INERT
-                    and (why := obstacle(held[a]))}  # fmt: skip
-        activations = frozenset((attribute, kind) for attribute, kind in kinds.items() if attribute not in hindered)
-        methods = self.methods_of(cls, activations)
-        replaced = methods.keys() & vars(module).keys()
-        fused = [s for method, m in methods.items() if method not in replaced for s in m.sites if not s.reason]
-        left = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
-        left += [
-            f"{s.where}: {method} was replaced on the instance" for method in replaced for s in methods[method].sites
-        ]
-        bound = {v.__func__: a for a, v in vars(module).items() if isinstance(v, MethodType) and v.__self__ is module}
-        for method in methods.keys() - replaced:
-            if attribute := bound.get(inspect.getattr_static(cls, method, None)):
-                left += [
-                    f"{s.where}: {attribute} holds {method} as it was" for s in methods[method].sites if not s.reason
-                ]
-        known = Counter(s.where for m in methods.values() for s in m.sites)
-        for attribute, why in hindered.items():
-            more = self.methods_of(cls, activations | {(attribute, kinds[attribute])})
-            only_then = Counter(s.where for m in more.values() for s in m.sites) - known
-            left += [f"{where}: {attribute} cannot be fused, {why}" for where in only_then]
-        left += [f"{s.where}: {s.reason}" for s in self.elsewhere.sites(module)]
-        if fused:
-            places = "; ".join(dict.fromkeys(f"sigtorch.{s.fused} at {s.where}" for s in fused))
-            after = _class_of(cls, activations, methods)
-            self.swaps.append(_Swap(name, module, after, f"{places}, fuses if shapes allow"))
-        self.leave(name, module, left)
+    def fuse_products(self, name: str, module: torch.nn.Module) -> None:
+        """Swaps a module whose methods hold products that can be fused, and gives the reasons for those that cannot."""
+        cls = type(module)
+        attributes = {**vars(module), **module._modules, **module._parameters, **module._buffers}
+        kinds = {a: kind for a, value in attributes.items() if (kind := _kind_of(value))}
+        obstacles = {
+            a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(attributes[a]))
+        }
+        usable = frozenset((a, kind) for a, kind in kinds.items() if a not in obstacles)
+        methods = self.rewrite_methods(cls, usable)
+        running = {name: m for name, m in methods.items() if name not in vars(module)}
+        reasons = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
+        reasons += _overridden_sites(module, methods)
+        without = Counter(s.where for m in methods.values() for s in m.sites)
+        for a, why in obstacles.items():
+            with_it = self.rewrite_methods(cls, usable | {(a, kinds[a])})
+            more = Counter(s.where for m in with_it.values() for s in m.sites) - without
+            reasons += [f"{where}: {a} cannot be fused, {why}" for where in more]
+        reasons += [f"{s.where}: {s.reason}" for s in self.elsewhere.sites(module)]
+        if fused := [f"sigtorch.{s.fused} at {s.where}" for m in running.values() for s in m.sites if not s.reason]:
+            note = f"{'; '.join(dict.fromkeys(fused))}, fuses if shapes allow"
+            self.swaps.append(_Swap(name, module, _rewritten_class(cls, usable, methods), note))
+        self.leave(name, module, reasons)
 
-    def methods_of(self, cls: type, activations: frozenset[tuple[str, str]]) -> dict[str, Rewritten]:
-        key = (cls, activations)
-        if key not in self.read:
-            self.read[key] = methods_of(*key)
-        return self.read[key]
+    def rewrite_methods(self, cls: type, kinds: AttributeKinds) -> dict[str, Rewritten]:
+        key = (cls, kinds)
+        if key not in self.rewritten:
+            self.rewritten[key] = rewrite_methods(*key)
+        return self.rewritten[key]
 
 
+def _overridden_sites(module: torch.nn.Module, methods: dict[str, Rewritten]) -> Iterator[str]:
+    """Yields the products that instance attributes bypass: a method set on it, or one of the class' that was bound before."""
+    own = vars(module)
+    bound = {v.__func__: a for a, v in own.items() if isinstance(v, MethodType) and v.__self__ is module}
+    for name, method in methods.items():
+        attribute = bound.get(inspect.getattr_static(type(module), name, None))
+        for site in method.sites:
+            if name in own:
+                yield f"{site.where}: {name} was replaced on the instance"
+            elif attribute and not site.reason:
+                yield f"{site.where}: the attribute {attribute} holds the original {name}"
+
+
+# Pickles name this function and the next: keep their names and their arguments.
 def swapped_class(cls: type, forward: Any) -> type:
-    """A class of PyTorch's, or a subclass, with a forward of ours."""
+    """Returns a subclass of a class of PyTorch's with a forward of sigtorch's."""
     method = classes.Forward("forward", cls.forward, forward)  # type: ignore[attr-defined]
-    return classes.made(cls, {"forward": method}, (swapped_class, (cls, forward)))
+    return classes.make_class(cls, {"forward": method}, classes.Recipe(swapped_class, (cls, forward)))
 
 
-def rewritten_class(cls: type, activations: frozenset[tuple[str, str]]) -> type:
-    """A class whose methods that hold products are written anew, for instances with these attributes."""
-    return _class_of(cls, activations, methods_of(cls, activations))
+def rewritten_class(cls: type, kinds: AttributeKinds) -> type:
+    """Returns a subclass with rewritten methods, for instances whose attributes are of these kinds."""
+    return _rewritten_class(cls, kinds, rewrite_methods(cls, kinds))
 
 
-def _class_of(cls: type, activations: frozenset[tuple[str, str]], methods: dict[str, Rewritten]) -> type:
-    anew = {name: classes.Method(name, m.original, m.function) for name, m in methods.items() if m.function}
-    return classes.made(cls, anew, (rewritten_class, (cls, activations)))
+def _rewritten_class(cls: type, kinds: AttributeKinds, methods: dict[str, Rewritten]) -> type:
+    new = {name: classes.Method(name, m.original, m.function) for name, m in methods.items() if m.function}
+    return classes.make_class(cls, new, classes.Recipe(rewritten_class, (cls, kinds)))
 
 
-def _is_ours(cls: type) -> bool:
+def _is_of_sigtorch(cls: type) -> bool:
     return str(cls.__module__).split(".")[0] == "sigtorch"
 
 
-def _kind(value: Any) -> str | None:
-    if kind := kind_of(value):
-        return kind
-    # What is no operand for a kernel: a tensor of no dimensions neither.
+def _kind_of(value: Any) -> Kind | None:
+    """Returns the kind of an attribute's value."""
+    if activation := class_activation(value):
+        return activation
+    # Python numbers and 0-d tensors: no kernel takes them as an operand.
     if value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float):
         return NUMBER
-    if looks_alike(value):
-        return ALIKE
+    if has_activation_name(value):
+        return LIKE_ACTIVATION
     if not isinstance(value, torch.nn.Module):
         return None
-    return IN_PLACE if works_in_place(value) else ANEW if computes_anew(value) else None
+    return WORKS_IN_PLACE if works_in_place(value) else RETURNS_NEW if returns_new_tensor(value) else None

@@ -1,4 +1,4 @@
-"""Functions that a rewritten method calls: each computes a product fused where it can, and as written elsewhere."""
+"""Functions that a rewritten method calls: each computes a product fused if it can, and otherwise as it was written."""
 
 from __future__ import annotations
 
@@ -13,128 +13,158 @@ import torch
 
 from sigtorch import _backend, _checks, _eligible
 from sigtorch.ops import gates
-from sigtorch.plugin.recognise import SIGMOID, activation, sequence
+from sigtorch.plugin.recognise import SIGMOID, Activation, fusable_activation, sequence
 
 
 class Activated:
-    """A sigmoid or silu of gate, by called, for a product to fuse; then expanded to a shape.
+    """The sigmoid or silu of a gate, for a product to fuse.
 
-    Computed is what it gives, where something may change the gate before the product: then the product takes either. Else
-    computing is put off.
+    Attributes:
+        activation: which of the two it is.
+        function: what computes it.
+        gate: its argument, perhaps viewed since.
+        computed: its value, where something may change the gate before the product; else None, and computing it is put off.
+        expanded: the shape to which it was expanded, or None.
+        version: the gate's version counter when it was created; None for an inference tensor, which has none.
+        with_graph: whether autograd was on then.
     """
 
-    __slots__ = ("called", "computed", "expanded", "gate", "graph", "kind", "version")
+    __slots__ = ("activation", "computed", "expanded", "function", "gate", "version", "with_graph")
 
-    def __init__(self, kind: str, called: Any, gate: torch.Tensor, computed: torch.Tensor | None) -> None:
-        self.kind, self.called, self.gate, self.computed = kind, called, gate, computed
+    def __init__(
+        self, activation: Activation, function: Any, gate: torch.Tensor, computed: torch.Tensor | None = None
+    ) -> None:
+        self.activation, self.function, self.gate, self.computed = activation, function, gate, computed
         self.version = None if gate.is_inference() else gate._version
-        self.graph, self.expanded = torch.is_grad_enabled(), None
+        self.with_graph, self.expanded = torch.is_grad_enabled(), None
 
     def value(self) -> Any:
-        """Computes what was written, with autograd on or off as it was there: statements may have switched it since."""
-        s = self.computed
-        if s is None:
-            if self.changed():
-                raise _checks.error_gate_changed(self.called)
-            with torch.set_grad_enabled(self.graph):
-                s = self.called(self.gate)
-        return s if self.expanded is None else s.expand(self.expanded)
+        """Computes what was written, with autograd on or off as it was there: later statements may have switched it."""
+        value = self.computed
+        if value is None:
+            if self.gate_changed():
+                raise _checks.error_gate_changed(self.function)
+            with torch.set_grad_enabled(self.with_graph):
+                value = self.function(self.gate)
+        return value if self.expanded is None else value.expand(self.expanded)
 
-    def changed(self) -> bool:
-        """Whether something wrote into the gate, or into a tensor of the same memory, since."""
+    def gate_changed(self) -> bool:
+        """Tells whether something has written into the gate's memory since."""
         return self.version is not None and self.gate._version != self.version
 
     def unsqueeze(self, dim: int) -> Any:
         """Does what Tensor.unsqueeze does: an elementwise function of a view is the view of the function."""
-        if self.expanded is not None or self.changed():
+        if self.expanded is not None or self.gate_changed():
             return self.value().unsqueeze(dim)
-        return self._seen(lambda t: t.unsqueeze(dim))
+        return self._viewed(lambda t: t.unsqueeze(dim))
 
     def view(self, *shape: Any) -> Any:
         """Does what Tensor.view does."""
-        shaped = self.expanded is None and not isinstance(shape[0], torch.dtype) and self.gate.is_contiguous()
-        if not shaped or self.changed():
+        is_shape = not any(isinstance(size, torch.dtype) for size in shape)
+        can_view = self.expanded is None and is_shape and self.gate.is_contiguous()
+        if not can_view or self.gate_changed():
             return self.value().view(*shape)
-        return self._seen(lambda t: t.view(*shape))
+        return self._viewed(lambda t: t.view(*shape))
 
     def expand_as(self, other: Any) -> Any:
         """Does what Tensor.expand_as does; a product with a tensor of that shape needs no expanding."""
-        if self.expanded is not None or not isinstance(other, torch.Tensor) or self.changed():
+        if self.expanded is not None or not isinstance(other, torch.Tensor) or self.gate_changed():
             return self.value().expand_as(other)
-        self.gate.expand(other.shape)  # which says what does not fit
-        seen = self._seen(lambda t: t)
-        seen.expanded = other.shape
-        return seen
+        self.gate.expand(other.shape)  # raises PyTorch's error where it does not fit
+        viewed = self._viewed(lambda t: t)
+        viewed.expanded = other.shape
+        return viewed
 
-    def _seen(self, by: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        seen = Activated(self.kind, self.called, by(self.gate), None if self.computed is None else by(self.computed))
-        seen.graph = self.graph
-        return seen
+    def _viewed(self, view: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        computed = None if self.computed is None else view(self.computed)
+        viewed = Activated(self.activation, self.function, view(self.gate), computed)
+        viewed.with_graph = self.with_graph
+        return viewed
 
 
-def activated(called: Any, gate: Any, calm: bool) -> Any:
-    """``called(gate)``, for a product to fuse where the last step is a sigmoid or silu, and kernels take the tensor.
+def activated(function: Any, gate: Any) -> Any:
+    """Returns ``function(gate)``, put off for the product that uses it: no other code runs before that.
 
-    Calm means that nothing runs before the product. Else something may change the gate in place: where others can reach its
-    memory, the sigmoid is computed now. Where no kernel runs, everything runs as, and when, it was written.
+    If no kernel runs, or if the function does not end in a sigmoid or silu, all is computed now, as it was written.
     """
+    activation = _activation_to_fuse(function, gate)
+    if activation is None:
+        return function(gate)
+    if steps := sequence(function):
+        return activated(steps[-1], _run(steps[:-1], gate))
+    return Activated(activation, function, gate)
+
+
+def activated_early(function: Any, gate: Any) -> Any:
+    """Returns ``function(gate)`` as :func:`activated` does, where other code runs before the product.
+
+    That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
+    takes the gate or the value.
+    """
+    activation = _activation_to_fuse(function, gate)
+    if activation is None:
+        return function(gate)
+    if steps := sequence(function):
+        return activated_early(steps[-1], _run(steps[:-1], gate))
+    if gate.is_inference():  # without a version counter, a change would not be noticed
+        return function(gate)
+    is_alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
+    return Activated(activation, function, gate, None if is_alone else function(gate))
+
+
+def _activation_to_fuse(function: Any, gate: Any) -> Activation | None:
+    """Returns which activation a function ends in, if a kernel may run."""
     if torch.compiler.is_compiling() or type(gate) not in _eligible.PLAIN_TYPES or not runs_kernel(gate):
-        return called(gate)
-    kind = activation(called)
-    if kind is None:
-        return called(gate)
-    if modules := sequence(called):
-        for module in modules[:-2]:
-            gate = module(gate)
-        return activated(modules[-1], modules[-2](gate) if modules[1:] else gate, calm)
-    if calm:
-        return Activated(kind, called, gate, None)
-    if gate.is_inference():  # which does not tell what changed it
-        return called(gate)
-    alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
-    return Activated(kind, called, gate, None if alone else called(gate))
+        return None
+    return fusable_activation(function)
 
 
-def _references(of: Any) -> int:
-    """How often an argument that nothing else holds is counted: Python's releases differ."""
-    return sys.getrefcount(of)
+def _run(steps: list[torch.nn.Module], x: Any) -> Any:
+    for step in steps:
+        x = step(x)
+    return x
+
+
+def _count_references(argument: Any) -> int:
+    """Returns the reference count of an argument that nothing else holds, which differs between releases of Python."""
+    return sys.getrefcount(argument)
 
 
 # From Python 3.14 on, a call may borrow what a local variable holds, uncounted: there, no argument is known to be alone.
-_ALONE = _references(object()) if sys.version_info < (3, 14) else 0
+_ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
 
 
 def product(left: Any, right: Any) -> Any:
-    """``left * right``, either of which may be a sigmoid or silu to fuse."""
-    return _multiplied(operator.mul, left, right)
+    """Computes ``left * right``, either of which may be a sigmoid or silu to fuse."""
+    return _multiply(operator.mul, left, right)
 
 
-def product_by(by: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    """``by(left, right)``, by :func:`torch.mul` or one of its other names."""
-    return _multiplied(by, left, right)
+def product_by(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """Computes ``function(left, right)``, where the function is :func:`torch.mul` or one of its other names."""
+    return _multiply(function, left, right)
 
 
-def product_of(left: Any, name: str) -> Callable[[Any], Any]:
-    """``left.mul``, to be called with the other operand."""
+def product_method(left: Any, name: str) -> Callable[[Any], Any]:
+    """Returns ``left.mul`` or ``left.multiply``, to be called with the other operand."""
     if type(left) is Activated:
-        return lambda right: _multiplied(lambda a, b: getattr(a, name)(b), left, right)
-    by = getattr(left, name)  # where it was written: before the operand
-    return lambda right: _multiplied(lambda _, b: by(b), left, right)
+        return lambda right: _multiply(lambda a, b: getattr(a, name)(b), left, right)
+    method = getattr(left, name)  # read before the operand is evaluated, as it was written
+    return lambda right: _multiply(lambda _, b: method(b), left, right)
 
 
-def _multiplied(by: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
-    act, other = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.graph == torch.is_grad_enabled() and _operands_fuse(act, other):
-        return fused_product(act.kind, other, act.gate)
+    act, x = (right, left) if type(right) is Activated else (left, right)
+    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x):
+        return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
-    return by(left, right)
+    return function(left, right)
 
 
-def fused_product(kind: str, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """The product, by a kernel, of operands that fuse."""
-    if kind == SIGMOID:
+def fused_product(activation: Activation, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Computes by a kernel the product of operands that fuse."""
+    if activation == SIGMOID:
         return gates.SigmoidGateFunction.apply(x, gate, "triton")
     return gates.SwiGLUFunction.apply(gate, x, "triton")
 
@@ -145,27 +175,29 @@ def runs_kernel(*tensors: torch.Tensor) -> bool:
 
 
 def _operands_fuse(act: Activated, x: Any) -> bool:
-    """Tells whether a kernel computes the product as it is written: values, strides, and what may change in place later."""
+    """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
     gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.changed():
+    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.gate_changed():
         return False
-    if act.graph and x.requires_grad and not gate.requires_grad:
-        return False  # PyTorch keeps the sigmoid alone for backward, a kernel both operands
-    fitting = gate.shape == x.shape or (act.kind == SIGMOID and gates.gate_shape_fuses(x, gate))
-    return fitting and (gate.stride() == x.stride() or _lie_alike(x, gate)) and runs_kernel(x, gate)
+    if act.with_graph and x.requires_grad and not gate.requires_grad:
+        return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
+    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
+    return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
 
 
-def _lie_alike(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Whether the axes that both have follow one another in the same order of strides."""
+def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
+    """Tells whether the axes that both have are in the same order by their strides."""
     axes = zip(gate.shape, x.stride()[-gate.dim() :], gate.stride(), strict=True)
-    shared = sorted((by for n, *by in axes if n > 1), reverse=True)
+    strides = sorted(((x_stride, gate_stride) for n, x_stride, gate_stride in axes if n > 1), reverse=True)
     # A stride of zero has no place in that order.
-    return all(min(by) > 0 for by in shared) and all(outer[1] >= inner[1] for outer, inner in pairwise(shared))
+    return all(min(pair) > 0 for pair in strides) and all(
+        outer >= inner for (_, outer), (_, inner) in pairwise(strides)
+    )
 
 
-def putting_off(bound: Any) -> Any:
-    """A bound method, or one that gives the sigmoid that it returns to a product, where it is a rewritten one that can."""
+def deferring(bound: Any) -> Any:
+    """Returns a bound method whose result, a sigmoid or silu, is put off for a product, if it is a rewritten one."""
     if torch.compiler.is_compiling():
         return bound
-    function = getattr(getattr(bound, "__func__", None), "_sigtorch_putting_off", None)
+    function = getattr(getattr(bound, "__func__", None), "_sigtorch_deferring", None)
     return bound if function is None else MethodType(function, bound.__self__)

@@ -1,10 +1,10 @@
-"""Recognises sigmoids and silus among functions and modules, and numbers in a source."""
+"""Recognises sigmoids and silus among functions and modules, and numbers in source code."""
 
 from __future__ import annotations
 
 import ast
 import types
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,199 +15,215 @@ from sigtorch.nn import Sigmoid
 from sigtorch.plugin import source
 from sigtorch.plugin.classes import original_of
 
-SIGMOID, SILU, NUMBER = "sigmoid", "silu", "number"
-IN_PLACE, ALIKE = "works in place", "looks like a sigmoid or silu"  # by its name only
-ANEW = "gives a tensor of its own"
-INERT = (NUMBER, ALIKE, IN_PLACE, ANEW)  # kinds of attributes that compute no sigmoid or silu, as far as is known
+Activation: TypeAlias = Literal["sigmoid", "silu"]
+Kind: TypeAlias = Literal[
+    "sigmoid", "silu", "number", "works in place", "named like an activation", "returns a new tensor"
+]
+AttributeKinds: TypeAlias = frozenset[tuple[str, Kind]]  # of a module's attributes, by their names; pickles hold it
+
+SIGMOID: Final = "sigmoid"
+SILU: Final = "silu"
+NUMBER: Final = "number"
+WORKS_IN_PLACE: Final = "works in place"
+LIKE_ACTIVATION: Final = "named like an activation"
+RETURNS_NEW: Final = "returns a new tensor"
 
 
 def sigmoid_method(x: Any) -> Any:
-    """Calls ``x.sigmoid()``, whatever x is."""
+    """Calls ``x.sigmoid()``."""
     return x.sigmoid()
 
 
-_FUNCTIONS: dict[Any, str] = {
+_FUNCTIONS: dict[Any, Activation] = {
     torch.sigmoid: SIGMOID,
     torch.special.expit: SIGMOID,
     F.sigmoid: SIGMOID,
     F.silu: SILU,
     sigmoid_method: SIGMOID,
 }
-# What runs when any of these is called, as it is when sigtorch is imported: libraries that measure replace some.
+# The functions that run when one of these is called, when sigtorch is imported: profilers replace some of them.
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
-_SEQUENCE, _ITER = nn.Sequential.forward, nn.Sequential.__iter__
-_OURS: Any = Sigmoid.forward
-_CODES = {f: getattr(f, "__code__", None) for f in (*_FUNCTIONS, _CALL, _CALL_IMPL, _SEQUENCE, _ITER, _OURS)}
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_compiled_call_impl")
-_ANEW = [cls.forward for cls in (
+_SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER = nn.Sequential.forward, nn.Sequential.__iter__
+_SIGTORCH_FORWARD: Any = Sigmoid.forward
+_KNOWN = (*_FUNCTIONS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
+_CODES = {f: getattr(f, "__code__", None) for f in _KNOWN}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_NEW_TENSOR_FORWARDS = [cls.forward for cls in (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh, nn.AdaptiveAvgPool2d,
 )]  # fmt: skip
-_GLOBAL_HOOKS = [f"_global{name}" for name in _HOOKS[:4]]
 
 
-def activation(called: Any) -> str | None:
-    """The function, "sigmoid" or "silu", in which calling this with one tensor ends; None for any other."""
-    kind = kind_of(called)
-    return kind if kind and obstacle(called) is None else None
+def fusable_activation(function: Any) -> Activation | None:
+    """Returns which activation a function or module computes from its one argument, if a kernel may compute it instead."""
+    activation = class_activation(function)
+    return activation if activation and obstacle(function) is None else None
 
 
-def kind_of(called: Any) -> str | None:
-    """The same function by the classes as they are now, whatever the instances hold."""
-    if not isinstance(called, nn.Module):
-        return _function(called)
-    kind = _of_forward(_forward(called))
-    return kind_of(modules[-1]) if kind is None and (modules := sequence(called)) else kind
+def class_activation(function: Any) -> Activation | None:
+    """Returns which activation a function or module computes, by its class as it is now: hooks and the like aside."""
+    if not isinstance(function, nn.Module):
+        return _known_function(function)
+    activation = _forward_activation(_forward_of(function))
+    return class_activation(steps[-1]) if activation is None and (steps := sequence(function)) else activation
 
 
-def sequence(called: Any) -> list[nn.Module]:
-    """The modules that a sequence calls one after the other; none of anything else."""
-    if not isinstance(called, nn.Sequential):
+def sequence(function: Any) -> list[nn.Module]:
+    """Returns the modules that an ``nn.Sequential`` calls one after the other; an empty list for anything else."""
+    if not isinstance(function, nn.Sequential):
         return []
-    cls = type(called)
-    plain = _forward(called) is _SEQUENCE and cls.__iter__ is _ITER and _unchanged(_SEQUENCE) and _unchanged(_ITER)
-    return [*called] if plain else []
+    cls = type(function)
+    iterates = cls.__iter__ is _SEQUENTIAL_ITER and _is_unchanged(_SEQUENTIAL_ITER)
+    runs = _forward_of(function) is _SEQUENTIAL_FORWARD and _is_unchanged(_SEQUENTIAL_FORWARD)
+    return [*function] if iterates and runs else []
 
 
-def obstacle(called: Any) -> str | None:
-    """Why calling a module, or a sequence's last one, is more than running its class' forward."""
-    if not isinstance(called, nn.Module):
+def obstacle(function: Any) -> str | None:
+    """Returns why calling a module, or a sequence's last one, does more than its class' forward; None if it does not."""
+    if not isinstance(function, nn.Module):
         return None
-    held = called.__dict__
+    held = function.__dict__
     if "forward" in held:
         return "its forward was replaced on the instance"
-    if works_in_place(called):
+    if works_in_place(function):
         return "it works in place"
-    for name in _HOOKS:
-        if held.get(name):
-            return "it is compiled" if name == "_compiled_call_impl" else "it has hooks, which fusing would bypass"
-    for name in _GLOBAL_HOOKS:
-        if getattr(torch_modules, name):
-            return "all modules have hooks, which fusing would bypass"
-    return obstacle(modules[-1]) if (modules := sequence(called)) else None
+    if any(held.get(hooks) for hooks in _HOOKS):
+        return "it has hooks, which fusing would bypass"
+    if held.get("_compiled_call_impl"):
+        return "it is compiled"
+    if any(getattr(torch_modules, f"_global{hooks}") for hooks in _HOOKS):
+        return "all modules have hooks, which fusing would bypass"
+    return obstacle(steps[-1]) if (steps := sequence(function)) else None
 
 
 def works_in_place(module: nn.Module) -> bool:
-    """Whether a module, as PyTorch's activations have it, may write into its input."""
+    """Tells whether a module may write into its input, by the attribute ``inplace`` that PyTorch's activations have."""
     return bool(module.__dict__.get("inplace", getattr(type(module), "inplace", False)))
 
 
-def computes_anew(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's that never give their input, or a view of it."""
-    return any(type(module).forward is forward for forward in _ANEW) and obstacle(module) is None
+def returns_new_tensor(module: nn.Module) -> bool:
+    """Tells whether a module is one of PyTorch's that never return their input, or a view of it."""
+    forward: Any = type(module).forward
+    return any(forward is known for known in _NEW_TENSOR_FORWARDS) and obstacle(module) is None
 
 
-def _unchanged(function: Any) -> bool:
-    """Whether one of those known has the code that it had."""
+def _is_unchanged(function: Any) -> bool:
+    """Tells whether a known function has the code that it had when sigtorch was imported."""
     return _CODES[function] is getattr(function, "__code__", None)
 
 
-def _function(called: Any) -> str | None:
+def _known_function(function: Any) -> Activation | None:
     try:
-        kind = _FUNCTIONS.get(called)
-    except Exception:  # whatever hashing and comparing a user's object raises
+        activation = _FUNCTIONS.get(function)
+    except Exception:  # hashing and comparing a user's object may raise anything
         return None
-    return kind if kind and _unchanged(called) else None
+    return activation if activation and _is_unchanged(function) else None
 
 
-def _forward(module: nn.Module) -> Any:
-    """The forward of a module's class, if calling the module runs that alone."""
+def _forward_of(module: nn.Module) -> Any:
+    """Returns the forward of a module's class if calling the module runs only that, else None."""
     cls: Any = original_of(type(module))
-    plain = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL and _unchanged(_CALL) and _unchanged(_CALL_IMPL)
-    return cls.forward if plain else None
+    calls = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL
+    return cls.forward if calls and _is_unchanged(_CALL) and _is_unchanged(_CALL_IMPL) else None
 
 
-class _Returned(NamedTuple):
-    """The function that a one-statement forward calls with its one argument: a name and attributes, or its method sigmoid."""
+class _Callee(NamedTuple):
+    """The function that a one-statement forward calls: a name and attributes of it; no name for its argument's sigmoid()."""
 
     name: str
     attributes: tuple[str, ...]
 
 
-def _of_forward(forward: Any) -> str | None:
-    """The function, sigmoid or silu, of its one argument that a forward of one statement returns."""
+def _forward_activation(forward: Any) -> Activation | None:
+    """Returns the activation of its one argument that a forward of one statement returns, if it is one."""
     if type(forward) is not types.FunctionType:
         return None
-    if forward is _OURS:
-        return SIGMOID if _unchanged(_OURS) else None
-    returned = _returned(forward)
-    if returned is None:
+    if forward is _SIGTORCH_FORWARD:
+        return SIGMOID if _is_unchanged(forward) else None
+    callee = _callee(forward)
+    if callee is None:
         return None
-    value = source.named(returned.name, forward) if returned.name else sigmoid_method
-    for attribute in returned.attributes:
+    value = source.resolve_name(callee.name, forward) if callee.name else sigmoid_method
+    for attribute in callee.attributes:
         value = getattr(value, attribute, None) if isinstance(value, types.ModuleType) else None
-    return _function(value)
+    return _known_function(value)
 
 
-_STATEMENT = 240  # bytes of code, in every release of Python
+_STATEMENT_BYTES = 240  # of code, at most, in every release of Python
 
 
 class _Read(NamedTuple):
     code: types.CodeType
-    returned: _Returned | None
+    callee: _Callee | None
 
 
-# By a code's id, whose code each keeps: what a source says never changes of that. Codes hold no class.
+# By the id of a code, which the value keeps alive: a code's source never changes. Codes hold no class.
 _read: dict[int, _Read] = {}
 
 
-def _returned(forward: Any) -> _Returned | None:
+def _callee(forward: Any) -> _Callee | None:
+    """Returns the function whose result a one-statement forward returns."""
     code = forward.__code__
-    if code.co_argcount != 2 or len(code.co_code) > _STATEMENT:
+    if code.co_argcount != 2 or len(code.co_code) > _STATEMENT_BYTES:
         return None
     known = _read.get(id(code))
     if known is None:
-        read = source.known(forward)
-        known = _read.setdefault(id(code), _Read(code, None if read is None else _statement(read.definition)))
-    return known.returned
+        read = source.read_if_current(forward)
+        known = _read.setdefault(id(code), _Read(code, None if read is None else _callee_in(read.definition)))
+    return known.callee
 
 
-def _statement(tree: ast.FunctionDef) -> _Returned | None:
-    parameters = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]
-    more = tree.args.vararg or tree.args.kwarg or tree.args.kwonlyargs
-    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+def _callee_in(definition: ast.FunctionDef) -> _Callee | None:
+    arguments = definition.args
+    parameters = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    body = definition.body[1:] if ast.get_docstring(definition) is not None else definition.body
     value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
-    if len(parameters) != 2 or more:
+    if len(parameters) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs:
         return None
-    me, x = parameters
-    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{me}.inplace":
-        value = value.orelse  # asked of the instance
+    self_name, x = parameters
+    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{self_name}.inplace":
+        value = value.orelse  # whether it works in place, the instance tells
     if not isinstance(value, ast.Call):
         return None
     if ast.unparse(value) == f"{x}.sigmoid()":
-        return _Returned("", ())
-    # An option to work in place is asked of the instance, too.
-    if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={me}.inplace"]):
+        return _Callee("", ())
+    if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={self_name}.inplace"]):
         return None
     if [ast.unparse(a) for a in value.args] != [x]:
         return None
     name, *attributes = ast.unparse(value.func).split(".")
-    return _Returned(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
+    return _Callee(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
 
 
-def looks_alike(value: Any) -> bool:
-    """Whether a function or module has a sigmoid's or silu's name."""
+def has_activation_name(value: Any) -> bool:
+    """Tells whether a function or module is named like a sigmoid or silu."""
     function = getattr(value, "func", value)  # of a functools.partial
     name = getattr(function, "__name__", None) or type(value).__name__
     return callable(value) and isinstance(name, str) and name.lower() in ("sigmoid", "silu", "swish", "expit")
 
 
-def is_number(node: ast.expr, kinds: dict[str, str], me: str) -> bool:
-    """Whether an expression is a number for certain, or an attribute that is one (or a tensor of no dimensions)."""
+def is_number(node: ast.expr, kinds: dict[str, Kind], self_name: str) -> bool:
+    """Tells whether an expression is certainly a number, or an attribute that is one or a 0-d tensor."""
     if isinstance(node, ast.UnaryOp):
-        return is_number(node.operand, kinds, me)
+        return is_number(node.operand, kinds, self_name)
     if isinstance(node, ast.BinOp):
-        return is_number(node.left, kinds, me) and is_number(node.right, kinds, me)
+        return is_number(node.left, kinds, self_name) and is_number(node.right, kinds, self_name)
     if isinstance(node, ast.Subscript):
         return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
     if isinstance(node, ast.Call):
-        called = ast.unparse(node.func)
-        length = called.endswith(".size") and node.args != []
-        return length or called in ("len", "int", "float") or called.startswith("math.")
-    return isinstance(node, ast.Constant) or kind_of_attribute(node, kinds, me) == NUMBER
+        callee = ast.unparse(node.func)
+        length = callee.endswith(".size") and node.args != []
+        return length or callee in ("len", "int", "float") or callee.startswith("math.")
+    return isinstance(node, ast.Constant) or attribute_kind(node, kinds, self_name) == NUMBER
 
 
-def kind_of_attribute(node: ast.expr, kinds: dict[str, str], me: str) -> str | None:
-    """The kind of an attribute of the module."""
+def attribute_kind(node: ast.expr, kinds: dict[str, Kind], self_name: str) -> Kind | None:
+    """Returns the kind of the module's attribute that an expression reads; None for any other expression."""
     owner, _, name = ast.unparse(node).partition(".")
-    return kinds.get(name) if owner == me else None
+    return kinds.get(name) if owner == self_name else None
+
+
+def attribute_activation(node: ast.expr, kinds: dict[str, Kind], self_name: str) -> Activation | None:
+    """Returns which activation the module's attribute that an expression reads is, if it is one."""
+    kind = attribute_kind(node, kinds, self_name)
+    return kind if kind == SIGMOID or kind == SILU else None  # noqa: SIM109, mypy narrows by ==

@@ -1,4 +1,4 @@
-"""A function's source: read where it is what runs, and compiled again with a change."""
+"""Reads a function's source, if it is what runs, and compiles it again with a change."""
 
 from __future__ import annotations
 import __future__
@@ -25,53 +25,53 @@ class Source(NamedTuple):
     definition: ast.FunctionDef
 
 
-class NotWhatRuns(Exception):
-    """A file that holds another code than the function's, as after an edit."""
+class SourceDiffersError(Exception):
+    """A file does not hold the function's code, for example after an edit."""
 
 
 def read(function: Any) -> Source | None:
-    """A function's source, its lines and columns as in its file; None where there is none.
+    """Returns a function's source, with the lines and columns of its file, or None if it has none.
 
     Raises:
-        NotWhatRuns: the file does not compile to the function's code.
+        SourceDiffersError: the file does not compile to the function's code.
     """
     code = function.__code__
     linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         return None
-    file = _file(code.co_filename, "".join(lines))
-    if not any(_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())):
-        raise NotWhatRuns
+    file = _compile_file(code.co_filename, "".join(lines))
+    if not any(_are_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())):
+        raise SourceDiffersError
     for first, last in file.statements:
         if first <= code.co_firstlineno <= last:
-            for statement in _parsed("\n" * (first - 1) + "".join(lines[first - 1 : last])).body:
+            for statement in _parse("\n" * (first - 1) + "".join(lines[first - 1 : last])).body:
                 for node in ast.walk(statement):
-                    if isinstance(node, ast.FunctionDef) and (node.name, _first(node)) == (
-                        code.co_name,
-                        code.co_firstlineno,
-                    ):
+                    if not isinstance(node, ast.FunctionDef) or node.name != code.co_name:
+                        continue
+                    if _first_line(node) == code.co_firstlineno:
                         return Source(statement, node)
     return None  # a lambda, or asynchronous
 
 
-def known(function: Any) -> Source | None:
-    """A function's source as :func:`read` gives it; None also where the file holds another code."""
+def read_if_current(function: Any) -> Source | None:
+    """Returns a function's source as :func:`read` does, and None also where the file holds other code."""
     try:
         return read(function)
-    except NotWhatRuns:
+    except SourceDiffersError:
         return None
 
 
-def _same(a: types.CodeType, b: types.CodeType) -> bool:
-    """Whether two codes are one, to the line, which Python 3.10 does not compare."""
-    return a == b and all([*x.co_lines()] == [*y.co_lines()] for x, y in zip(_within(a), _within(b), strict=True))
+def _are_same(a: types.CodeType, b: types.CodeType) -> bool:
+    """Tells whether two codes are equal in their lines, too, which Python 3.10 does not compare."""
+    pairs = zip(_with_nested(a), _with_nested(b), strict=True)
+    return a == b and all([*x.co_lines()] == [*y.co_lines()] for x, y in pairs)
 
 
 class _File(NamedTuple):
-    """The codes that a file compiles to, by name and first line, and its statements' first and last lines.
+    """The codes that a file compiles to, by name and first line, and the first and last lines of its statements.
 
-    Only these are kept, which hold neither classes nor functions.
+    Codes hold neither classes nor functions, so that the cache keeps none of them alive.
     """
 
     codes: dict[tuple[str, int], list[types.CodeType]]
@@ -79,21 +79,21 @@ class _File(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _file(filename: str, text: str) -> _File:
+def _compile_file(filename: str, text: str) -> _File:
     file = _File({}, [])
     try:
-        tree = _parsed(text)
-        codes = _within(_compile(tree, filename, 0))
+        tree = _parse(text)
+        codes = _with_nested(_compile(tree, filename, 0))
     except (SyntaxError, ValueError):
         return file
     for code in codes:
         file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
-    file.statements.extend((_first(node), node.end_lineno or node.lineno) for node in tree.body)
+    file.statements.extend((_first_line(node), node.end_lineno or node.lineno) for node in tree.body)
     return file
 
 
-def _first(node: ast.stmt) -> int:
-    """The first line of a function as Python counts it: that of its first decorator."""
+def _first_line(node: ast.stmt) -> int:
+    """Returns the first line of a statement as codes count it, which for a function is its first decorator's."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
 
 
@@ -104,35 +104,35 @@ def _compile(tree: ast.Module, filename: str, flags: int) -> types.CodeType:
     return code
 
 
-def _parsed(text: str) -> ast.Module:
+def _parse(text: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text)
 
 
-def found(node: ast.expr, function: Any) -> Any:
-    """The value of a name in a function's globals or closure, or of an attribute of a module there; else None."""
+def resolve(node: ast.expr, function: Any) -> Any:
+    """Returns the value of a name in a function's globals or closure, or of an attribute of a module there, else None."""
     if isinstance(node, ast.Attribute):
-        owner = found(node.value, function)
+        owner = resolve(node.value, function)
         return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
-    return named(node.id, function) if isinstance(node, ast.Name) else None
+    return resolve_name(node.id, function) if isinstance(node, ast.Name) else None
 
 
-def named(name: str, function: Any) -> Any:
-    """The value of a name in a function's globals or closure; else None."""
+def resolve_name(name: str, function: Any) -> Any:
+    """Returns the value of a name in a function's globals or closure, else None."""
     code = function.__code__
     if name in code.co_freevars:
-        return _content(function.__closure__[code.co_freevars.index(name)])
+        return _cell_value(function.__closure__[code.co_freevars.index(name)])
     if name in (*code.co_varnames, *code.co_cellvars):
         return None
     return function.__globals__.get(name)
 
 
-def compiled(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
-    """The function with its definition as that has become, where helpers are free variables.
+def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
+    """Returns the function with its changed definition, in which the names of helpers are free variables.
 
-    The definition moves into a function whose arguments are the helpers and which stands in its place: within the same class
-    and the same functions, so that every other name means what it did.
+    The definition is compiled inside another function that stands in its place and has the helpers as arguments. The classes
+    and functions around it stay, so that all other names mean the same.
     """
     inner = copy.copy(source.definition)
     inner.name, inner.decorator_list = _INNER, []
@@ -141,15 +141,17 @@ def compiled(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
     tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
     flags = function.__code__.co_flags & _FUTURE
     whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
-    code = next(c for c in _within(whole) if c.co_name == _INNER)
+    code = next(c for c in _with_nested(whole) if c.co_name == _INNER)
     own = function.__code__
-    code = _renamed(code, own.co_name).replace(co_firstlineno=own.co_firstlineno, co_flags=own.co_flags)
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    code = _restore_name(code, own.co_name).replace(co_firstlineno=own.co_firstlineno, co_flags=own.co_flags)
+    cells = dict(zip(own.co_freevars, function.__closure__ or (), strict=True))
     cells |= {name: types.CellType(value) for name, value in helpers.items()}
-    return like(function, code, tuple(cells[name] for name in code.co_freevars))
+    return copy_function(function, code, tuple(cells[name] for name in code.co_freevars))
 
 
 class _Replace(ast.NodeTransformer):
+    """Replaces one node of a tree."""
+
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self.old, self.new = old, new
 
@@ -157,41 +159,40 @@ class _Replace(ast.NodeTransformer):
         return ast.copy_location(self.new, node) if node is self.old else self.generic_visit(node)
 
 
-def _within(code: types.CodeType) -> list[types.CodeType]:
-    """It, and all code in it."""
+def _with_nested(code: types.CodeType) -> list[types.CodeType]:
+    """Returns a code and all codes nested in it."""
     codes = [code]
     for c in codes:
         codes += [inner for inner in c.co_consts if inspect.iscode(inner)]
     return codes
 
 
-def _renamed(code: types.CodeType, name: str) -> types.CodeType:
-    """A code with the name it had, in the full names of functions within too, which Python 3.10 holds as constants."""
+def _restore_name(code: types.CodeType, name: str) -> types.CodeType:
+    """Gives a code its former name, also in the full names of nested functions, which Python 3.10 holds as constants."""
     place = f"{_OUTER}.<locals>.{_INNER}"
     consts = tuple(
-        _renamed(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c
+        _restore_name(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c
         for c in code.co_consts
     )
     full: Any = {"co_qualname": code.co_qualname.replace(place, name)} if hasattr(code, "co_qualname") else {}
     return code.replace(co_consts=consts, co_name=name if code.co_name == _INNER else code.co_name, **full)
 
 
-def multiplies(code: types.CodeType) -> bool:
-    """Whether it holds a product, in itself or in a function within."""
-    within = (c for c in code.co_consts if inspect.iscode(c))
-    steps = ((step.opname, step.argrepr) for step in dis.get_instructions(code))
-    return any(name == "BINARY_MULTIPLY" or by in ("*", "*=") for name, by in steps) or any(map(multiplies, within))
+def has_product(code: types.CodeType) -> bool:
+    """Tells whether a code multiplies, itself or in a nested function."""
+    steps = [(step.opname, step.argrepr) for c in _with_nested(code) for step in dis.get_instructions(c)]
+    return any(name == "BINARY_MULTIPLY" or operand in ("*", "*=") for name, operand in steps)
 
 
-def _content(cell: Any) -> Any:
+def _cell_value(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # empty
         return None
 
 
-def like(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
-    """A function that is another in all but its code and closure."""
+def copy_function(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
+    """Returns a copy of a function with another code and closure."""
     made: Any = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     functools.update_wrapper(made, function)
     del made.__wrapped__
@@ -200,15 +201,15 @@ def like(function: Any, code: types.CodeType, closure: tuple[Any, ...]) -> Any:
     return made
 
 
-def wrapped_again(outer: Any, function: Any, made: Any) -> Any:
-    """A decorated function with another in its middle; None where the decorator's closure does not hold it."""
-    if outer is function:
-        return made
-    wrapped, cells = outer.__wrapped__, outer.__closure__ or ()
-    inner = wrapped_again(wrapped, function, made)
-    replaced = tuple(types.CellType(inner) if _content(cell) is wrapped else cell for cell in cells)
+def decorate_again(decorated: Any, function: Any, replacement: Any) -> Any:
+    """Returns a decorated function with another in its middle, or None if a decorator's closure does not hold it."""
+    if decorated is function:
+        return replacement
+    wrapped, cells = decorated.__wrapped__, decorated.__closure__ or ()
+    inner = decorate_again(wrapped, function, replacement)
+    replaced = tuple(types.CellType(inner) if _cell_value(cell) is wrapped else cell for cell in cells)
     if inner is None or all(a is b for a, b in zip(cells, replaced, strict=True)):
         return None
-    again = like(outer, outer.__code__, replaced)
+    again = copy_function(decorated, decorated.__code__, replaced)
     again.__wrapped__ = inner
     return again

@@ -1,4 +1,4 @@
-"""How a patch prints."""
+"""The table that a patch prints."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A module by its name in the model, its class' name, and what became of it."""
+    """A module's name in the model, the name of its class, and what was swapped or why it was left."""
 
     name: str
-    kind: str
+    class_name: str
     note: str
 
 
 def table(swapped: list[Row], left: list[Row]) -> str:
-    """Lists the modules that were swapped and those that were left, and why: layers that are alike share a line."""
-    lines = [headline(swapped, left)]
-    rows = [("swapped", r) for r in swapped] + [("left", r) for r in left]
-    # Layers of one kind are one line: their numbers become a star.
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for how, r in rows:
-        alike.setdefault((how, re.sub(r"\b\d+\b", "*", r.name), r.kind, r.note), []).append(r.name or "(model)")
-    cells = [
-        (how, f"{len(names)} x", name if len(names) > 1 else names[0], kind, note)
-        for (how, name, kind, note), names in alike.items()
+    """Returns the table of the modules that were swapped, and of those that were left with the reasons."""
+    # Layers that differ in their numbers alone share a line, with a star for the number.
+    layers: dict[tuple[str, Row], list[str]] = {}
+    for status, rows in (("swapped", swapped), ("left", left)):
+        for row in rows:
+            pattern = row._replace(name=re.sub(r"\b\d+\b", "*", row.name))
+            layers.setdefault((status, pattern), []).append(row.name or "(model)")
+    heads = [
+        (status, f"{len(names)} x", pattern.name if len(names) > 1 else names[0], pattern.class_name)
+        for (status, pattern), names in layers.items()
     ]
-    widths = [max(len(cell[i]) for cell in cells) for i in range(4)] if cells else []
-    for cell in cells:
-        head = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=False))
-        first, *more = cell[4].splitlines()
-        lines += [f"  {head}  {first}", *(f"    {line}" for line in more)]
-    # Names and lines of a user's model may hold what stdout cannot print: it becomes escapes.
+    widths = [max(map(len, column)) for column in zip(*heads, strict=True)]
+    lines = [headline(swapped, left)]
+    for head, (_, pattern) in zip(heads, layers, strict=True):
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True))
+        first, *more = pattern.note.splitlines()
+        lines += [f"  {cells}  {first}", *(f"    {line}" for line in more)]
+    # Names and lines of a user's model may hold characters that stdout cannot print: they are escaped.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def headline(swapped: list[Row], left: list[Row]) -> str:
-    """How many there are of both."""
+    """Returns the table's first line, which counts both kinds of rows."""
     return f"sigtorch.patch: {len(swapped)} swapped, {len(left)} left"

@@ -1,34 +1,45 @@
-"""Writes the products in a function's source anew: each of a sigmoid or silu with a tensor becomes a call that fuses it."""
+"""Rewrites a function's source: each product of a sigmoid or silu with a tensor becomes a call that fuses it."""
 
 from __future__ import annotations
 
 import ast
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from sigtorch.plugin import overlooked, products, source
-from sigtorch.plugin.changes import SCOPES, Calm, Changes
-from sigtorch.plugin.recognise import SIGMOID, SILU, activation, is_number, kind_of_attribute, sigmoid_method
+from sigtorch.plugin.changes import SCOPES, Changes, InertCheck
+from sigtorch.plugin.recognise import (
+    SIGMOID,
+    SILU,
+    Activation,
+    Kind,
+    attribute_activation,
+    fusable_activation,
+    is_number,
+    sigmoid_method,
+)
 
 _PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _METHODS = ("mul", "multiply")
 _FUSED_VIEWS = ("expand_as", "unsqueeze", "view")  # of a sigmoid: the product takes the same view of its gate
 _HELPERS = (
-    products.activated, products.product, products.product_by, products.product_of, products.putting_off, sigmoid_method
+    products.activated, products.activated_early, products.deferring, products.product, products.product_by,
+    products.product_method, sigmoid_method,
 )  # fmt: skip
 HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
-# What a product may stand in where only what stands before it is evaluated before it.
-_SPINE = (
+# Nodes whose parts are evaluated in the order in which they stand, so that only those before a product run before it.
+_IN_ORDER = (
     ast.Assign, ast.Return, ast.Expr, ast.Call, ast.BinOp, ast.UnaryOp, ast.Starred, ast.Tuple, ast.keyword, ast.Attribute
 )  # fmt: skip
-CHANGED = "its gate changes in place"
+CHANGED_REASON = "its gate changes in place"
 Span = tuple[Any, ...]
 
 
 class Site(NamedTuple):
-    """A product in a user's source, and the sigtorch function that fuses it, or the reason why none does."""
+    """A product in a user's source, and the sigtorch function that fuses it or the reason why none does."""
 
     where: str
     fused: str = ""
@@ -44,23 +55,23 @@ class _Factors(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A sigmoid or silu that a variable holds until its one use, as a factor."""
+    """A sigmoid or silu that a variable holds until its one use, as a factor, and the helper that computes it."""
 
-    kind: str
-    computed: ast.expr
-    calm: bool
+    activation: Activation
+    value: ast.expr
+    helper: Callable[..., Any]
 
 
 class Writer(ast.NodeTransformer):
-    """Writes one function anew.
+    """Rewrites one function.
 
     Args:
-        cls: whose method it is.
+        cls: the class whose method the function is.
         function: the function.
-        definition: its source, which is changed.
-        kinds: what attributes of the module are.
-        returning: the methods of the class that return a sigmoid or silu, and which of them.
-        returned: the function itself is one, and is to put that off.
+        definition: its source, which is changed in place.
+        kinds: the kinds of the module's attributes.
+        activation_methods: the methods of the class that return the result of a sigmoid or silu, and of which.
+        defer_return: whether the function is one of these, and its result is put off for a product that its caller computes.
     """
 
     def __init__(
@@ -68,30 +79,31 @@ class Writer(ast.NodeTransformer):
         cls: Any,
         function: Any,
         definition: ast.FunctionDef,
-        kinds: dict[str, str],
-        returning: dict[str, str],
-        returned: bool = False,
+        kinds: dict[str, Kind],
+        activation_methods: dict[str, Activation],
+        defer_return: bool = False,
     ) -> None:
         self.function, self.definition, self.kinds = function, definition, kinds
-        self.returning, self.returned = returning, returned
+        self.activation_methods, self.defer_return = activation_methods, defer_return
         arguments = [*definition.args.posonlyargs, *definition.args.args]
-        self.me = arguments[0].arg if arguments else ""
-        self.calm, self.changes = Calm(cls, self.me), Changes(definition, kinds, self.me)
+        self.self_name = arguments[0].arg if arguments else ""
+        self.is_inert, self.changes = InertCheck(cls, self.self_name), Changes(definition, kinds, self.self_name)
         self.sites: list[Site] = []
-        self.seen: set[Span] = set()  # where those are
-        self.refused: dict[Span, str] = {}  # where a product is that a name's assignment keeps from it
-        self.used: set[str] = set()  # methods that return a sigmoid to a product
+        self.site_spans: set[Span] = set()
+        self.refused: dict[Span, str] = {}  # products whose factor is assigned where it cannot be put off, and why
+        self.deferred_methods: set[str] = set()  # the activation methods whose results products take
         self.held: dict[ast.AST, _Held] = {}  # by the load of a variable, and by its assignment
         self.statement: ast.stmt = definition
 
-    def alike(self) -> list[Site]:
-        """The products that look like one by their names, and why each is left if it is: to be asked before writing."""
-        search = overlooked.Search(self.function, self.kinds, self.me)
-        return [Site(self.place(n), "", why, _span(n)) for n, why in search.products(self.definition)]
+    def candidates(self) -> list[Site]:
+        """Returns the products that seem fusable by their names, with reasons in case they are left: call it before visit."""
+        search = overlooked.Search(self.function, self.kinds, self.self_name)
+        return [Site(self.line_of(c.node), "", c.reason, _span(c.node)) for c in search.candidates(self.definition)]
 
-    def left(self, alike: list[Site]) -> list[Site]:
-        """The products among them that the writer did not see as one of a sigmoid."""
-        return [s._replace(reason=self.refused.get(s.span, s.reason)) for s in alike if s.span not in self.seen]
+    def left(self, candidates: list[Site]) -> list[Site]:
+        """Returns those of the candidates that the writer did not recognise."""
+        unrecognised = [c for c in candidates if c.span not in self.site_spans]
+        return [c._replace(reason=self.refused.get(c.span, c.reason)) for c in unrecognised]
 
     def visit(self, node: ast.AST) -> Any:
         before = self.statement
@@ -103,190 +115,205 @@ class Writer(ast.NodeTransformer):
             self.statement = before
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        shared = _shared(node)
+        shared = _names_used_elsewhere(node)
         for i, statement in enumerate(node.body):
-            name = _assigned(statement)
-            if name and name not in shared and (kind := self.kind(statement.value)):  # type: ignore[attr-defined]
-                self.hold(statement, name, kind, node.body[i + 1 :])  # type: ignore[arg-type]
+            if isinstance(statement, ast.Assign):
+                self.hold(statement, node.body[i + 1 :], shared)
         return self.generic_visit(node)
 
-    def hold(self, assignment: ast.Assign, name: str, kind: str, rest: list[ast.stmt]) -> None:
-        """Notes that a variable holds a sigmoid, if its one use is a factor and its gate does not change."""
-        use, at = self.only_use(rest, name)
+    def hold(self, assignment: ast.Assign, rest: list[ast.stmt], shared: set[str]) -> None:
+        """Notes that a variable holds a sigmoid or silu, if its one use is as a factor and its gate does not change."""
+        name, activation = _assigned_name(assignment), self.activation(assignment.value)
+        if name is None or name in shared or activation is None:
+            return
+        use, user = self.only_use(rest, name)
         if use is None:
             return
-        for product in ast.walk(at):
+        for product in ast.walk(user):
             factors = self.factors(product)
             if factors and use in [_viewed(f) for f in factors]:
                 gate = self.gate(assignment.value)
-                if gate is not None and self.changes.concern(gate, at):
-                    self.refused[_span(product)] = CHANGED  # type: ignore[arg-type]
+                if gate is not None and self.changes.affect(gate, user):
+                    self.refused[_span(product)] = CHANGED_REASON
                     return
-                calm = self.calm_after(assignment, rest[: rest.index(at)], at, product, use)
-                held = _Held(kind, assignment.value, calm)
+                path_is_inert = self.nothing_runs_between(assignment, rest[: rest.index(user)], user, product, use)
+                helper = products.activated if path_is_inert else products.activated_early
+                held = _Held(activation, assignment.value, helper)
                 self.held |= {assignment: held, use: held}
 
     def only_use(self, rest: list[ast.stmt], name: str) -> tuple[ast.Name | None, ast.stmt]:
-        """The one load of a name, and its statement."""
-        use, at = None, self.statement
+        """Returns the one load of a name in these statements, and its statement; None if there is not exactly one."""
+        use, user = None, self.statement
         for statement in rest:
-            named = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
-            loads = [n for n in named if isinstance(n.ctx, ast.Load)]
-            if not named:
+            occurrences = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
+            loads = [n for n in occurrences if isinstance(n.ctx, ast.Load)]
+            if not occurrences:
                 continue
             if not isinstance(statement, (ast.Assign, ast.Return, ast.Expr)) or len(loads) > (use is None):
-                return None, at
+                return None, user
             if loads:
-                use, at = loads[0], statement
-            if len(named) > len(loads):  # assigned
+                use, user = loads[0], statement
+            if len(occurrences) > len(loads):  # assigned
                 break
-        return use, at
+        return use, user
 
-    def calm_after(
-        self, assignment: ast.Assign, between: list[ast.stmt], at: ast.stmt, product: ast.AST, use: ast.Name
+    def nothing_runs_between(
+        self, assignment: ast.Assign, between: list[ast.stmt], user: ast.stmt, product: ast.AST, use: ast.Name
     ) -> bool:
-        """Whether nothing runs after the sigmoid of an assignment and before the product."""
-        if not all(isinstance(s, ast.Assign) and self.calm(s.value, *s.targets) for s in between):
+        """Tells whether no code of the user's runs after an assigned sigmoid and before the product."""
+        if not all(isinstance(s, ast.Assign) and self.is_inert(s.value, *s.targets) for s in between):
             return False
-        if not self.calm(*_view_arguments(assignment.value)):
+        if not self.is_inert(*_view_arguments(assignment.value)):
             return False
         for factor in self.factors(product) or ():
-            if not self.calm(*_view_arguments(factor)) or (_viewed(factor) is not use and not self.calm(factor)):
+            if not self.is_inert(*_view_arguments(factor)):
                 return False
-        node: ast.AST = at
+            if _viewed(factor) is not use and not self.is_inert(factor):
+                return False
+        node: ast.AST = user
         while node is not product:
-            if not isinstance(node, _SPINE):
+            if not isinstance(node, _IN_ORDER):
                 return False
-            children = [node.value] if isinstance(node, ast.Assign) else [*ast.iter_child_nodes(node)]
-            following = next(i for i, child in enumerate(children) if product in ast.walk(child))  # type: ignore[arg-type]
-            if not self.calm(*children[:following]):  # type: ignore[arg-type]
+            children: list[ast.AST] = [node.value] if isinstance(node, ast.Assign) else [*ast.iter_child_nodes(node)]
+            next_one = next(i for i, child in enumerate(children) if product in ast.walk(child))
+            if not self.is_inert(*children[:next_one]):
                 return False
-            node = children[following]  # type: ignore[assignment]
+            node = children[next_one]
         return True
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         if node in self.held:
-            node.value = self.operand(node.value, self.held[node].calm)
+            node.value = self.put_off(node.value, self.held[node].helper)
             return node
         return self.generic_visit(node)
 
     def visit_Return(self, node: ast.Return) -> ast.AST:
-        if self.returned and node.value is not None and node in self.definition.body:
-            node.value = self.operand(node.value, calm=False)
+        if self.defer_return and node.value is not None and node in self.definition.body:
+            node.value = self.put_off(node.value, products.activated_early)
             return node
         return self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        return self.product(node) or self.generic_visit(node)
+        return self.fuse(node) or self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        return self.product(node) or self.generic_visit(node)
+        return self.fuse(node) or self.generic_visit(node)
 
     def factors(self, node: ast.AST) -> _Factors | None:
-        """Two that a node multiplies, neither of them a number for certain."""
+        """Returns the two factors that a node multiplies, if neither is certainly a number."""
         pair = None
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             pair = _Factors(node.left, node.right)
         elif isinstance(node, ast.Call) and not node.keywords:
-            if len(node.args) == 2 and any(source.found(node.func, self.function) is p for p in _PRODUCTS):
+            if len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
                 pair = _Factors(*node.args)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
                 pair = _Factors(node.func.value, node.args[0])
-        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.me) for f in pair):
+        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):
             return None
         return pair
 
-    def product(self, node: ast.BinOp | ast.Call) -> ast.AST | None:
-        """The call that fuses a product, if one of its factors is a sigmoid or silu."""
+    def fuse(self, node: ast.BinOp | ast.Call) -> ast.AST | None:
+        """Returns the call that fuses a product, if one of its factors is a sigmoid or silu."""
         factors = self.factors(node)
         if factors is None:
             return None
-        first, second = self.kind(factors.left), self.kind(factors.right)
-        if not (first or second):
+        left, right = self.activation(factors.left), self.activation(factors.right)
+        if not (left or right):
             return None
-        self.seen.add(_span(node))
-        fused = "swiglu" if (second or first) == SILU else "sigmoid_gate"
-        for factor, kind in zip(factors, (first, second), strict=True):
-            gate = self.gate(factor) if kind and _viewed(factor) not in self.held else None
-            if gate is not None and self.changes.concern(gate, self.statement):
-                self.sites.append(Site(self.place(node), fused, CHANGED, _span(node)))
+        self.site_spans.add(_span(node))
+        fused = "swiglu" if (right or left) == SILU else "sigmoid_gate"
+        for factor, activation in zip(factors, (left, right), strict=True):
+            gate = self.gate(factor) if activation and _viewed(factor) not in self.held else None
+            if gate is not None and self.changes.affect(gate, self.statement):
+                self.sites.append(Site(self.line_of(node), fused, CHANGED_REASON, _span(node)))
                 if any(_viewed(f) in self.held for f in factors):  # that one still awaits its product
-                    return self.written(node, factors, "", "")
+                    return self.product_call(node, factors, put_off_left=False, put_off_right=False)
                 return None
-        self.sites.append(Site(self.place(node), fused))
-        return self.written(node, factors, first or "", second or "")
+        self.sites.append(Site(self.line_of(node), fused))
+        # Of two sigmoids or silus the right one is fused.
+        return self.product_call(node, factors, put_off_left=bool(left and not right), put_off_right=bool(right))
 
-    def written(self, node: ast.BinOp | ast.Call, factors: _Factors, first: str, second: str) -> ast.AST:
-        """The call that computes a product of factors, of which those of a kind may be fused."""
+    def product_call(
+        self, node: ast.BinOp | ast.Call, factors: _Factors, *, put_off_left: bool, put_off_right: bool
+    ) -> ast.AST:
+        """Returns the call that computes a product; factors that variables hold are put off in any case."""
         left, right = factors
-        calm = self.calm(*_view_arguments(left)) and self.calm(right)
-        fuse_left = (first and not second) or _viewed(left) in self.held
-        new_left = self.operand(left, calm) if fuse_left else self.visit(left)
-        fuse_right = second or _viewed(right) in self.held
-        new_right = self.operand(right, self.calm(*_view_arguments(right))) if fuse_right else self.visit(right)
+        after_right = self.is_inert(*_view_arguments(right))
+        after_left = self.is_inert(*_view_arguments(left)) and self.is_inert(right)
+        new_left = self.factor(left, after_left) if put_off_left or _viewed(left) in self.held else self.visit(left)
+        new_right = (
+            self.factor(right, after_right) if put_off_right or _viewed(right) in self.held else self.visit(right)
+        )
         if isinstance(node, ast.BinOp):
-            return _call("product", new_left, new_right, at=node)
+            return _call(products.product, new_left, new_right, at=node)
         if len(node.args) == 2:
-            return _call("product_by", self.visit(node.func), new_left, new_right, at=node)
-        by = _call("product_of", new_left, ast.Constant(node.func.attr), at=node)  # type: ignore[attr-defined]
+            return _call(products.product_by, self.visit(node.func), new_left, new_right, at=node)
+        method: Any = node.func
+        by = _call(products.product_method, new_left, ast.Constant(method.attr), at=node)
         return ast.copy_location(ast.Call(by, [new_right], []), node)
 
-    def place(self, node: Any) -> str:
-        return f"{file_of(self.function)}:{node.lineno}"
+    def factor(self, node: ast.expr, path_is_inert: bool) -> ast.expr:
+        """Returns a factor that is put off; ``path_is_inert`` says that no code of the user's runs before the product."""
+        return self.put_off(node, products.activated if path_is_inert else products.activated_early)
 
-    def kind(self, node: ast.expr) -> str | None:
-        """The kind of an operand or of what it views, sigmoid or silu; else None."""
+    def line_of(self, node: Any) -> str:
+        return f"{file_name(self.function)}:{node.lineno}"
+
+    def activation(self, node: ast.expr) -> Activation | None:
+        """Returns which activation's result an expression is, or a view of such a result; None if it is neither."""
         if isinstance(node, ast.Name):
-            return self.held[node].kind if node in self.held else None
+            return self.held[node].activation if node in self.held else None
         if not isinstance(node, ast.Call) or node.keywords:
             return None
-        called = node.func
+        callee: Any = node.func
         if _is_view(node):
-            return self.kind(called.value)  # type: ignore[attr-defined]
-        if isinstance(called, ast.Attribute) and called.attr == SIGMOID and not node.args:
-            return SIGMOID if not self.is_me(called.value) else None
-        if isinstance(called, ast.Attribute) and self.is_me(called.value) and called.attr in self.returning:
-            return self.returning[called.attr]
+            return self.activation(callee.value)
+        if _is_sigmoid_method(node):
+            return SIGMOID if not self.is_self(callee.value) else None
+        if isinstance(callee, ast.Attribute) and self.is_activation_method(callee):
+            return self.activation_methods[callee.attr]
         if len(node.args) != 1 or isinstance(node.args[0], ast.Starred):
             return None
-        kind = kind_of_attribute(called, self.kinds, self.me)
-        return kind if kind in (SIGMOID, SILU) else activation(source.found(called, self.function))
+        known = attribute_activation(callee, self.kinds, self.self_name)
+        return known or fusable_activation(source.resolve(callee, self.function))
 
-    def gate(self, node: ast.expr) -> ast.expr | None:
-        """The argument of the sigmoid or silu in an operand; None where another method computes that."""
+    def gate(self, node: Any) -> ast.expr | None:
+        """Returns the argument of a factor's sigmoid or silu; None if another method computes that."""
         node = _viewed(node)
         if isinstance(node, ast.Name):
-            return self.gate(self.held[node].computed)
-        called: Any = node.func  # type: ignore[attr-defined]
-        if self.is_me(getattr(called, "value", None)) and called.attr in self.returning:
+            return self.gate(self.held[node].value)
+        if self.is_activation_method(node.func):
             return None
-        return node.args[0] if node.args else called.value  # type: ignore[attr-defined,no-any-return]
+        return node.args[0] if node.args else node.func.value  # type: ignore[no-any-return]
 
-    def operand(self, node: Any, calm: bool) -> ast.expr:
-        """An operand that is a sigmoid or silu, for a product to fuse."""
+    def put_off(self, node: Any, helper: Callable[..., Any]) -> ast.expr:
+        """Returns a sigmoid or silu, or a view of one, as the call of a helper that puts it off for a product."""
         if isinstance(node, ast.Name):
             return node
-        called = node.func
         if _is_view(node):
-            called.value = self.operand(called.value, calm)
+            node.func.value = self.put_off(node.func.value, helper)
             node.args = [self.visit(a) for a in node.args]
             return node  # type: ignore[no-any-return]
-        if not node.args and called.attr == SIGMOID:
-            helper = ast.Name("_sigtorch_sigmoid_method", ast.Load())
-            return _call("activated", helper, self.visit(called.value), ast.Constant(calm), at=node)
-        if self.is_me(getattr(called, "value", None)) and called.attr in self.returning:
-            self.used.add(called.attr)
-            node.func = _call("putting_off", called, at=node)
+        if _is_sigmoid_method(node):
+            function = ast.Name(f"_sigtorch_{sigmoid_method.__name__}", ast.Load())
+            return _call(helper, function, self.visit(node.func.value), at=node)
+        if self.is_activation_method(node.func):
+            self.deferred_methods.add(node.func.attr)
+            node.func = _call(products.deferring, node.func, at=node)
             node.args = [self.visit(a) for a in node.args]
             return node  # type: ignore[no-any-return]
-        return _call("activated", self.visit(called), self.visit(node.args[0]), ast.Constant(calm), at=node)
+        return _call(helper, self.visit(node.func), self.visit(node.args[0]), at=node)
 
-    def is_me(self, node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Name) and node.id == self.me
+    def is_self(self, node: ast.AST | None) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.self_name
+
+    def is_activation_method(self, callee: Any) -> bool:
+        return self.is_self(getattr(callee, "value", None)) and callee.attr in self.activation_methods
 
 
-def looks_at_names(definition: ast.FunctionDef) -> bool:
-    """Whether a function asks Python what its variables hold."""
+def looks_at_variables(definition: ast.FunctionDef) -> bool:
+    """Tells whether a function asks Python for its variables."""
     for node in ast.walk(definition):
         if isinstance(node, ast.Attribute) and node.attr in ("currentframe", "_getframe", "f_locals"):
             return True
@@ -297,16 +324,16 @@ def looks_at_names(definition: ast.FunctionDef) -> bool:
     return False
 
 
-def file_of(function: Any) -> str:
+def file_name(function: Any) -> str:
+    """Returns the name of a function's file, without its folder."""
     name: str = function.__code__.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
     return name
 
 
-def _assigned(statement: ast.stmt) -> str | None:
-    """The one name that a statement assigns to."""
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return None
-    return statement.targets[0].id if isinstance(statement.targets[0], ast.Name) else None
+def _assigned_name(assignment: ast.Assign) -> str | None:
+    """Returns the variable that is assigned, if it is the only target."""
+    target, *more = assignment.targets
+    return target.id if isinstance(target, ast.Name) and not more else None
 
 
 def _is_view(node: ast.expr) -> bool:
@@ -315,28 +342,32 @@ def _is_view(node: ast.expr) -> bool:
     return isinstance(node.func, ast.Attribute) and node.func.attr in _FUSED_VIEWS
 
 
+def _is_sigmoid_method(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "sigmoid" and not call.args
+
+
 def _viewed(node: ast.expr) -> ast.expr:
-    """The expression that an operand views; itself, if it is no view."""
+    """Returns the expression of which the views in a node are taken; the node itself if it is no view."""
     while _is_view(node):
         node = node.func.value  # type: ignore[attr-defined]
     return node
 
 
 def _view_arguments(node: ast.expr) -> list[ast.expr]:
-    """The arguments of the views in an operand."""
-    given: list[ast.expr] = []
+    """Returns the arguments of the views in a node."""
+    arguments: list[ast.expr] = []
     while _is_view(node):
-        given += node.args  # type: ignore[attr-defined]
+        arguments += node.args  # type: ignore[attr-defined]
         node = node.func.value  # type: ignore[attr-defined]
-    return given
+    return arguments
 
 
 def _span(node: Any) -> Span:
     return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
-def _shared(function: ast.FunctionDef) -> set[str]:
-    """Names that something else than the function's own statements may use."""
+def _names_used_elsewhere(function: ast.FunctionDef) -> set[str]:
+    """Returns the names that code outside of the function's own statements may use."""
     names = {n.id for s in ast.walk(function) if isinstance(s, SCOPES) and s is not function
              for n in ast.walk(s) if isinstance(n, ast.Name)}  # fmt: skip
     for n in ast.walk(function):
@@ -345,5 +376,5 @@ def _shared(function: ast.FunctionDef) -> set[str]:
     return names
 
 
-def _call(helper: str, *args: ast.expr, at: ast.expr) -> ast.Call:
-    return ast.copy_location(ast.Call(ast.Name(f"_sigtorch_{helper}", ast.Load()), [*args], []), at)
+def _call(helper: Callable[..., Any], *args: ast.expr, at: ast.expr) -> ast.Call:
+    return ast.copy_location(ast.Call(ast.Name(f"_sigtorch_{helper.__name__}", ast.Load()), [*args], []), at)

@@ -6,7 +6,7 @@ PRODUCTS, RECOGNISE, SOURCE = (f"sigtorch/plugin/{name}.py" for name in ("produc
 CHANGES, CLASSES, WRITER = (f"sigtorch/plugin/{name}.py" for name in ("changes", "classes", "writer"))
 PATCH, FUNCTIONS = "sigtorch/plugin/patch.py", "sigtorch/plugin/functions.py"
 REWRITTEN = "tests/plugin/test_rewrite.py tests/plugin/test_products.py"
-IN_PLACE = "tests/plugin/test_in_place.py tests/plugin/test_order.py"
+IN_PLACE = "tests/plugin/test_in_place.py tests/plugin/test_in_place_forms.py tests/plugin/test_order.py"
 SEEN = "tests/plugin/test_seen.py tests/plugin/test_what_runs.py tests/plugin/test_methods.py"
 PATCHED = "tests/plugin/test_patch.py tests/plugin/test_tools.py"
 DIVERTED = "tests/plugin/test_patched_functions.py tests/plugin/test_patch_losses.py"
@@ -14,15 +14,15 @@ DIVERTED = "tests/plugin/test_patched_functions.py tests/plugin/test_patch_losse
 SLIPS = [
     Slip(
         PRODUCTS,
-        "            with torch.set_grad_enabled(self.graph):\n                s = self.called(self.gate)",
-        "            s = self.called(self.gate)",
+        "            with torch.set_grad_enabled(self.with_graph):\n                value = self.function(self.gate)",
+        "            value = self.function(self.gate)",
         REWRITTEN,
         "a sigmoid that was taken without a graph gets one",
     ),
     Slip(
         PRODUCTS,
-        "fitting and (gate.stride() == x.stride() or _lie_alike(x, gate)) and",
-        "fitting and",
+        "shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and",
+        "shapes_fuse and",
         REWRITTEN,
         "a result whose strides follow the other operand",
     ),
@@ -70,7 +70,7 @@ SLIPS = [
     ),
     Slip(
         WRITER,
-        "        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.me) for f in pair):",
+        "        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):",
         "        if pair is None or any(isinstance(f, ast.Starred) for f in pair):",
         "tests/plugin/test_overlooked.py tests/plugin/test_rewrite.py",
         "a product with a number counts as one",

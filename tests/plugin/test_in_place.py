@@ -7,7 +7,7 @@ from support.patching import agree, forward_as, run
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.writer import CHANGED
+from sigtorch.plugin.writer import CHANGED_REASON
 
 
 def an_item(self, x):
@@ -116,7 +116,7 @@ def test_a_gate_that_the_method_changes_is_left(body, calls):
     model = forward_as(body, nn.ReLU(inplace=True))
     before = run(model)
     patch = sigtorch.patch(model)
-    assert CHANGED in patch.left[""]
+    assert CHANGED_REASON in patch.left[""]
     agree(before, run(model))
     assert len(calls) == (1 if body is an_alias_of_a_part else 0)
 
@@ -130,7 +130,7 @@ def test_out():
 
     model, x = Out(), torch.randn(4)
     expected = model(x, x.clone())
-    assert CHANGED in sigtorch.patch(model).left[""]
+    assert CHANGED_REASON in sigtorch.patch(model).left[""]
     torch.testing.assert_close(model(x, x.clone()), expected)
 
 

@@ -9,7 +9,7 @@ from support.patching import agree, forward_as, run, spy
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.writer import CHANGED
+from sigtorch.plugin.writer import CHANGED_REASON
 
 
 def by_a_positional_option(self, x):
@@ -230,6 +230,6 @@ def test_a_gate_that_the_method_changes_is_left(body, monkeypatch):
     model = forward_as(body, nn.Identity())
     before = run(model)
     patch = sigtorch.patch(model)
-    assert CHANGED in patch.left[""]
+    assert CHANGED_REASON in patch.left[""]
     agree(before, run(model))
     assert not calls

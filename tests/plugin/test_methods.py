@@ -126,7 +126,7 @@ def test_a_source_that_is_not_what_runs_is_left(calls):
     model = forward_as(edited)
     before = run(model)
     patch = sigtorch.patch(model)
-    assert patch.left[""].endswith(": its source is not what runs")
+    assert patch.left[""].endswith(": its source differs from the code that runs")
     agree(before, run(model), exactly=True)
     made = {}
     exec("def forward(self, x):\n    return self.w2(self.act(self.w1(x)) * self.w3(x))", made)

@@ -51,14 +51,14 @@ def test_an_odd_module_is_a_row(calls):
     odd[1].held = Unasked()
     patch = sigtorch.patch(odd)
     assert list(patch.swapped) == ["0"]
-    assert patch.left == {"1": "it cannot be looked at: RuntimeError: not now"}
+    assert patch.left == {"1": "it cannot be inspected: RuntimeError: not now"}
 
 
 def test_all_or_nothing(monkeypatch):
     """An error in patch itself leaves the model unchanged."""
     model = nn.Sequential(nn.Sigmoid(), nn.GLU())
-    real = sigtorch.plugin.patch._give
-    monkeypatch.setattr("sigtorch.plugin.patch._give", lambda m, cls: 1 / 0 if type(m) is nn.GLU else real(m, cls))
+    real = sigtorch.plugin.patch._set_class
+    monkeypatch.setattr("sigtorch.plugin.patch._set_class", lambda m, cls: 1 / 0 if type(m) is nn.GLU else real(m, cls))
     with pytest.raises(ZeroDivisionError):
         sigtorch.patch(model)
     assert [type(m) for m in model] == [nn.Sigmoid, nn.GLU]
@@ -67,9 +67,9 @@ def test_all_or_nothing(monkeypatch):
 def test_undo_of_what_does_not_let_go(monkeypatch):
     model = nn.Sequential(Sealed(), MLP())
     patch = sigtorch.patch(model)
-    real = sigtorch.plugin.patch._give
+    real = sigtorch.plugin.patch._set_class
     with monkeypatch.context() as patching:
-        patching.setattr("sigtorch.plugin.patch._give", lambda m, cls: 1 / 0 if cls is Sealed else real(m, cls))
+        patching.setattr("sigtorch.plugin.patch._set_class", lambda m, cls: 1 / 0 if cls is Sealed else real(m, cls))
         with pytest.raises(RuntimeError, match=r"'0'$") as raised:
             patch.undo()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)

@@ -10,8 +10,8 @@ from support.patching import Silu, agree, forward_as, run
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.elsewhere import FUNCTION, OBJECT
-from sigtorch.plugin.overlooked import GLU, IN_PLACE, OTHERWISE
+from sigtorch.plugin.elsewhere import FUNCTION_REASON, OBJECT_REASON
+from sigtorch.plugin.overlooked import FORM_REASON, GLU_REASON, IN_PLACE_REASON
 
 ACTIVATIONS = {"silu": nn.SiLU(), "relu": nn.ReLU()}
 
@@ -80,7 +80,7 @@ def test_a_form_that_is_not_taken_apart_has_a_row(body, monkeypatch):
     before = run(model)
     patch = sigtorch.patch(model)
     assert not patch.swapped
-    assert patch.left == {"": f"test_overlooked.py:{body.__code__.co_firstlineno + FORMS[body]}: {OTHERWISE}"}
+    assert patch.left == {"": f"test_overlooked.py:{body.__code__.co_firstlineno + FORMS[body]}: {FORM_REASON}"}
     monkeypatch.setattr("sigtorch.plugin.products.runs_kernel", lambda *tensors: True)
     agree(before, run(model), exactly=True)
 
@@ -96,7 +96,7 @@ def named_in_place(self, x):
 def test_in_place_by_a_name():
     first = named_in_place.__code__.co_firstlineno
     left = sigtorch.patch(forward_as(named_in_place)).left[""]
-    assert left.splitlines() == [f"test_overlooked.py:{first + n}: {IN_PLACE}" for n in (3, 4)]
+    assert left.splitlines() == [f"test_overlooked.py:{first + n}: {IN_PLACE_REASON}" for n in (3, 4)]
 
 
 class Numbers(nn.Module):
@@ -134,7 +134,7 @@ class Chained(nn.Module):
 def test_a_product_of_a_product():
     patch = sigtorch.patch(Chained())
     assert list(patch.swapped) == [""]
-    assert patch.left[""].endswith(OTHERWISE)
+    assert patch.left[""].endswith(FORM_REASON)
 
 
 class Parent(nn.Module):
@@ -212,10 +212,10 @@ class Halves(nn.Module):
 
 # The line of the product, and why it is left.
 ELSEWHERE = {
-    Scan: (scanned, 1, FUNCTION),
-    Processed: (Processor.__call__, 1, OBJECT),
-    Wrapping: (Wrapping.forward, 1, OTHERWISE),
-    Halves: (Halves.forward, 1, GLU),
+    Scan: (scanned, 1, FUNCTION_REASON),
+    Processed: (Processor.__call__, 1, OBJECT_REASON),
+    Wrapping: (Wrapping.forward, 1, FORM_REASON),
+    Halves: (Halves.forward, 1, GLU_REASON),
 }
 
 
@@ -259,4 +259,4 @@ class Bound(nn.Module):
 
 
 def test_a_method_that_was_bound_before():
-    assert sigtorch.patch(Bound()).left[""].endswith(": kept holds inner as it was")
+    assert sigtorch.patch(Bound()).left[""].endswith(": the attribute kept holds the original inner")

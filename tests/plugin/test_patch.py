@@ -84,7 +84,7 @@ def test_subclasses(calls):
     model[2].forward = functools.partial(MLP.forward, model[2])
     patch = sigtorch.patch(model)
     assert list(patch.swapped) == ["0"]
-    assert patch.left["1"] == "has a forward of its own"
+    assert patch.left["1"] == "its forward is not PyTorch's"
     assert patch.left["2"].endswith(": forward was replaced on the instance")
     assert isinstance(model[0], Named)
     assert model[0].half() == 0.5
@@ -122,7 +122,7 @@ def test_twice_and_nested():
         with sigtorch.patch(model) as second:
             assert not second.swapped
             assert set(second.left) == set(first.swapped)
-            assert set(second.left.values()) == {"sigtorch's already"}
+            assert set(second.left.values()) == {"it uses sigtorch already"}
         assert [type(m) for m in model.modules()] == swapped
     assert [type(m) for m in model.modules()] == classes
 
@@ -336,14 +336,14 @@ def test_not_a_module():
 def test_a_patch_that_fails_half_way_leaves_nothing_patched(monkeypatch):
     from sigtorch.plugin import patch
 
-    model, give = nn.Sequential(nn.Sigmoid(), nn.GLU()), patch._give
+    model, set_class = nn.Sequential(nn.Sigmoid(), nn.GLU()), patch._set_class
 
     def interrupted(module, cls):
         if module is model[1]:
             raise KeyboardInterrupt
-        give(module, cls)
+        set_class(module, cls)
 
-    monkeypatch.setattr(patch, "_give", interrupted)
+    monkeypatch.setattr(patch, "_set_class", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sigtorch.patch(model)
     assert [type(module) for module in model] == [nn.Sigmoid, nn.GLU]

@@ -233,8 +233,8 @@ class Meddling(nn.Module):
 def test_a_gate_that_a_variable_holds_is_computed(calls):
     """Through that variable, something may change it before the product."""
     gate = torch.randn(4)
-    assert products.activated(torch.sigmoid, gate, False).computed is not None
-    only_here = products.activated(torch.sigmoid, gate * 1, False).computed is None
+    assert products.activated_early(torch.sigmoid, gate).computed is not None
+    only_here = products.activated_early(torch.sigmoid, gate * 1).computed is None
     assert only_here == (sys.version_info < (3, 14)), "from Python 3.14 on, references do not tell"
 
 

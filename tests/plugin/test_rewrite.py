@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import sigtorch
-from sigtorch.plugin.overlooked import OTHERWISE
+from sigtorch.plugin.overlooked import FORM_REASON
 
 
 def clamped(self, x):
@@ -282,7 +282,7 @@ def test_what_is_no_such_product_is_not_touched(body):
     patch = sigtorch.patch(model)
     assert not patch.swapped
     line = LEFT[body] and body.__code__.co_firstlineno + LEFT[body]
-    assert patch.left == ({"": f"test_rewrite.py:{line}: {OTHERWISE}"} if line else {})
+    assert patch.left == ({"": f"test_rewrite.py:{line}: {FORM_REASON}"} if line else {})
     assert vars(model) == before
 
 

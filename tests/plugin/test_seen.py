@@ -34,7 +34,7 @@ def test_a_methods_variables(calls):
     out, seen = model(x, x)
     torch.testing.assert_close(out, expected)
     assert seen == names == ["g", "self", "x"]
-    assert patch.left[""].endswith(": it looks at what its variables are")
+    assert patch.left[""].endswith(": it looks at its own variables")
 
 
 class Counting(nn.Module):

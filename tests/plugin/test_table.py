@@ -38,7 +38,7 @@ def test_what_the_table_says():
         "swapped 2 x a.*.act Sigmoid sigtorch.nn.Sigmoid",
         f"swapped 1 x b.0 MLP sigtorch.swiglu at patching.py:{mlp}, fuses if shapes allow",
         f"left 2 x a.* Inline test_table.py:{first + 2}: it changes a tensor in place",
-        "left 1 x c Own has a forward of its own",
+        "left 1 x c Own its forward is not PyTorch's",
     ]
     assert str(sigtorch.patch(nn.Linear(2, 2))) == "sigtorch.patch: 0 swapped, 0 left"
     assert repr(sigtorch.patch(nn.Sigmoid())) == "<sigtorch.patch: 1 swapped, 0 left>"

@@ -42,7 +42,7 @@ def test_traced_by_fx(calls):
 def test_what_is_traced_already_is_left(trace):
     traced = trace(MLP())
     patch = sigtorch.patch(traced)
-    assert patch.left[""] == "traced already: patch the model before that"
+    assert patch.left[""] == "it is traced already: patch the model before tracing"
     assert not patch.swapped
 
 

@@ -68,7 +68,7 @@ def test_a_file_edited_since_is_left(edit, imported, calls):
     expected = [model(x), model(x, 1)]
     patch = sigtorch.patch(model)
     assert not patch.swapped
-    assert patch.left[""].endswith(": its source is not what runs")
+    assert patch.left[""].endswith(": its source differs from the code that runs")
     torch.testing.assert_close([model(x), model(x, 1)], expected, rtol=0, atol=0)
 
 
@@ -195,7 +195,7 @@ def test_instrumented_modules(calls, monkeypatch):
 
         monkeypatch.setattr(cls, "forward", forward)
     patch = sigtorch.patch(model)
-    assert patch.left["2"] == "has a forward of its own"
+    assert patch.left["2"] == "its forward is not PyTorch's"
     model[2](model[1](model[0](x)), torch.ones(3, 2))
     assert seen == ["Sigmoid", "GLU", "BCEWithLogitsLoss"]
     assert not calls
