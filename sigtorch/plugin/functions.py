@@ -1,4 +1,4 @@
-"""Functions of PyTorch's and torchvision's, diverted within a block."""
+"""Diverts functions of PyTorch and torchvision to sigtorch within a block."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _bce(
     return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
 
 
-_DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
+_REPLACEMENTS: dict[Any, Callable[..., torch.Tensor]] = {
     torch.sigmoid: _sigmoid,
     torch.Tensor.sigmoid: _sigmoid,
     torch.special.expit: _sigmoid,
@@ -57,47 +57,48 @@ _DIVERTED: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 class _Divert(TorchFunctionMode):
-    """Diverts the calls of its thread, like every function mode; not those that its own functions make."""
+    """Diverts the calls of its thread, as every function mode does, but not those that the replacements make."""
 
     def __init__(self, save: Save) -> None:
         super().__init__()
         self.save = save
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ours, kwargs = _DIVERTED.get(func, func), kwargs or {}
+        ours, kwargs = _REPLACEMENTS.get(func, func), kwargs or {}
         return ours(*args, **kwargs, save=self.save) if ours is _sigmoid else ours(*args, **kwargs)
 
 
-class _Focal:
-    """torchvision's focal loss is plain Python, which no mode sees: while in use, its code asks for the mode.
+class _FocalDiversion:
+    """Diverts torchvision's focal loss, which is plain Python and which no function mode sees.
 
-    Whoever holds the function, under whatever name, calls that code. Other threads, in no such block, get torchvision's.
+    While a block is active, the function has the code of :func:`_diverted_focal_loss`, so that it is diverted under every name
+    that holds it. In threads outside of a block it calls the original code.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.users = 0
-        self.function: Any = None
-        self.original: Any = None
+        self.blocks = 0
+        self.function: Any = None  # torchvision's, while its code is replaced
+        self.original: Any = None  # a function with its original code
 
     def __enter__(self) -> None:
         with self.lock:
-            self.users += 1
+            self.blocks += 1
             function = getattr(sys.modules.get("torchvision.ops.focal_loss"), "sigmoid_focal_loss", None)
             if self.function is not None or not inspect.isfunction(function):
                 return
-            if _arguments(function) == _arguments(_asking) and not function.__closure__:
+            if _parameters(function) == _parameters(_diverted_focal_loss) and not function.__closure__:
                 self.original = types.FunctionType(function.__code__, function.__globals__, function.__name__)
-                self.function, function.__code__ = function, _asking.__code__
+                self.function, function.__code__ = function, _diverted_focal_loss.__code__
 
     def __exit__(self, *exception: object) -> None:
         with self.lock:
-            self.users -= 1
-            if self.users == 0 and self.function is not None:
+            self.blocks -= 1
+            if self.blocks == 0 and self.function is not None:
                 self.function.__code__, self.function = self.original.__code__, None
 
-    def answer(self, inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
-        """Computes sigtorch's loss where this thread is in a block and the loss is the same, else torchvision's."""
+    def call(self, inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
+        """Computes sigtorch's loss if this thread is in a block and both libraries take the arguments, else torchvision's."""
         modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if (
             any(isinstance(mode, _Divert) for mode in modes)
@@ -109,23 +110,23 @@ class _Focal:
         return self.original(inputs, targets, alpha, gamma, reduction)
 
 
-def _asking(inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
-    from sigtorch.plugin.functions import focal  # this runs as torchvision's, with its globals
+def _diverted_focal_loss(inputs: Any, targets: Any, alpha: Any, gamma: Any, reduction: Any) -> Any:
+    from sigtorch.plugin.functions import focal_diversion  # this code runs with torchvision's globals
 
-    return focal.answer(inputs, targets, alpha, gamma, reduction)
+    return focal_diversion.call(inputs, targets, alpha, gamma, reduction)
 
 
-def _arguments(function: Any) -> tuple[str, ...]:
+def _parameters(function: Any) -> tuple[str, ...]:
     return function.__code__.co_varnames[: function.__code__.co_argcount]  # type: ignore[no-any-return]
 
 
-focal = _Focal()
+focal_diversion = _FocalDiversion()
 _eligible.TRANSPARENT_MODES.add(_Divert)
 _eligible.DIVERTING_MODES.add(_Divert)
 
 
 class _Block(_backend.Block):
-    """A block in which functions are diverted."""
+    """The context manager and decorator that diverts functions."""
 
     where = "patched_functions()"
 
@@ -137,7 +138,7 @@ class _Block(_backend.Block):
         if self.modes is not None:
             raise _checks.error_entered_twice(self.where)
         self.modes = contextlib.ExitStack()
-        self.modes.enter_context(focal)
+        self.modes.enter_context(focal_diversion)
         self.modes.enter_context(_Divert(self.save))
 
     def __exit__(self, *exception: Any) -> None:
@@ -150,36 +151,40 @@ class _Block(_backend.Block):
 
 @contextlib.contextmanager
 def _compiled_block(save: Save) -> Iterator[None]:
-    """The block in what is compiled, which rebinds no modules; Dynamo in torch 2.8 knows blocks of generators alone."""
+    """Diverts functions in compiled code, torchvision's excepted; Dynamo in torch 2.8 traces only generators as blocks."""
     with _Divert(save):
         yield
 
 
 def patched_functions(*, save: Save = "output") -> _Block:
-    """Sends PyTorch's sigmoid functions to sigtorch, inside the ``with`` block or the decorated function.
+    """Makes PyTorch's sigmoid functions call sigtorch, inside the ``with`` block or the decorated function.
 
-    These are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
-    :func:`torch.special.expit`, :func:`torch.nn.functional.glu` and
-    :func:`torch.nn.functional.binary_cross_entropy_with_logits`, whoever holds them under whatever name, and
-    torchvision's ``sigmoid_focal_loss``, if torchvision is loaded by then: in this thread only, and under
-    :func:`torch.compile` too (the focal loss, where the block is around the compiled call, not in it). ``sigmoid_``,
-    ``out=``, the legacy ``size_average`` and ``reduce``, and whatever PyTorch's function or torchvision's refuses, class
-    indices for one, run as without the block. Every PyTorch call in the block costs some
-    microseconds more, as under any function mode: where modules can be swapped, swap them. Swap them, too, under a
-    non-reentrant checkpoint: PyTorch runs backward, and what a checkpoint computes again there, without the block, and
-    what then differs from the forward pass raises an error.
+    The functions are :func:`torch.sigmoid`, :meth:`torch.Tensor.sigmoid`, :func:`torch.nn.functional.sigmoid`,
+    :func:`torch.special.expit`, :func:`torch.nn.functional.glu`,
+    :func:`torch.nn.functional.binary_cross_entropy_with_logits`, and torchvision's ``sigmoid_focal_loss`` if torchvision is
+    imported by then. They are diverted in all code that this thread runs in the block, under every name that they have.
+    Blocks nest; the inner one's ``save`` holds. An exception passes through, and PyTorch's functions are restored.
 
-    What the block raises passes through, and PyTorch's functions are back. Blocks nest.
+    Some calls run as without the block: ``sigmoid_``, ``out=``, the legacy ``size_average`` and ``reduce``, and all arguments
+    that PyTorch's or torchvision's function refuses, such as class indices.
+
+    The block works under :func:`torch.compile`, too. The focal loss is diverted only if the block is around the compiled call,
+    not in it.
+
+    Each PyTorch call in the block takes some microseconds more, as under any function mode. Where a model's modules can be
+    swapped, use :func:`sigtorch.patch` instead. Use it with non-reentrant checkpoints, too: PyTorch runs backward, and with it
+    a checkpoint's recomputation, outside of the block. A difference to the forward pass then raises an error.
 
     Args:
-        save: what the sigmoids keep for backward, as in :func:`sigtorch.sigmoid`.
+        save: the tensor that diverted sigmoids keep for backward, ``"output"`` or ``"input"``, as in
+            :func:`sigtorch.sigmoid`.
 
     Returns:
-        A context manager and decorator.
+        A context manager that is also a decorator.
 
     Raises:
-        ValueError: an unknown ``save``, at once.
-        TypeError: where it decorates a coroutine function or a generator function, whose body runs after the call.
+        ValueError: ``save`` is unknown.
+        TypeError: it decorates a coroutine function or a generator function, whose body runs after the call.
 
     Example:
         >>> x = torch.tensor([10.0], dtype=torch.bfloat16, requires_grad=True)

@@ -98,7 +98,7 @@ SLIPS = [
     ),
     Slip(
         FUNCTIONS,
-        "            if self.users == 0 and self.function is not None:",
+        "            if self.blocks == 0 and self.function is not None:",
         "            if self.function is not None:",
         DIVERTED,
         "an inner block ends the outer one",
