@@ -1,4 +1,4 @@
-"""The recipes of docs/plugin.md, run as they stand there over models and data of the tests'."""
+"""Runs the recipes of docs/plugin.md, unchanged, on small models and data."""
 
 import re
 import warnings
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
 
 
 def cook(name, monkeypatch, tmp_path, **given):
-    """Run a recipe where it may write, without a GPU, and see what of ours it calls."""
+    """Runs a recipe in an empty folder and without a GPU; returns the sigtorch functions that it called, and its variables."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     calls = spy(monkeypatch)
@@ -83,12 +83,12 @@ def test_torchvisions_detectors(monkeypatch, tmp_path):
 
 
 def test_transformers_focal_loss(monkeypatch, tmp_path):
-    theirs = pytest.importorskip("transformers.loss.loss_for_object_detection")
+    detection = pytest.importorskip("transformers.loss.loss_for_object_detection")
     x, t = torch.randn(2, 5, 3), torch.rand(2, 5, 3).round()
-    original = theirs.sigmoid_focal_loss
-    monkeypatch.setattr(theirs, "sigmoid_focal_loss", original)  # put back afterwards
+    original = detection.sigmoid_focal_loss
+    monkeypatch.setattr(detection, "sigmoid_focal_loss", original)  # put back afterwards
     expected = [original(x, t, 3), original(x, t, torch.tensor(4.0), alpha=0.6, gamma=1)]
     cook("transformers' focal loss", monkeypatch, tmp_path)
-    ours = theirs.sigmoid_focal_loss
+    ours = detection.sigmoid_focal_loss
     assert ours is not original
     torch.testing.assert_close([ours(x, t, 3), ours(x, t, torch.tensor(4.0), alpha=0.6, gamma=1)], expected)
