@@ -1,4 +1,4 @@
-"""Products that look as if a kernel took them, and are PyTorch's; and blocks of patched functions that nest."""
+"""Products that seem to suit a kernel but must run in PyTorch, and nested blocks of patched functions."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import sigtorch
 
 
 class Expanded(nn.Module):
-    """Its product has a shape that neither factor had before."""
+    """Computes a product of a shape that neither factor had before."""
 
     def forward(self, x, g, like):
         return x * torch.sigmoid(g).expand_as(like)
@@ -41,7 +41,7 @@ GUARDED = {
 
 
 @pytest.mark.parametrize(("model", "inputs"), GUARDED.values(), ids=GUARDED)
-def test_patched_as_unpatched(model, inputs, monkeypatch):
+def test_patched_model_agrees_with_unpatched(model, inputs, monkeypatch):
     model, inputs, calls = model(), inputs(), spy(monkeypatch)
     expected = model(*inputs)
     with sigtorch.patch(model):
@@ -52,7 +52,7 @@ def test_patched_as_unpatched(model, inputs, monkeypatch):
 
 
 def test_a_global_gate_is_a_tensor(monkeypatch):
-    """Whoever reads the name finds what the source says."""
+    """Other code that reads the global name gets a tensor."""
     spy(monkeypatch)
     model, (x, g) = Global(), torch.randn(2, 6)
     with sigtorch.patch(model):
@@ -61,7 +61,7 @@ def test_a_global_gate_is_a_tensor(monkeypatch):
     torch.testing.assert_close(kept, torch.sigmoid(g))
 
 
-def test_a_block_within_a_block_ends_alone(monkeypatch):
+def test_leaving_an_inner_block_keeps_the_outer_one(monkeypatch):
     focal_loss = pytest.importorskip("torchvision.ops.focal_loss")
     from sigtorch.plugin import functions
 

@@ -1,4 +1,4 @@
-"""Methods that change tensors in place, around a product: values and gradients are as unpatched, and so is what fails."""
+"""Methods that change tensors in place around a product: values, gradients and errors are those of the unpatched method."""
 
 import pytest
 import torch
@@ -196,8 +196,8 @@ def gate(self, g):
 
 
 @pytest.mark.parametrize("body", HIDDEN, ids=lambda body: body.__name__)
-def test_a_gate_that_something_else_changes_meanwhile(body, calls):
-    """No source shows it: the sigmoid is computed where it was written, and the product takes that."""
+def test_a_gate_that_other_code_changes_before_the_product(body, calls):
+    """The method's source does not show the change: the sigmoid is computed early, and the product takes its value."""
     model = with_methods(body)
     before = run(model)
     patch = sigtorch.patch(model)
@@ -220,8 +220,8 @@ def of_a_kept_memory(self, x):
     return self.w2(torch.sigmoid(self.act(self.w1(x))) * self.double(x))
 
 
-def test_a_gate_that_only_memory_shares_is_an_error(calls):
-    """Python shows no second owner: right would be to compute twice, always."""
+def test_a_change_through_a_detached_alias_is_an_error(calls):
+    """Python counts no second owner of the memory: only an early sigmoid in all cases would do without the error."""
     model = forward_as(of_a_kept_memory, Keeping())
     type(model).double = lambda self, x: (self.act.kept.mul_(2), self.w3(x))[1]
     sigtorch.patch(model)
@@ -286,7 +286,7 @@ def another_argument(self, x):
     [before_it, another_of_the_name, another_result, another_tensor, of_a_shape, a_residual, another_argument],
     ids=lambda body: body.__name__,
 )
-def test_what_changes_another_tensor_hinders_nothing(body, calls):
+def test_changes_of_other_tensors_do_not_prevent_fusing(body, calls):
     model = forward_as(body)
     before = run(model)
     patch = sigtorch.patch(model)
@@ -300,8 +300,8 @@ class Frozen(nn.Module):
         return x * torch.sigmoid(g)
 
 
-def test_what_pytorch_does_not_keep_may_change(calls):
-    """For a gate without a gradient, PyTorch keeps the sigmoid, and not the operand."""
+def test_an_operand_that_pytorch_does_not_save_may_change(calls):
+    """If the gate needs no gradient, PyTorch saves the sigmoid and not the other operand."""
     model, x, g = Frozen(), torch.randn(4, requires_grad=True), torch.randn(4)
     sigtorch.patch(model)
     y = x * 1

@@ -1,4 +1,4 @@
-"""The forms in which a method's source changes a gate in place: in each, its product is left as it was written."""
+"""Forms in which a method's source changes a gate in place: in each, the product is left as it was written."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""A method whose products are fused is the method it was in all else: signature, source, traceback, decorators, class."""
+"""A rewritten method keeps all but its products: signature, source, traceback, decorators, class."""
 
 import copy
 import functools
@@ -24,12 +24,12 @@ FACTOR = 3
 
 def made_in(scope):
     class Odd(Base):
-        """With all that a method can hold."""
+        """Has a method with all kinds of parameters, names and nested functions."""
 
         __hidden = 2
 
         def forward(self, x, /, y=FACTOR + 1, *args, z: int = 5, **kwargs) -> torch.Tensor:
-            """Doc of its own."""
+            """Has a docstring."""
             x = super().forward(x) * torch.sigmoid(x) * y * z
 
             def within(t):
@@ -44,7 +44,7 @@ def made_in(scope):
     return Odd
 
 
-def test_a_method_stays_what_it_was():
+def test_a_method_keeps_its_attributes():
     cls, x = made_in(11), torch.linspace(-2, 2, 5)
     model = cls()
     expected = [model(x), model(x, 2, 3, z=4, more=5)]
@@ -119,8 +119,8 @@ def test_defaults_that_are_tensors(calls):
     assert type(second) is not type(first)
 
 
-def test_a_source_that_is_not_what_runs_is_left(calls):
-    """After an edit of the file, or of the function: what runs is not changed into what is read."""
+def test_a_source_that_differs_from_the_code_is_left(calls):
+    """After an edit of the file or the function, the code that runs is not replaced by the source that is read."""
     edited = copy.copy(scaled)
     edited = type(scaled)(scaled.__code__.replace(co_consts=(None, 3)), scaled.__globals__, "scaled")
     model = forward_as(edited)
@@ -134,7 +134,7 @@ def test_a_source_that_is_not_what_runs_is_left(calls):
 
 
 def test_a_class_whose_method_was_replaced(calls):
-    """Libraries and notebooks do so: what runs now is what is rewritten."""
+    """Libraries and notebooks replace methods: the present one is rewritten."""
     cls, x = type("Own", (MLP,), {"forward": scaled}), torch.randn(4, 6)
     sigtorch.patch(cls()).undo()
     cls.forward = the_other_way_round
@@ -147,7 +147,7 @@ def test_a_class_whose_method_was_replaced(calls):
 
 # fmt: off
 class Itself(nn.Module):
-    """Names its class, and has lines that are not indented."""
+    """Names its own class, and has lines that are not indented."""
 
     factor = 2
 
@@ -183,7 +183,7 @@ def with_an_empty_cell():
 
 
 class Strange:
-    """Neither hashed nor compared."""
+    """Cannot be hashed or compared."""
 
     def __hash__(self):
         raise ValueError
@@ -202,7 +202,7 @@ def calls_strangers(self, x):
     return STRANGE(x, x) + self.stranger(x, x) + torch.sigmoid(x) * x
 
 
-def test_what_else_a_method_names(calls):
+def test_unusual_values_that_a_method_names(calls):
     strange, x = forward_as(calls_strangers), torch.randn(4, 6)
     strange.stranger = STRANGE
     for model in (strange, with_an_empty_cell()):
@@ -213,7 +213,7 @@ def test_what_else_a_method_names(calls):
 
 
 def test_classes_made_at_run_time(calls):
-    """Their own name says torch: what stands behind them is looked at."""
+    """Such a class is named as one of torch: its base is a user's."""
     model = MLP()
     model.scale = nn.Parameter(torch.ones(1))
     parametrize.register_parametrization(model, "scale", nn.Identity())

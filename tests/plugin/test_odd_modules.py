@@ -1,4 +1,4 @@
-"""Modules that do not answer, or do not let go, as others do: a row each, and the rest of the model is patched."""
+"""Modules that cannot be inspected or swapped: each gets a row, and the rest of the model is patched."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import sigtorch.plugin.patch
 
 
 class Sealed(nn.Sigmoid):
-    """A class that does not let go of its instances."""
+    """Refuses to have its ``__class__`` set."""
 
     def __setattr__(self, name, value):
         if name == "__class__":
@@ -19,7 +19,7 @@ class Sealed(nn.Sigmoid):
 
 
 class Fixed(nn.Sigmoid):
-    """A class that says itself what its instances are."""
+    """Has a ``__class__`` of its own."""
 
     __class__ = property(lambda self: Fixed)
 
@@ -29,14 +29,14 @@ class Homeless(MLP):
 
 
 class Unasked:
-    """Raises whenever an attribute is asked for."""
+    """Raises an error for every attribute."""
 
     def __getattr__(self, name):
         raise RuntimeError("not now")
 
 
 def test_an_odd_module_is_a_row(calls):
-    """Whatever it is: the others are patched."""
+    """The other modules are patched."""
     model, x = nn.Sequential(nn.Sigmoid(), Sealed(), Fixed(), Homeless()), torch.randn(4, 6)
     expected = model(x)
     before = [type(m) for m in model]
@@ -54,8 +54,8 @@ def test_an_odd_module_is_a_row(calls):
     assert patch.left == {"1": "it cannot be inspected: RuntimeError: not now"}
 
 
-def test_all_or_nothing(monkeypatch):
-    """An error in patch itself leaves the model unchanged."""
+def test_an_error_patches_nothing(monkeypatch):
+    """An error that is not one module's undoes the whole patch."""
     model = nn.Sequential(nn.Sigmoid(), nn.GLU())
     real = sigtorch.plugin.patch._set_class
     monkeypatch.setattr("sigtorch.plugin.patch._set_class", lambda m, cls: 1 / 0 if type(m) is nn.GLU else real(m, cls))
@@ -64,7 +64,7 @@ def test_all_or_nothing(monkeypatch):
     assert [type(m) for m in model] == [nn.Sigmoid, nn.GLU]
 
 
-def test_undo_of_what_does_not_let_go(monkeypatch):
+def test_undo_of_a_module_that_refuses_it(monkeypatch):
     model = nn.Sequential(Sealed(), MLP())
     patch = sigtorch.patch(model)
     real = sigtorch.plugin.patch._set_class

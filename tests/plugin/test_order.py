@@ -55,7 +55,7 @@ def test_effects_of_arguments_and_attributes(body, monkeypatch):
 
 
 class Noting:
-    """An operand that notes what is done to it."""
+    """An operand that records the operations on it."""
 
     def __init__(self, name, notes):
         self.name, self.notes = name, notes

@@ -1,4 +1,4 @@
-"""Products that are not taken apart: each has its row, and none that is no pair of tensors."""
+"""Products that are not rewritten: each has a row, unless it is not of two tensors."""
 
 import functools
 import math
@@ -67,7 +67,7 @@ def times_a_number(self, x):
     return self.w2(2 * torch.sigmoid(self.w1(x)) * self.w3(x))
 
 
-# The line, after that of the name, of each one's product.
+# The line of each one's product, counted from that of its name.
 FORMS = {
     cast: 1, item: 1, negated: 1, reshaped: 1, option: 1, method_in_place: 1, by_its_name_in_a_table: 1, made_at_each_call: 1,
     by_another_name: 2, within_a_statement: 3, walrus: 1, times_a_number: 1,
@@ -75,7 +75,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("body", FORMS, ids=lambda body: body.__name__)
-def test_a_form_that_is_not_taken_apart_has_a_row(body, monkeypatch):
+def test_a_form_that_is_not_rewritten_has_a_row(body, monkeypatch):
     model = forward_as(body)
     before = run(model)
     patch = sigtorch.patch(model)
@@ -100,7 +100,7 @@ def test_in_place_by_a_name():
 
 
 class Numbers(nn.Module):
-    """Products that are no pairs of tensors."""
+    """Multiplies sigmoids by numbers."""
 
     def __init__(self):
         super().__init__()
@@ -119,13 +119,13 @@ class Numbers(nn.Module):
 def test_numbers_are_no_operands():
     patch = sigtorch.patch(Numbers())
     line = Numbers.forward.__code__.co_firstlineno + 2
-    # Of an argument of such a name.
+    # The product with an argument, which may be a tensor.
     assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_overlooked.py:{line}, fuses if shapes allow"}
     assert not patch.left
 
 
 class Chained(nn.Module):
-    """Two products that begin at the same place, one in the other."""
+    """Has two products that begin at the same place, one within the other."""
 
     def forward(self, x, g):
         return torch.sigmoid(g) * x * torch.sigmoid(g.clone()).clone()
@@ -210,7 +210,7 @@ class Halves(nn.Module):
         return F.glu(x)
 
 
-# The line of the product, and why it is left.
+# The function with the product, the line in it, and the reason why it is left.
 ELSEWHERE = {
     Scan: (scanned, 1, FUNCTION_REASON),
     Processed: (Processor.__call__, 1, OBJECT_REASON),
@@ -220,7 +220,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("cls", ELSEWHERE, ids=lambda cls: cls.__name__)
-def test_a_product_that_no_method_holds_has_a_row(cls):
+def test_a_product_outside_of_methods_has_a_row(cls):
     function, line, why = ELSEWHERE[cls]
     model = nn.Sequential(cls(), cls())
     patch = sigtorch.patch(model)

@@ -1,4 +1,4 @@
-"""Plugging into models: what is swapped, what is left and why, and that undoing leaves no trace."""
+"""``patch`` on modules: which are swapped, which are left and why, and that undo leaves no trace."""
 
 import abc
 import copy
@@ -73,7 +73,7 @@ def test_calls_by_keyword_and_wrong_calls(calls):
 
 
 class Named(nn.Sigmoid):
-    """A subclass that computes nothing of its own."""
+    """A subclass that inherits forward."""
 
     def half(self):
         return 0.5
@@ -145,7 +145,7 @@ class Builtin(nn.Module):
 
 
 class Registered(nn.Sigmoid):
-    """A class that keeps a list of its subclasses, and wants an argument of each."""
+    """Keeps a list of its subclasses, and needs an argument for each."""
 
     known = []  # noqa: RUF012, that it is shared is the point
 
@@ -158,7 +158,7 @@ class Key(Registered, key="key"):
 
 
 class Registry(type):
-    """The same by a metaclass, which wants an argument."""
+    """Does the same by a metaclass."""
 
     def __new__(cls, name, bases, body, *, key):
         Registered.known.append(key)
@@ -187,7 +187,7 @@ def test_classes_of_every_kind():
     assert [type(m) for m in model[1:]] == [Key, Meta, Abstract]
 
 
-def test_ours_are_left():
+def test_sigtorchs_own_modules_are_left():
     model = nn.Sequential(sigtorch.nn.Sigmoid(save="input"), sigtorch.nn.GatedMLP(6, 8))
     patch = sigtorch.patch(model)
     assert not patch.swapped
@@ -229,7 +229,7 @@ def test_a_shared_module_is_swapped_once():
 
 
 class Reduced(nn.Sigmoid):
-    """Pickles as a call of its class."""
+    """Is pickled as a call of its class."""
 
     def __reduce__(self):
         return self.__class__, (), self.__dict__
@@ -316,7 +316,7 @@ def test_leaves_no_reference():
     assert alive() is None
 
 
-def test_what_a_sigmoid_saves_may_be_chosen(monkeypatch):
+def test_save_chooses_what_a_sigmoid_saves(monkeypatch):
     model = nn.Sequential(nn.Sigmoid(), nn.GLU())
     for save in ("output", "input"):
         saved = []

@@ -1,4 +1,4 @@
-"""The losses plugged in: PyTorch's module and function, and torchvision's function, of which a stand-in is here."""
+"""Losses under ``patch`` and ``patched_functions``: PyTorch's module and function, and a stand-in for torchvision's."""
 
 import functools
 import pickle
@@ -84,7 +84,7 @@ def test_legacy_reductions_stay_pytorchs(calls):
 
 
 def answer(function, *args, **kwargs):
-    """The result, or the error as text."""
+    """Returns the result, or the error as text."""
     try:
         return function(*args, **kwargs)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -119,7 +119,7 @@ ALIKE = {
 
 
 @pytest.mark.parametrize(("args", "kwargs"), ALIKE.values(), ids=ALIKE)
-def test_what_pytorch_refuses_is_refused_by_pytorch(args, kwargs):
+def test_pytorch_refuses_its_own_way(args, kwargs):
     expected = answer(F.binary_cross_entropy_with_logits, *args, **kwargs)
     with sigtorch.patched_functions():
         found = [answer(F.binary_cross_entropy_with_logits, *args, **kwargs)]
@@ -146,7 +146,7 @@ def test_a_module_of_ours_keeps_class_indices():
 
 
 class Criterion(nn.Module):
-    """A loss, or a function of losses, that torch.fx traces through."""
+    """Holds a loss, or a function with one, for torch.fx to trace."""
 
     def __init__(self, loss):
         super().__init__()
@@ -156,8 +156,8 @@ class Criterion(nn.Module):
         return self.loss(x, t)
 
 
-def test_torch_fx_traces_what_stands_in(torchvision):
-    """Its proxies override torch functions: they go to PyTorch's own, which they know."""
+def test_torch_fx_traces_diverted_losses(torchvision):
+    """The proxies of torch.fx override torch functions, and so get PyTorch's own."""
     modules, focal = torchvision
     swapped, x, t = Criterion(nn.BCEWithLogitsLoss()), torch.randn(4, 6), torch.rand(4, 6).round()
     sigtorch.patch(swapped)
@@ -173,10 +173,10 @@ def test_torch_fx_traces_what_stands_in(torchvision):
 
 @pytest.fixture
 def torchvision(monkeypatch):
-    """The modules that hold its focal loss, a detector that imported it by name among them, and that loss."""
+    """Returns the modules that hold torchvision's focal loss, a detector that imported it among them, and the loss."""
 
     def focal(inputs, targets, alpha=0.25, gamma=2, reduction="none"):
-        """Computes torchvision's loss."""
+        """Computes what torchvision's does."""
         p = torch.sigmoid(inputs)
         loss = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
         loss = loss * (1 - p * targets - (1 - p) * (1 - targets)) ** gamma
@@ -224,7 +224,7 @@ def test_torchvisions_focal_loss_of_a_constant_within_a_transform(torchvision):
 
 
 def test_a_focal_loss_of_other_arguments_is_left(torchvision, monkeypatch, calls):
-    """A loss of another release of torchvision, which is not known, is not diverted."""
+    """Another release of torchvision may change the parameters: then the function is not diverted."""
     modules, _ = torchvision
     monkeypatch.setattr(modules[1], "sigmoid_focal_loss", lambda inputs, targets, alpha, gamma: inputs)
     with sigtorch.patched_functions():
@@ -235,13 +235,13 @@ def test_a_focal_loss_of_other_arguments_is_left(torchvision, monkeypatch, calls
     assert "sigmoid_focal_loss" not in calls
 
 
-def test_torchvision_answers_what_it_takes_and_sigtorch_does_not(torchvision, calls):
+def test_arguments_that_only_torchvision_takes_go_to_torchvision(torchvision, calls):
     modules, focal = torchvision
     alpha, gamma = (torch.tensor(v, requires_grad=True) for v in (0.3, 1.5))
-    theirs = [((X, X.sigmoid(), 2.0), {}), ((X, X.sigmoid()), {"alpha": -0.5}), ((X, X.sigmoid()), {"gamma": -1})]
-    theirs += [((X, X.sigmoid(), alpha, gamma), {}), ((X, X.sigmoid()), {"alpha": torch.tensor([0.25])})]
-    theirs += [((X, ROW), {}), ((X[:, :1], ROW), {}), ((X, (X > 0).long()), {}), ((X, X > 0), {})]
-    for args, kwargs in theirs:
+    arguments = [((X, X.sigmoid(), 2.0), {}), ((X, X.sigmoid()), {"alpha": -0.5}), ((X, X.sigmoid()), {"gamma": -1})]
+    arguments += [((X, X.sigmoid(), alpha, gamma), {}), ((X, X.sigmoid()), {"alpha": torch.tensor([0.25])})]
+    arguments += [((X, ROW), {}), ((X[:, :1], ROW), {}), ((X, (X > 0).long()), {}), ((X, X > 0), {})]
+    for args, kwargs in arguments:
         expected = answer(focal, *args, **kwargs)
         with sigtorch.patched_functions():
             actual = answer(modules[2].sigmoid_focal_loss, *args, **kwargs)

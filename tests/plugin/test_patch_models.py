@@ -1,4 +1,4 @@
-"""Plugging into models that no one here wrote: transformers' own, small and random."""
+"""``patch`` on small random models of transformers."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ def build(name):
 
 
 def step(model):
-    """Loss, logits, gradients, and the parameters after a step of the optimizer."""
+    """Returns loss, logits, gradients, and the parameters after a step of the optimizer."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens = torch.arange(24).reshape(2, 12) % 64
     out = model(input_ids=tokens, labels=tokens)
@@ -44,14 +44,14 @@ def step(model):
 
 
 def eager(model):
-    """A step in transformers' eager mode, without the warnings and slow ways of others; the weights stay."""
+    """Takes a step, and restores the model's parameters."""
     state = copy.deepcopy(model.state_dict())
     result = step(model)
     model.load_state_dict(state)
     return result
 
 
-# What a step hands over, and the rows of a table.
+# For each model: the calls of sigtorch in a step, and the number of swapped modules by class.
 HANDED = {
     "Llama": ({"swiglu": 2}, {"LlamaMLP": 2}),
     "Qwen3": ({"swiglu": 2}, {"Qwen3MLP": 2}),
@@ -64,8 +64,8 @@ HANDED = {
     ),
 }
 LEFT = {
-    "FalconH1": ["FalconH1Mixer"] * 2,  # a function that its methods call
-    "Qwen3Next": ["Qwen3NextRMSNormGated"],  # whose activation is looked up by its name, at each call
+    "FalconH1": ["FalconH1Mixer"] * 2,  # its product is in a function
+    "Qwen3Next": ["Qwen3NextRMSNormGated"],  # it looks its activation up by name in each call
 }
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's functions sent to sigtorch: within the block, in this thread, compiled too, and nowhere else."""
+"""``patched_functions`` diverts PyTorch's functions in its block and thread, compiled too, and nowhere else."""
 
 import functools
 import threading
@@ -71,7 +71,7 @@ def test_a_compiled_function_reaches_sigtorch(monkeypatch):
             torch.testing.assert_close(compiled(x), x + 7)
 
 
-def test_what_a_sigmoid_saves_may_be_chosen():
+def test_save_chooses_what_a_sigmoid_saves():
     x = torch.full((2,), 40.0, requires_grad=True)
     slope = torch.sigmoid(x.detach().double()) * torch.sigmoid(-x.detach().double())
     for form in (torch.sigmoid, nn.Sigmoid(), torch.Tensor.sigmoid, torch.special.expit):
@@ -87,8 +87,8 @@ def test_what_a_sigmoid_saves_may_be_chosen():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_layer_of_ours_keeps_what_it_saves(compiled):
-    """An operation of ours runs PyTorch's sigmoid on a CPU, which is not sent here a second time."""
+def test_sigtorchs_own_layers_save_what_they_did(compiled):
+    """On a CPU, an operation of sigtorch runs PyTorch's sigmoid, which is not diverted a second time."""
     x = torch.full((2,), 40.0, requires_grad=True)
     forms = [sigtorch.nn.Sigmoid(), lambda x: sigtorch.sigmoid_gate(torch.ones(2), x)]
     forms += [lambda x: sigtorch.sigmoid_lerp(torch.ones(2), torch.zeros(2), x)]
@@ -121,7 +121,7 @@ def test_this_thread_only(calls):
     assert not calls
 
 
-def test_restored_whatever_happens(calls):
+def test_functions_are_restored_after_errors(calls):
     x = torch.ones(2)
     with pytest.raises(RuntimeError, match="boom"), sigtorch.patched_functions():
         raise RuntimeError("boom")
@@ -161,7 +161,7 @@ def test_other_modes_still_see():
 
 
 def test_kernels_run_inside(device):
-    """The block is no watcher: what sigtorch is called for runs fused."""
+    """The block does not count as a mode that watches: kernels run in it."""
     x = torch.ones(2, device=device)
     with sigtorch.patched_functions(), sigtorch.use_backend("triton"):
         assert sigtorch.backend_of(x) == "triton"

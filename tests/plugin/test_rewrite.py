@@ -1,4 +1,4 @@
-"""Products in others' methods: which are fused, and what is left and why."""
+"""Products in methods: which are fused, and which are left and why."""
 
 import operator
 import warnings
@@ -165,7 +165,7 @@ def seeded(model):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("body", FUSED, ids=lambda body: body.__name__)
-def test_products_are_fused_in_whatever_surroundings(body, training, monkeypatch):
+def test_products_are_fused_in_all_forms(body, training, monkeypatch):
     model = forward_as(body).train(training)
     before = seeded(model)
     patch = sigtorch.patch(model)
@@ -193,10 +193,10 @@ def test_products_run_in_kernels(body, device):
     assert "Gate" in ancestors(out) or "SwiGLU" in ancestors(out)
 
 
-BREAKS = (depends_on_values, checkpointed, autograd_switched, keeps_state, dropped)  # as written, one way or other
+BREAKS = (depends_on_values, checkpointed, autograd_switched, keeps_state, dropped)  # graph breaks, patched or not
 
 
-# Dynamo in torch 2.8 does not trace a decorated forward that a descriptor gives; it has not been tried between.
+# Dynamo in torch 2.8 does not trace a decorated forward that a descriptor returns; releases in between are not tested.
 LOOKS_THROUGH = torch.__version__ >= (2, 14)
 
 
@@ -215,14 +215,14 @@ def test_every_form_is_compiled_exported_and_traced_whole(body):
             "make_fx": make_fx(model)(x),
         }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch would have its traces made otherwise
+            warnings.simplefilter("ignore")  # PyTorch deprecates torch.jit
             whole["jit"] = torch.jit.trace(model, x)
         for how, made in whole.items():
             torch.testing.assert_close(made(x), expected, msg=lambda text, how=how: f"{how}: {text}")
 
 
 def ancestors(out):
-    """The names of what backward runs."""
+    """Returns the names of the autograd nodes that backward runs."""
     nodes = [out.grad_fn]
     for node in nodes:
         nodes += [n for n, _ in node.next_functions if n is not None]
@@ -276,7 +276,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("body", LEFT, ids=lambda body: body.__name__)
-def test_what_is_no_such_product_is_not_touched(body):
+def test_other_methods_are_not_changed(body):
     model = forward_as(body)
     before = dict(vars(model))
     patch = sigtorch.patch(model)
@@ -286,7 +286,7 @@ def test_what_is_no_such_product_is_not_touched(body):
     assert vars(model) == before
 
 
-def test_what_works_in_place_is_left():
+def test_products_in_place_are_left():
     model = forward_as(in_place)
     left = sigtorch.patch(model).left[""].splitlines()
     first = in_place.__code__.co_firstlineno

@@ -1,4 +1,4 @@
-"""A patch cannot be seen, by a method or by the owner of a module, while it lasts and after."""
+"""A method, and code that holds a module, sees no trace of a patch, neither while it lasts nor after."""
 
 import copy
 import gc
@@ -16,7 +16,7 @@ import sigtorch
 
 
 class Options(nn.Module):
-    """Builds arguments of its variables."""
+    """Builds keyword arguments from its local variables."""
 
     def forward(self, x, g):
         options = dict(locals())
@@ -38,7 +38,7 @@ def test_a_methods_variables(calls):
 
 
 class Counting(nn.Module):
-    """Keeps on its class what instances share."""
+    """Keeps shared values on its class."""
 
     calls = 0
 
@@ -52,7 +52,7 @@ class Counting(nn.Module):
         return cls()
 
 
-def test_what_is_written_to_a_class(calls):
+def test_attributes_set_on_a_class(calls):
     model, other, x = Counting(), Counting(), torch.ones(2)
     patch = sigtorch.patch(model)
     model(x)
@@ -79,7 +79,7 @@ def test_a_class_makes_models_that_are_not_patched():
     assert type(type(swapped)()) is nn.Sigmoid
 
 
-def test_its_only_base_is_the_class_it_was():
+def test_its_only_base_is_the_original_class():
     for model in (MLP(), nn.Sigmoid(), Counting()):
         cls = type(model)
         sigtorch.patch(model)
@@ -115,7 +115,7 @@ def test_parametrizations_are_removed(first, calls):
 
 
 class Made(nn.Module):
-    """Is made with arguments of a name."""
+    """Is made with keyword arguments alone."""
 
     def __new__(cls, *, size):
         made = super().__new__(cls)
@@ -133,7 +133,7 @@ class Made(nn.Module):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickled_with_arguments_of_a_name(protocol, calls):
+def test_pickled_with_keyword_arguments(protocol, calls):
     model, x = Made(size=3), torch.randn(4)
     sigtorch.patch(model)
     expected = model(x)
@@ -184,7 +184,7 @@ def local_class():
 
 
 def test_nothing_is_kept(calls):
-    """Classes, functions and closures that a patch has seen are not alive for its sake."""
+    """After undo, nothing keeps a class, a function or a closure alive."""
     cls = local_class()
     model = cls()
     patch = sigtorch.patch(model)

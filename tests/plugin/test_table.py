@@ -1,4 +1,4 @@
-"""The table of a patch: what it says of each module, and that it prints anywhere."""
+"""The table of a patch: its rows, and that every encoding prints it."""
 
 import io
 
@@ -26,7 +26,7 @@ class Inline(nn.Module):
         return self.silu(g) * x
 
 
-def test_what_the_table_says():
+def test_the_rows_of_the_table():
     model = nn.ModuleDict({"a": nn.ModuleList([Inline(), Inline()]), "b": nn.ModuleList([MLP()]), "c": Own()})
     first = Inline.forward.__code__.co_firstlineno
     lines = [" ".join(line.split()) for line in str(sigtorch.patch(model)).splitlines()]
@@ -45,7 +45,7 @@ def test_what_the_table_says():
 
 
 class Greek(nn.Module):
-    """In letters that few encodings have."""
+    """Has letters that few encodings have."""
 
     def forward(self, x, γ):
         x *= torch.sigmoid(γ)

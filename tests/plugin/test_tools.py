@@ -1,4 +1,4 @@
-"""Tools that change models, before and after a patch: traces, exports, quantisation, sharding, adapters, hooks."""
+"""Tools applied to models before and after a patch: traces, exports, quantisation, sharding, adapters, hooks."""
 
 import copy
 import warnings
@@ -39,7 +39,7 @@ def test_traced_by_fx(calls):
 
 
 @pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, lambda m: torch.jit.trace(m, torch.randn(4, 6))])
-def test_what_is_traced_already_is_left(trace):
+def test_a_traced_model_is_left(trace):
     traced = trace(MLP())
     patch = sigtorch.patch(traced)
     assert patch.left[""] == "it is traced already: patch the model before tracing"
@@ -74,7 +74,7 @@ def test_compiled_whole():
 def test_quantised(calls):
     model, x = Gated().eval(), torch.randn(4, 6)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch moves its quantisation elsewhere
+        warnings.simplefilter("ignore")  # PyTorch deprecates its quantisation
         expected = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})(x)
         sigtorch.patch(model)
         quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})

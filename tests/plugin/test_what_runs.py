@@ -1,4 +1,4 @@
-"""The code that runs now counts: files edited since, activations and methods replaced, whenever that happens."""
+"""The code that runs now counts: files edited since their import, activations and methods replaced at any time."""
 
 import functools
 import importlib.util
@@ -20,7 +20,7 @@ HEAD = "import torch\nfrom torch import nn\n\n\nclass Model(nn.Module):\n    def
 
 @pytest.fixture
 def imported(tmp_path):
-    """A module of this source, whose file is then edited."""
+    """Returns a function that imports a module of a given source, and then edits its file."""
 
     def make(source, edited=None):
         path = tmp_path / f"model_{len(list(tmp_path.iterdir()))}.py"
@@ -72,7 +72,7 @@ def test_a_file_edited_since_is_left(edit, imported, calls):
     torch.testing.assert_close([model(x), model(x, 1)], expected, rtol=0, atol=0)
 
 
-def test_a_file_that_is_what_it_was(imported, calls):
+def test_an_unedited_file(imported, calls):
     for was, is_now in EDITS.values():
         for source in filter(None, (was, is_now)):
             model = imported(HEAD + source).Model()
@@ -184,7 +184,7 @@ def test_the_function_that_an_activation_calls(calls, monkeypatch):
 
 
 def test_instrumented_modules(calls, monkeypatch):
-    """A forward put on PyTorch's own class runs, whether before a patch or since."""
+    """A forward set on PyTorch's own class runs, before a patch or after it."""
     model, x, seen = nn.Sequential(nn.Sigmoid(), nn.GLU(), nn.BCEWithLogitsLoss()), torch.randn(3, 4), []
     sigtorch.patch(model[:2])
     for cls in (nn.Sigmoid, nn.GLU, nn.BCEWithLogitsLoss):
@@ -202,7 +202,7 @@ def test_instrumented_modules(calls, monkeypatch):
 
 
 def test_a_method_replaced_on_the_class(calls):
-    """While patched: what is on the class now runs, and what was there before is fused again."""
+    """While a model is patched, a new method on the class runs, and the former one is fused again when it is back."""
     cls = type("Other", (MLP,), {"forward": scaled})
     model, x = cls(), torch.randn(4, 6)
     plain = model(x)
@@ -249,7 +249,7 @@ def test_a_method_that_returned_a_sigmoid(imported, calls, monkeypatch):
 
 
 def test_what_a_file_imports_from_the_future(imported, calls):
-    """Annotations that nothing evaluates, say."""
+    """The future import of annotations leaves them unevaluated, for example."""
     inner = "        def double(t: Unknown) -> Unknown:\n            return t * 2\n\n"
     module = imported(f"from __future__ import annotations\n{HEAD}{inner}        return double(x) * torch.sigmoid(x)\n")
     model, x = module.Model(), torch.randn(4)
@@ -259,7 +259,7 @@ def test_what_a_file_imports_from_the_future(imported, calls):
 
 
 def test_warnings_of_a_models_source(tmp_path):
-    """Python gave them once: a patch does not again, and fuses where they are errors."""
+    """Python warned when it compiled the source: a patch does not warn again, and works where warnings are errors."""
     (tmp_path / "noisy.py").write_text(HEAD + '        "\\d" is x\n        return x * torch.sigmoid(x)\n')
     code = "import warnings\nwith warnings.catch_warnings():\n    warnings.simplefilter('ignore')\n    import noisy\n"
     code += "import sigtorch\nprint(sigtorch.patch(noisy.Model()))"
