@@ -66,30 +66,39 @@ class Changes:
 
     def __init__(self, function: ast.FunctionDef, kinds: dict[str, Kind], self_name: str) -> None:
         self.function, self.kinds, self.self_name = function, kinds, self_name
-        self.scope_of: dict[ast.AST, tuple[ast.AST, ...]] = {}  # the loops and functions around a node
+        self.scopes_of: dict[ast.AST, tuple[ast.AST, ...]] = {}  # the loops and functions around a node
         self._note_scopes(function, ())
         nodes = [*ast.walk(function)]
-        arguments = {a for n in nodes if isinstance(n, ast.arguments) for a in _parameter_names(n)}
+        parameters = {a for n in nodes if isinstance(n, ast.arguments) for a in _parameter_names(n)}
         stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        self.variables = (arguments | stored) - {self_name}
+        self.variables = (parameters | stored) - {self_name}
         self.shares: dict[str, set[str]] = {}  # owner -> owners whose memory it may share
-        self.filled: set[str] = set()  # owners that are containers of tensors
-        within = {a for n in nodes if isinstance(n, _LOCAL) and n is not function for a in _parameter_names(n.args)}
-        pairs = [pair for node in nodes for pair in _assignments(node)]
-        for target, value in pairs:
-            self._assign(target, value)
+        self.containers: set[str] = set()  # owners that hold tensors in a container
+        assignments = [pair for node in nodes for pair in _assignments(node)]
+        self._note_shared_memory(nodes, assignments)
         # Variables that hold a function which changes its arguments.
-        self.changing_variables = {t.id for t, value in pairs if isinstance(t, ast.Name)
-                         and (_is_named_in_place(getattr(value, "attr", "")) or self._works_in_place(value))}  # fmt: skip
-        for target, value in pairs:
+        self.changing_variables = {
+            target.id
+            for target, value in assignments
+            if isinstance(target, ast.Name)
+            and (_is_named_in_place(getattr(value, "attr", "")) or self._works_in_place(value))
+        }
+        self.changed = [(node, owner) for node in nodes for owner in self._changed_by(node)]
+
+    def _note_shared_memory(self, nodes: list[ast.AST], assignments: list[tuple[ast.expr, ast.expr]]) -> None:
+        """Notes which owners share memory: by assignment, in a container, or as an argument of a nested function."""
+        nested = [n for n in nodes if isinstance(n, _LOCAL) and n is not self.function]
+        parameters = {a for n in nested for a in _parameter_names(n.args)}
+        for target, value in assignments:
+            self._assign(target, value)
+        for target, value in assignments:
             if isinstance(target, ast.Subscript):
                 self._note_stored(target, self.owners(value))
         for node in nodes:
             if isinstance(node, ast.AugAssign) and isinstance(node.value, _DISPLAYS):
                 self._note_stored(node.target, self.owners(node.value))
             if isinstance(node, ast.Call):
-                self._note_arguments(node, within)
-        self.changed = [(node, name) for node in nodes for name in self._changed_by(node)]
+                self._note_arguments(node, parameters)
 
     def affect(self, gate: ast.expr, statement: ast.stmt) -> bool:
         """Tells whether the memory of a gate may change after its sigmoid is computed, before the product or after it."""
@@ -170,7 +179,7 @@ class Changes:
         """Notes that a container, under any of its names, holds what these owners hold."""
         names = self._aliases(self.owners(container))
         self._share(names, given)
-        self.filled |= names
+        self.containers |= names
 
     def _changed_by(self, node: ast.AST) -> Iterator[str]:
         """Yields the owners that one node changes in place."""
@@ -223,12 +232,12 @@ class Changes:
 
     def _note_scopes(self, node: ast.AST, within: tuple[ast.AST, ...]) -> None:
         for child in ast.iter_child_nodes(node):
-            self.scope_of[child] = within
+            self.scopes_of[child] = within
             self._note_scopes(child, (*within, child) if isinstance(child, (*_LOOPS, *SCOPES)) else within)
 
     def _may_follow(self, node: ast.AST, gate: ast.expr) -> bool:
         """Tells whether a node may run after a gate's expression."""
-        mine, others = self.scope_of.get(gate, ()), self.scope_of.get(node, ())
+        mine, others = self.scopes_of.get(gate, ()), self.scopes_of.get(node, ())
         if any(isinstance(s, _LOOPS) for s in mine if s in others):
             return True
         if any(isinstance(s, SCOPES) for s in {*mine} ^ {*others}):  # a nested function is called at any time
@@ -238,7 +247,7 @@ class Changes:
     def _is_reassigned(self, name: str, statement: ast.stmt, change: ast.AST) -> bool:
         """Tells whether a variable gets other memory between the product and a change, or by the product's own statement."""
         body, reassigned = self.function.body, False
-        if statement not in body or self.scope_of.get(change) or name in self.filled:
+        if statement not in body or self.scopes_of.get(change) or name in self.containers:
             return False
         for s in body[body.index(statement) :]:
             if position(s) >= position(change) or (change is not s and change in {*ast.walk(s)}):

@@ -64,8 +64,8 @@ class _Divert(TorchFunctionMode):
         self.save = save
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ours, kwargs = _REPLACEMENTS.get(func, func), kwargs or {}
-        return ours(*args, **kwargs, save=self.save) if ours is _sigmoid else ours(*args, **kwargs)
+        function, kwargs = _REPLACEMENTS.get(func, func), kwargs or {}
+        return function(*args, **kwargs, save=self.save) if function is _sigmoid else function(*args, **kwargs)
 
 
 class _FocalDiversion:

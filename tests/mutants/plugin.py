@@ -1,4 +1,4 @@
-"""Slips in what plugs sigtorch into a model: sigtorch/plugin."""
+"""Slips in sigtorch/plugin, which plugs sigtorch into existing models."""
 
 from mutants.slip import Slip
 
@@ -17,14 +17,14 @@ SLIPS = [
         "            with torch.set_grad_enabled(self.with_graph):\n                value = self.function(self.gate)",
         "            value = self.function(self.gate)",
         REWRITTEN,
-        "a sigmoid that was taken without a graph gets one",
+        "a sigmoid that was computed without autograd gets a graph",
     ),
     Slip(
         PRODUCTS,
         "shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and",
         "shapes_fuse and",
         REWRITTEN,
-        "a result whose strides follow the other operand",
+        "the result has the strides of the other operand",
     ),
     Slip(
         RECOGNISE,
@@ -38,14 +38,14 @@ SLIPS = [
         'return _CODES[function] is getattr(function, "__code__", None)',
         "return True",
         REWRITTEN,
-        "a function whose code was replaced is taken for what it was",
+        "a function whose code was replaced counts as the original",
     ),
     Slip(
         RECOGNISE,
         "    if [ast.unparse(a) for a in value.args] != [x]:\n        return None\n",
         "",
         REWRITTEN,
-        "the sigmoid of something else than the argument",
+        "a forward that takes the sigmoid of another value counts as a sigmoid",
     ),
     Slip(
         SOURCE,
@@ -66,7 +66,7 @@ SLIPS = [
         '            changed = [*changed, options.get("out")]\n',
         "",
         IN_PLACE,
-        "what is written by out= is not seen to change",
+        "a write by out= is not noticed",
     ),
     Slip(
         WRITER,
@@ -80,14 +80,14 @@ SLIPS = [
         "        super().__setattr__(name, value) if original is None else setattr(original, name, value)",
         "        super().__setattr__(name, value)",
         SEEN,
-        "what a method writes to its class is lost at undo",
+        "an attribute that a method sets on its class is lost at undo",
     ),
     Slip(
         PATCH,
         "            self.undo()\n            raise\n",
         "            raise\n",
         "tests/plugin/test_patch.py -k half_way",
-        "half a model stays patched",
+        "half of a model stays patched",
     ),
     Slip(
         FUNCTIONS,

@@ -52,7 +52,7 @@ def eager(model):
 
 
 # For each model: the calls of sigtorch in a step, and the number of swapped modules by class.
-HANDED = {
+EXPECTED = {
     "Llama": ({"swiglu": 2}, {"LlamaMLP": 2}),
     "Qwen3": ({"swiglu": 2}, {"Qwen3MLP": 2}),
     "Mistral": ({"swiglu": 2}, {"MistralMLP": 2}),
@@ -69,21 +69,21 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("name", HANDED)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_real_models(name, monkeypatch):
     model = build(name)
-    before = eager(model)
+    before, (expected_calls, swapped) = eager(model), EXPECTED[name]
     patch = sigtorch.patch(model)
-    kinds = {n: type(m).__name__ for n, m in model.named_modules()}
-    assert Counter(kinds[n] for n in patch.swapped) == HANDED[name][1]
-    assert [kinds[n] for n in patch.left] == LEFT.get(name, [])
+    class_names = {n: type(m).__name__ for n, m in model.named_modules()}
+    assert Counter(class_names[n] for n in patch.swapped) == swapped
+    assert [class_names[n] for n in patch.left] == LEFT.get(name, [])
     agree(before, eager(model), exactly=True)
     calls = spy(monkeypatch)
     agree(before, eager(model))
-    assert Counter(calls) == HANDED[name][0]
+    assert Counter(calls) == expected_calls
     again = pickle.loads(pickle.dumps(model))
     agree(before, eager(again))
-    assert Counter(calls) == {what: 2 * n for what, n in HANDED[name][0].items()}
+    assert Counter(calls) == {function: 2 * n for function, n in expected_calls.items()}
     patch.undo()
     agree(before, eager(model), exactly=True)
 
