@@ -57,7 +57,7 @@ class Method:
 
 
 class Forward(Method):
-    """A forward of sigtorch's in place of PyTorch's."""
+    """A forward of sigtorch's that replaces PyTorch's."""
 
     def should_run(self) -> bool:
         """Tells whether this forward runs: in compiled code too, where a changed code of the original is not noticed."""

@@ -128,7 +128,10 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 class _Callee(NamedTuple):
-    """The function that a one-statement forward calls: a name and attributes of it; no name for its argument's sigmoid()."""
+    """The function that a one-statement forward calls, as a name and attributes of its value.
+
+    An empty name stands for the method ``sigmoid`` of the forward's argument.
+    """
 
     name: str
     attributes: tuple[str, ...]
