@@ -15,21 +15,7 @@ from sigtorch._checks import Save
 from sigtorch.plugin import classes
 from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import REPLACEMENTS
-from sigtorch.plugin.recognise import (
-    LIKE_ACTIVATION,
-    NUMBER,
-    RETURNS_NEW,
-    SIGMOID,
-    SILU,
-    WORKS_IN_PLACE,
-    AttributeKinds,
-    Kind,
-    class_activation,
-    has_activation_name,
-    obstacle,
-    returns_new_tensor,
-    works_in_place,
-)
+from sigtorch.plugin.recognise import SIGMOID, SILU, AttributeKinds, obstacle, value_kind
 from sigtorch.plugin.rewrite import Rewritten, rewrite_methods
 from sigtorch.plugin.table import Row, headline, table
 
@@ -226,7 +212,7 @@ class _Survey:
         """Swaps a module whose methods hold products that can be fused, and gives the reasons for those that cannot."""
         cls = type(module)
         attributes = {**vars(module), **module._modules, **module._parameters, **module._buffers}
-        kinds = {a: kind for a, value in attributes.items() if (kind := _kind_of(value))}
+        kinds = {a: kind for a, value in attributes.items() if (kind := value_kind(value))}
         obstacles = {
             a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(attributes[a]))
         }
@@ -285,17 +271,3 @@ def _rewritten_class(cls: type, kinds: AttributeKinds, methods: dict[str, Rewrit
 
 def _is_of_sigtorch(cls: type) -> bool:
     return str(cls.__module__).split(".")[0] == "sigtorch"
-
-
-def _kind_of(value: Any) -> Kind | None:
-    """Returns the kind of an attribute's value."""
-    if activation := class_activation(value):
-        return activation
-    # Python numbers and 0-d tensors: no kernel takes them as an operand.
-    if value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float):
-        return NUMBER
-    if has_activation_name(value):
-        return LIKE_ACTIVATION
-    if not isinstance(value, torch.nn.Module):
-        return None
-    return WORKS_IN_PLACE if works_in_place(value) else RETURNS_NEW if returns_new_tensor(value) else None

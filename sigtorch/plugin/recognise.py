@@ -56,16 +56,16 @@ _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
 
 def fusable_activation(function: Any) -> Activation | None:
     """Returns which activation a function or module computes from its one argument, if a kernel may compute it instead."""
-    activation = class_activation(function)
+    activation = _class_activation(function)
     return activation if activation and obstacle(function) is None else None
 
 
-def class_activation(function: Any) -> Activation | None:
+def _class_activation(function: Any) -> Activation | None:
     """Returns which activation a function or module computes, by its class as it is now: hooks and the like aside."""
     if not isinstance(function, nn.Module):
         return _known_function(function)
     activation = _forward_activation(_forward_of(function))
-    return class_activation(steps[-1]) if activation is None and (steps := sequence(function)) else activation
+    return _class_activation(steps[-1]) if activation is None and (steps := sequence(function)) else activation
 
 
 def sequence(function: Any) -> list[nn.Module]:
@@ -85,7 +85,7 @@ def obstacle(function: Any) -> str | None:
     held = function.__dict__
     if "forward" in held:
         return "its forward was replaced on the instance"
-    if works_in_place(function):
+    if _works_in_place(function):
         return "it works in place"
     if any(held.get(hooks) for hooks in _HOOKS):
         return "it has hooks, which fusing would bypass"
@@ -96,12 +96,12 @@ def obstacle(function: Any) -> str | None:
     return obstacle(steps[-1]) if (steps := sequence(function)) else None
 
 
-def works_in_place(module: nn.Module) -> bool:
+def _works_in_place(module: nn.Module) -> bool:
     """Tells whether a module may write into its input, by the attribute ``inplace`` that PyTorch's activations have."""
     return bool(module.__dict__.get("inplace", getattr(type(module), "inplace", False)))
 
 
-def returns_new_tensor(module: nn.Module) -> bool:
+def _returns_new_tensor(module: nn.Module) -> bool:
     """Tells whether a module is one of PyTorch's that never return their input, or a view of it."""
     forward: Any = type(module).forward
     return any(forward is known for known in _NEW_TENSOR_FORWARDS) and obstacle(module) is None
@@ -198,7 +198,21 @@ def _callee_in(definition: ast.FunctionDef) -> _Callee | None:
     return _Callee(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
 
 
-def has_activation_name(value: Any) -> bool:
+def value_kind(value: Any) -> Kind | None:
+    """Returns the kind of a value that a module holds as an attribute, or None."""
+    if activation := _class_activation(value):
+        return activation
+    # Python numbers and 0-d tensors: no kernel takes them as an operand.
+    if value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float):
+        return NUMBER
+    if _has_activation_name(value):
+        return LIKE_ACTIVATION
+    if not isinstance(value, nn.Module):
+        return None
+    return WORKS_IN_PLACE if _works_in_place(value) else RETURNS_NEW if _returns_new_tensor(value) else None
+
+
+def _has_activation_name(value: Any) -> bool:
     """Tells whether a function or module is named like a sigmoid or silu."""
     function = getattr(value, "func", value)  # of a functools.partial
     name = getattr(function, "__name__", None) or type(value).__name__
