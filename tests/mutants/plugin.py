@@ -100,7 +100,7 @@ SLIPS = [
         FUNCTIONS,
         "            if self.blocks == 0 and self.function is not None:",
         "            if self.function is not None:",
-        DIVERTED,
+        "tests/plugin/test_guards.py",
         "an inner block ends the outer one",
     ),
     Slip(
