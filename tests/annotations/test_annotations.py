@@ -19,7 +19,9 @@ RIGHT, WRONG = HERE / "every_name.py", HERE / "mistakes.py"
 def errors_of_mypy():
     command = [sys.executable, "-m", "mypy", "--strict", RIGHT, WRONG]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return re.findall(r"^(\S+):(\d+): error: ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    found = re.findall(r"^(\S+):(\d+): error: ", done.stdout, re.MULTILINE)
+    # In a checkout mypy also reads the library's own source, which `make lint` checks by its own rules.
+    return [(file, line) for file, line in found if Path(file).parent.name == HERE.name], done.stdout + done.stderr
 
 
 def errors_of_basedpyright(folder):

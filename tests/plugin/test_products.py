@@ -7,7 +7,7 @@ from types import MethodType
 import pytest
 import torch
 import torch.nn.functional as F
-from support.patching import MLP, Backwards, Silu, Switched, View, agree, forward_as, run, the_other_way_round
+from support.patching import MLP, Silu, Switched, agree, forward_as, run, the_other_way_round
 from torch import nn
 
 import sigtorch
@@ -268,8 +268,6 @@ class Gated(nn.Module):
     def forward(self, x):
         gate = self.fc(x)
         return x * gate.view(x.shape)
-
-
 
 
 class Fresh(nn.Module):

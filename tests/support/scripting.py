@@ -4,8 +4,8 @@ import csv
 import importlib
 import json
 import os
-import signal
 import shutil
+import signal
 import socket
 import subprocess
 import sys
