@@ -53,7 +53,7 @@ def siglip_part(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, start:
 
 
 def siglip_eager(given: list[Tensor], _: None) -> Tensor:
-    """All pairs at once."""
+    """Computes all pairs at once."""
     return siglip_part(*given, 0) / len(given[0])
 
 
@@ -87,7 +87,7 @@ def linear_part(x: Tensor, weight: Tensor, bias: Tensor, columns: Tensor, start:
 
 
 def linear_eager(given: list[Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
-    """All labels at once."""
+    """Computes all labels at once."""
     x, weight, bias = given
     return linear_part(x, weight, bias, targets[1], 0) / (len(x) * len(weight))
 

@@ -33,7 +33,7 @@ def can_run_fused_backward(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
     return True
 
 
-MARKER_DIMS = 12  # more dimensions than users' tensors have; with those added below, no more than NumPy 1 knows
+MARKER_DIMS = 12  # more than users' tensors have; plus an index into MARKED, at most 32, the limit of NumPy 1
 # All that save a marker; other operations are added when their Functions are defined.
 MARKED = ["siglip_loss", "linear_binary_cross_entropy", "patched_functions"]
 
@@ -115,7 +115,7 @@ class FromInputs(Function):
     """
 
     op: str
-    tensors: int
+    tensor_count: int
     formula: Callable[..., torch.Tensor]
     passes: Callable[[str], Passes]  # a cached import: kernels are imported when the first tensor needs them
 
@@ -127,8 +127,8 @@ class FromInputs(Function):
         cls = ctx._forward_cls
         *given, runner = args
         forward_pass, ctx.backward_pass = cls.passes(runner)
-        ctx.save_for_backward(marker(cls.op), *given[: cls.tensors])
-        ctx.rest = given[cls.tensors :]
+        ctx.save_for_backward(marker(cls.op), *given[: cls.tensor_count])
+        ctx.rest = given[cls.tensor_count :]
         return forward_pass(*given)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -138,7 +138,7 @@ class FromInputs(Function):
         if can_run_fused_backward(grad, *tensors):
             grads = ctx.backward_pass(grad, *tensors, *ctx.rest)
         else:
-            needs = ctx.needs_input_grad[: cls.tensors]
+            needs = ctx.needs_input_grad[: cls.tensor_count]
             grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
 

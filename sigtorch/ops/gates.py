@@ -177,7 +177,7 @@ def _swiglu_packed_formula(x: torch.Tensor) -> torch.Tensor:
 
 
 class SigmoidGateFunction(FromInputs):
-    op, tensors, formula = "sigmoid_gate", 2, staticmethod(_gate_formula)
+    op, tensor_count, formula = "sigmoid_gate", 2, staticmethod(_gate_formula)
 
     @staticmethod
     @once
@@ -205,7 +205,7 @@ class SigmoidGateResidualFunction(Function):
 
 
 class SigmoidLerpFunction(FromInputs):
-    op, tensors, formula = "sigmoid_lerp", 3, staticmethod(_lerp_formula)
+    op, tensor_count, formula = "sigmoid_lerp", 3, staticmethod(_lerp_formula)
 
     @staticmethod
     @once
@@ -216,7 +216,7 @@ class SigmoidLerpFunction(FromInputs):
 
 
 class GLUFunction(FromInputs):
-    op, tensors, formula = "glu", 1, staticmethod(F.glu)
+    op, tensor_count, formula = "glu", 1, staticmethod(F.glu)
 
     @staticmethod
     @once
@@ -227,7 +227,7 @@ class GLUFunction(FromInputs):
 
 
 class SwiGLUFunction(FromInputs):
-    op, tensors, formula = "swiglu", 2, staticmethod(_swiglu_formula)
+    op, tensor_count, formula = "swiglu", 2, staticmethod(_swiglu_formula)
 
     @staticmethod
     @once
@@ -238,7 +238,7 @@ class SwiGLUFunction(FromInputs):
 
 
 class SwiGLUPackedFunction(FromInputs):
-    op, tensors, formula = "swiglu_packed", 1, staticmethod(_swiglu_packed_formula)
+    op, tensor_count, formula = "swiglu_packed", 1, staticmethod(_swiglu_packed_formula)
 
     @staticmethod
     @once

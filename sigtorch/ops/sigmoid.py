@@ -102,7 +102,7 @@ class SigmoidFunction(Function):
 
 
 class SigmoidFromInputFunction(FromInputs):
-    op, tensors, formula = "sigmoid_from_input", 1, staticmethod(_from_input)
+    op, tensor_count, formula = "sigmoid_from_input", 1, staticmethod(_from_input)
 
     @staticmethod
     @once
