@@ -137,5 +137,5 @@ def weights_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may lie in shards, as one."""
+    """Returns a tensor whole, if it is in shards."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

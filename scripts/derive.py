@@ -44,7 +44,7 @@ def relative_error(x: Tensor, save: str) -> Tensor:
 
 
 def measure() -> list[dict[str, str]]:
-    """For each interval: the worst error of both ways to save, and the share of gradients that are exactly zero."""
+    """Returns for each interval the worst error of both ways to save, and the share of gradients that are exactly 0."""
     rows = []
     for low, high in INTERVALS:
         x = every_bfloat16(low, high)
@@ -71,7 +71,7 @@ def worst(function: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor
 
 
 def measure_bce() -> list[dict[str, str]]:
-    """For each interval: the worst error of a positive's gradient in bfloat16, without and with a weight of positives."""
+    """Returns for each interval the worst error of a positive's gradient in bfloat16, without and with a pos_weight."""
     rows = []
     for low, high in INTERVALS[2:]:
         x = every_bfloat16(low, high)
@@ -101,7 +101,7 @@ def torchvision_focal(x: Tensor, t: Tensor) -> Tensor:
 
 
 def measure_focal() -> list[dict[str, str]]:
-    """For each interval: the worst errors of a negative's focal loss and of its gradient in float32."""
+    """Returns for each interval the worst errors of a negative's focal loss and of its gradient in float32."""
     rows = []
     for low, high in FOCAL_INTERVALS:
         x = torch.linspace(low, high, 20_001)

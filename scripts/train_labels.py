@@ -99,7 +99,7 @@ class Model(nn.Module):
 
 
 def eager_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
-    """In plain PyTorch: all logits, and a matrix of targets."""
+    """Computes the loss in plain PyTorch, with all logits and a matrix of targets."""
     crow, columns = targets
     dense = torch.zeros(len(x), len(weight), device=x.device)
     dense[torch.arange(len(x), device=x.device).repeat_interleave(crow.diff()), columns] = 1

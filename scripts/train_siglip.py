@@ -85,7 +85,7 @@ class TwoTowers(nn.Module):
 
 
 def eager_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """In plain PyTorch, of one process."""
+    """Computes the loss of one process in plain PyTorch."""
     logits = image @ text.t() * scale + bias
     return -F.logsigmoid(logits * (2 * torch.eye(len(logits), device=logits.device) - 1)).sum() / len(logits)
 

@@ -1,4 +1,4 @@
-"""Without a GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
+"""Fixtures of all tests. Without a GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
 import os
 

@@ -111,7 +111,7 @@ def pack_bytes(t):
 
 
 def quantised(t):
-    """To 16 bits, of which the scale is the tensor's own."""
+    """Quantizes to 16 bits, by a scale of the tensor."""
     if not t.is_floating_point() or not t.numel():
         return t, None
     scale = t.abs().max().double().clamp_min(1e-300) / 32767

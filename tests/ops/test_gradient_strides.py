@@ -1,4 +1,4 @@
-"""A gradient lies in memory as its input does."""
+"""A gradient has the strides of its input."""
 
 import pytest
 import torch

@@ -332,7 +332,7 @@ def test_a_background_index_may_be_any(loss, backend, device, monkeypatch):
 @pytest.mark.kernels
 @every_loss
 def test_unchecked_masks_are_nan(loss, device, monkeypatch):
-    """Likewise each element of a uint8 that is neither 0 nor 1, and its gradient."""
+    """An unchecked uint8 above 1 gives NaN for its element's loss and gradient."""
     monkeypatch.setattr("sigtorch.ops.losses.checks.can_look_at", lambda _: False)
     x, _ = make((2, 5), torch.float32, "soft", device)
     mask = torch.tensor([0, 1, 2, 128, 255], dtype=torch.uint8, device=device).expand(2, 5)

@@ -141,7 +141,7 @@ def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, devic
 @every_loss
 @pytest.mark.kernels
 def test_many_programs_count(loss, device, plans, monkeypatch):
-    """In full and part blocks, rows and batches, and more tiles than programs."""
+    """Counts are right in full and partial blocks, rows and batches, and with more tiles than programs."""
     for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 90, 9), 7))):
         monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", programs)
         plans.clear()
@@ -189,7 +189,7 @@ def test_classes_along_every_dimension(loss, backend, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "classes first", "transposed"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkeypatch):
-    """No copy of the logits, nothing saved but the arguments and a count, and a gradient that lies as they do."""
+    """Logits are not copied, only the arguments and a count are saved, and the gradient has the strides of the logits."""
     x, target = images(torch.bfloat16, layout, device)
     copies, saved = [], []
     for name in ("contiguous", "copy_"):
@@ -369,7 +369,7 @@ def test_checkpointing(loss, kind, backend, device):
 @pytest.mark.skipif(TORCH == (2, 8), reason="its DTensor has no rule for softplus")
 @every_loss
 def test_dtensor(loss, tmp_path):
-    """By the formula, of logits that are sharded and of such that are not."""
+    """The formula takes sharded and replicated logits."""
     dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))

@@ -225,7 +225,7 @@ def test_small_losses_are_exact(t, backend, device):
 @exact_engine
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 1021])
 def test_a_sum_of_small_losses_is_exact(n, backend, device):
-    """No sum hides them: every one lies below 1e-2, most far below."""
+    """No sum hides them: each is below 1e-2, most far below."""
     x = (torch.linspace(-69, -5, n, device=device)).requires_grad_()
     for t in (x.new_zeros(n), torch.rand(n, device=device) * 1e-20):
         check(LOSSES[0], x, t.detach(), backend, reduction="sum")
@@ -332,7 +332,7 @@ def test_a_mean_holds_what_its_sum_does_not(backend, device):
 
 @pytest.mark.kernels
 def test_a_mean_of_equal_losses_is_that_loss(device):
-    """To the last bit: it is divided as exactly as it is summed."""
+    """It is equal to the last bit: the division is as exact as the sum."""
     for n in range(4, 400, 4):
         x = torch.full((n,), 1.73, device=device)
         with sigtorch.use_backend("triton"):

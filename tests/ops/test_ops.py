@@ -196,7 +196,7 @@ def saving_alike():
 @pytest.mark.kernels
 @pytest.mark.parametrize(("call", "another", "inputs"), [*saving_alike()])
 def test_another_operation_that_saves_as_much_is_noticed(call, another, inputs, device):
-    """By a checkpoint that recomputes it."""
+    """A checkpoint that recomputes another operation raises."""
     inputs = [t.to(device).requires_grad_() for t in inputs]
     calls = [call, another]
     with sigtorch.use_backend("triton"):

@@ -21,7 +21,7 @@ def from_bytes(packed):
 
 
 def quantized(t):
-    """To 255 steps between the lowest and the highest value."""
+    """Quantizes to 255 steps between the lowest and the highest value."""
     if not t.is_floating_point():
         return t, None, None
     low, high = t.min(), t.max()

@@ -44,7 +44,7 @@ def side_by_side(function):
 
 
 def narrowed(dtype):
-    """To PyTorch's 8-bit floats; what is too large gives the largest."""
+    """Rounds to PyTorch's 8-bit floats, at most the largest."""
     largest = torch.finfo(dtype).max
     return side_by_side(lambda a: torch.from_numpy(a).clamp(-largest, largest).to(dtype).float().numpy())
 

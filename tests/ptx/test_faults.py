@@ -167,7 +167,7 @@ def test_architectures():
 
 
 def test_between_two_tensors_is_outside():
-    """Both lie in one array of the engine's."""
+    """Both are in one array of the engine."""
     memory = np.zeros(64, np.uint32)
     for offset, inside in ((0, True), (60, True), (64, False), (188, False), (192, True)):
         device = Device()

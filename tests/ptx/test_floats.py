@@ -17,7 +17,7 @@ def flushed(function):
 
 
 def clamped(function):
-    """To [0, 1], and NaN to 0."""
+    """Clamps to [0, 1], and NaN to 0."""
     return lambda *operands: np.nan_to_num(np.clip(function(*operands), 0, 1))
 
 

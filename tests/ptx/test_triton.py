@@ -43,7 +43,7 @@ def softmax_kernel(out_ptr, x_ptr, x_stride, out_stride, rows, columns, BLOCK: t
 
 @triton.jit
 def layer_norm_kernel(x_ptr, weight_ptr, out_ptr, mean_ptr, columns, eps, BLOCK: tl.constexpr):
-    """In turns of BLOCK columns, as rows may be long."""
+    """Normalises BLOCK columns at a time, for rows may be long."""
     row = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, columns, BLOCK):

@@ -194,7 +194,7 @@ def test_what_is_removed_loses_its_name_first(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("room", [0, 500, 3_000, 60_000])
 def test_no_room_leaves_the_former_checkpoint(room, tmp_path):
-    """In a process of its own, which may write files of no more than so many bytes."""
+    """The training runs in a process that may only write files of so many bytes."""
     _checkpoint.save(tmp_path, 1, {"x": torch.zeros(8)}, {})
     process = forks().Process(target=save_without_room, args=(room, tmp_path))
     process.start()

@@ -47,7 +47,7 @@ def test_scans_find_their_words(tmp_path):
 
 
 def test_words_tell_what_follows(tmp_path):
-    """In a text that goes round, the words before a place say which pairs come."""
+    """The text is a ring: the words before a position determine the pairs that follow."""
     (tmp_path / "round.py").write_text(" ".join(f"w{n * n % 31}" for n in range(4000)))
     options = ("--device", "cpu", "--dim", 16, "--batch", 32, "--lr", 0.02, "--data", tmp_path / "round.py")
     trained("train_labels.py", (*options, "--steps", 150), tmp_path)

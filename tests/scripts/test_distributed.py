@@ -27,7 +27,7 @@ TRAINING = (*TINY_TEXT, "--steps", STEPS, "--checkpoint-every", 8)
 
 
 def assert_close(out, one, step=STEPS):
-    """To float error: the curve, what was measured on the way, and the weights."""
+    """Compares the curve, the measurements and the weights, to float error."""
     assert losses(out, step) == pytest.approx(losses(one, step), rel=1e-5)
     for ours, theirs in zip(read_csv(out / "metrics.csv"), read_csv(one / "metrics.csv"), strict=True):
         for name in ("train_bits_per_byte", "validation_bits_per_byte"):

@@ -278,7 +278,7 @@ def test_a_disk_that_gets_full_is_one_line(tmp_path, capsys):
 
 
 def test_make_train_takes_a_fresh_folder(tmp_path):
-    """With a program in Python's place that leaves what it was asked to write."""
+    """A program in Python's place writes the folder that it was given."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$1"\nmkdir -p "$3"\n')

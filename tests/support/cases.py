@@ -66,7 +66,7 @@ ULP = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-23
 
 
 def tolerance(dtype, roundings=1):
-    """For values of order one: half an ulp a rounding for half types, a few for what float32's approximations cost.
+    """Returns the tolerance for values of order one: half an ulp per rounding for half types, a few ulps for float32.
 
     In float64 the oracle rounds as we do, and its 1 - s cancels.
     """

@@ -142,7 +142,7 @@ def expected_of(case, tensors, incoming=1.0):
 
 
 def close(actual, expected, dtype=None):
-    """To the rounding of the actual dtype and of float32 sums, relative to the largest of a tensor."""
+    """Compares to the rounding of the actual dtype and of float32 sums, relative to a tensor's largest element."""
     rtol = RTOL[dtype or actual.dtype]
     if actual.is_cuda and dtype == torch.bfloat16:
         rtol *= 4  # it multiplies the logits' gradients as such, which then may cancel

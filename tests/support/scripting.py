@@ -219,7 +219,7 @@ def assert_refused(ended, said):
 
 
 def assert_refuses(parse, options, capsys):
-    """In this process, for speed: parsing is the first thing that a script does."""
+    """Checks that parsing refuses the options, in this process, for speed."""
     with pytest.raises(SystemExit) as ended:
         parse(options.split())
     assert ended.value.code == 2

@@ -88,7 +88,7 @@ class Gpu(Device):
         return ty
 
     def get_benchmarker(self):
-        """For triton.autotune: no time is modelled, so the first configuration wins."""
+        """Serves triton.autotune: no time is modelled, so the first configuration wins."""
         return lambda function, quantiles, **options: [0.0] * len(quantiles)
 
     # Launching

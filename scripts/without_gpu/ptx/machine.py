@@ -29,7 +29,7 @@ class Access(NamedTuple):
     threads: np.ndarray
 
     def load(self, dtype, index=0):
-        """The elements that lie ``index`` elements after the positions."""
+        """The elements ``index`` elements after the positions."""
         return self.memory.data.view(dtype)[self.positions // np.dtype(dtype).itemsize + index]
 
     def store(self, values, index=0):

@@ -1,4 +1,4 @@
-"""The three memories of a kernel: where an address lies in each, and whether it may be accessed.
+"""The three memories of a kernel: which of them an address is in, and whether it may be accessed.
 
 All three answer alike: ``outside`` tells which accesses are not allowed, ``describe`` says it in words, and
 ``positions`` are the bytes of ``data`` that addresses stand for.

@@ -1,4 +1,4 @@
-"""For pytest: Triton's kernels run as compiled PTX, on the CPU.
+"""A pytest plugin that runs Triton's kernels as compiled PTX, on the CPU.
 
 ``pytest -p without_gpu.ptx.plugin --ptx-arch 90 -m kernels``
 """

@@ -1,4 +1,4 @@
-"""For the engine's own tests: what instructions should give, in Python's integers and fractions, and what to feed them."""
+"""Oracles for the engine's own tests: results of instructions in Python's integers and fractions, and inputs."""
 
 import decimal
 from fractions import Fraction

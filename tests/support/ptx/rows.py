@@ -1,4 +1,4 @@
-"""For the engine's own tests: a row is an elementwise instruction and what it should give."""
+"""Rows for the engine's own tests: elementwise instructions and their results."""
 
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def rows(code, types, inputs, output, oracle):
 
 
 def elementwise(function):
-    """For what Python's operators do not do on arrays of integers."""
+    """Applies a function that Python's operators lack to arrays of integers."""
     return np.frompyfunc(function, function.__code__.co_argcount, 1)
 
 

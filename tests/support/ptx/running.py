@@ -1,4 +1,4 @@
-"""For the engine's own tests: runs a few lines of PTX on arrays, an element a thread."""
+"""Runs a few lines of PTX on arrays, an element per thread, for the engine's own tests."""
 
 import functools
 import os
