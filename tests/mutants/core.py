@@ -4,7 +4,7 @@ from mutants.slip import Slip
 
 AUTOGRAD, BACKEND, CHECKS = "sigtorch/_autograd.py", "sigtorch/_backend.py", "sigtorch/_checks.py"
 ELIGIBLE = "sigtorch/_eligible.py"
-CHOICES = "tests/test_backend.py -k 'not missing and not why and not engine'"
+CHOICES = "tests/test_backend.py tests/test_use_backend.py -k 'not missing and not why and not engine'"
 GRADS = "tests/ops/test_ops.py -k '(gradcheck or differentiably or given_twice) and (gate-residual or glu)'"
 WATCHED = "tests/ops/test_ops.py tests/test_backend.py -k '(transforms and gate) or subclasses or (watches and plain)'"
 TRACED = (
@@ -66,14 +66,14 @@ SLIPS = [
         ELIGIBLE,
         "        and _dispatch_keys(t).raw_repr() in _PLAIN_KEYS\n        and",
         "        and",
-        "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks.py -k 'transforms and auto'",
+        "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks_transformed.py -k 'transforms and auto'",
         "a batched tensor's value is looked at",
     ),
     Slip(
         ELIGIBLE,
         "(forward_ad._current_level < 0 or forward_ad.unpack_dual(t).tangent is None)",
         "True",
-        "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks.py -k 'transforms or learnt'",
+        "tests/ops/test_loss_contracts.py tests/ops/test_loss_masks_transformed.py -k 'transforms or learnt'",
         "a number that is differentiated forward is taken for one",
     ),
     Slip(

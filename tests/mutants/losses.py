@@ -15,7 +15,7 @@ SLIPS = [
         LOSS,
         "        target = target.masked_fill(ignored, 0)\n",
         "",
-        "tests/ops/test_loss_masks.py -k not_looked_at",
+        "tests/ops/test_loss_masks_transformed.py -k not_looked_at",
         "an ignored target is computed with",
     ),
     Slip(

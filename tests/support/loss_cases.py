@@ -26,7 +26,11 @@ every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
 every_engine = pytest.mark.parametrize("backend", ["auto", "aten", pytest.param("triton", marks=pytest.mark.kernels)])
 # What is exact: PyTorch's own operators, which a CPU runs eagerly, are not.
 exact_engine = pytest.mark.parametrize("backend", ["formula", pytest.param("triton", marks=pytest.mark.kernels)])
+# Each of the ways to compute: eagerly on a CPU, by the formula that transforms take, and in a kernel.
+every_path = pytest.mark.parametrize("backend", ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)])
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+IGNORED = {"soft": -100, "hard": 255, "uint8": 255, "bool": 1, "index": 255}  # a number to ignore, by kind of target
 
 
 def share(target, x, dim=-1):
@@ -149,6 +153,12 @@ def suit(target, options):
     if number is not None and torch.tensor(number).to(target.dtype).double() == number:
         target.view(-1)[::3] = number
     return target
+
+
+def masked(shape, dtype, kind, device="cpu"):
+    """Logits and a target, some of whose elements are to be ignored."""
+    x, target = make(shape, dtype, kind, device)
+    return x, suit(target, {"ignore_index": IGNORED[kind]})
 
 
 @contextlib.contextmanager
