@@ -75,12 +75,8 @@ else:
             return tl.inline_asm_elementwise(
                 "{ .reg .b32 low, high; shl.b32 low, $2, 16; and.b32 high, $2, 0xffff0000;"
                 " mov.b32 $0, low; mov.b32 $1, high; }",
-                "=f,=f,r",
-                [x],
-                dtype=tl.float32,
-                is_pure=True,
-                pack=2,
-            )
+                "=f,=f,r", [x], dtype=tl.float32, is_pure=True, pack=2,
+            )  # fmt: skip
         else:
             return x.to(WIDE)
 
