@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from support.chunked_cases import CASES, every_backend, siglip_oracle
+from support.chunked_cases import SIGLIP, every_backend, siglip_oracle
 from torch.testing import assert_close
 
 import sigtorch
@@ -28,7 +28,7 @@ class OpenClip(torch.nn.Module):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward_is_open_clips(bias):
-    given = CASES[0].make(7, 5, torch.float32)[: 4 if bias else 3]
+    given = SIGLIP.make(7, 5, torch.float32)[: 4 if bias else 3]
     names = ("image_features", "text_features", "logit_scale", "logit_bias")
     ours, theirs = sigtorch.nn.SigLIPLoss(chunk_size=3), OpenClip()
     assert_close(ours(*given), theirs(*given))

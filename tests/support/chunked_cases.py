@@ -45,8 +45,9 @@ def number(value, shape=()):
     return torch.full(shape, value, dtype=torch.float64)
 
 
+SIGLIP = Case("siglip", lambda n, d: [*features(n, d), number(6.0), number(-3.0)], siglip_loss, siglip_oracle)
 CASES = [
-    Case("siglip", lambda n, d: [*features(n, d), number(6.0), number(-3.0)], siglip_loss, siglip_oracle),
+    SIGLIP,
     Case("siglip-no-bias", lambda n, d: [*features(n, d), number(-2.5, (1,))], siglip_loss, siglip_oracle),
     Case(
         "siglip-far",
