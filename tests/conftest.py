@@ -7,7 +7,7 @@ import torch
 from support.device import DEVICE
 
 # Folders and files that take minutes come first, or one of several processes would wait for another's last.
-LONGEST = {"test_machine_code", "scripts"}
+LONGEST = {"test_machine_code", "test_registers", "scripts"}
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of matrix products
 if DEVICE == "cpu":

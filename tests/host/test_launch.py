@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 from support.cases import CASES
-from support.device import DEVICE
+from support.launching import for_a_stand_in
 from support.loss_cases import LOSSES
 from without_gpu import standin
 
@@ -14,10 +14,7 @@ import sigtorch
 from sigtorch.kernels import _map, _reduce
 from sigtorch.kernels._plan import Plan
 
-pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret or DEVICE == "cuda",
-    reason="launches for a GPU that is not there: see `make test-tritons`",
-)
+pytestmark = for_a_stand_in
 DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5)
 INPUTS = {c.name: (c.ours, lambda c=c: c.inputs((4, 6, 16), torch.bfloat16)) for c in CASES if c.fused}
 INPUTS |= {

@@ -153,7 +153,7 @@ LAUNCHING = [
         "kernels/_plan.py",
         "        inputs = (*inputs[:at], 1, *inputs[at + 1 :])",
         "        inputs = (*inputs[:at], 1, *inputs[at:])",
-        "TRITON_INTERPRET=0 tests/host/test_every_triton.py -k 'test_losses and index and plain and float32'",
+        "TRITON_INTERPRET=0 tests/host/test_every_loss.py -k 'index and plain and float32'",
         "an operand too many",
     ),
 ]

@@ -5,6 +5,14 @@ import os
 import subprocess
 import sys
 
+import torch
+import triton
+
+import sigtorch
+
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+STACK = 32 if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0)  # bytes in one kernel of older compilers
+
 
 def printed(script, *arguments):
     """The JSON that a script prints, in a process whose Triton compiles."""
@@ -13,3 +21,14 @@ def printed(script, *arguments):
     done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def compiled_for(arch, function, inputs):
+    """The launches of a call, forward and backward, compiled for an architecture: for a script as above."""
+    from without_gpu.machine_code import compiled
+
+    with sigtorch.use_backend("triton"), compiled(arch) as launches:
+        out = function(*inputs)
+        forward = len(launches)
+        torch.autograd.grad(out, [t for t in inputs if t.requires_grad], torch.ones_like(out))
+    return launches[:forward], launches[forward:]

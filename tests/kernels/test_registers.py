@@ -1,0 +1,64 @@
+"""Bounds of the registers that a thread of each kernel holds, for every operation, kind of target and layout of rows."""
+
+import pytest
+from support.compiling import STACK, printed
+
+REGISTERS = 168  # three blocks of 128 threads per multiprocessor; a loss computes more per element, with fewer
+LOSS_REGISTERS = 128
+SCRIPT = """
+import json, sys, torch
+from functools import partial
+from itertools import chain
+from without_gpu.machine_code import held
+from support.cases import CASES
+from support.compiling import compiled_for
+from support.loss_cases import LOSSES, images, make
+from sigtorch.kernels import chunked_losses
+arch, rows = int(sys.argv[1]), [(96, 6), (96, 136)]  # of few columns, and of several vectors
+
+def many_rows(dtype):
+    for shape in rows:
+        for case in (c for c in CASES if c.fused):
+            yield f"{case.name} {shape}", case.ours, case.inputs(shape, dtype)
+        for loss in LOSSES:
+            for kind in ("soft", "uint8", "index"):
+                x, target = make(shape, dtype, kind, "cpu")
+                weight = torch.rand(shape[-1]) if kind != "soft" else None
+                call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
+                yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
+                if kind == "uint8":
+                    continue
+                given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
+                yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
+        x = torch.randn(shape, requires_grad=True)
+        yield f"loss of a chunk {shape}", partial(chunk, dtype=dtype), [x]
+
+def chunk(x, dtype):
+    one, bias, at = torch.ones(()), torch.ones(len(x), 1), torch.arange(3)
+    chunked_losses.negatives(x.detach().clone(), one, bias, at)
+    chunked_losses.negatives_with_gradient(x.detach().clone(), one, bias, at, dtype)
+    return x * 1
+
+def of_images(dtype):
+    for loss in LOSSES:
+        for layout in ("contiguous", "channels_last", "classes first"):
+            x, target = images(dtype, layout, classes=21, size=(32, 36))
+            call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
+            given = {"dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
+            yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
+
+found = {}
+for dtype in (torch.bfloat16, torch.float32, torch.float16):
+    for name, function, inputs in chain(many_rows(dtype), of_images(dtype)):
+        found[f"{name} {dtype}"] = [vars(held(launch)) for launch in chain(*compiled_for(arch, function, inputs))]
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 120])
+def test_registers_suffice_however_rows_lie(arch):
+    for name, kernels in printed(SCRIPT, str(arch)).items():
+        assert kernels, "nothing was launched"
+        for c in kernels:
+            assert c["stack"] <= STACK, (name, c)  # where spills would be, too
+            assert c["registers"] <= (LOSS_REGISTERS if "loss" in name or "entropy" in name else REGISTERS), (name, c)
