@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # A file's tests stay together and in order: some share a training, or go on from what the one before them left.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-FAST   := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_losses.py tests/ops/test_gates.py
+FAST   := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_gates.py
 
 .PHONY: train train-text test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
 
@@ -27,7 +27,7 @@ train-text: $(READY)
 test: $(READY)
 	$(PYTEST) $(ARGS)
 
-# The main tables of cases: what to run at each save.
+# The main tables of operations: what to run at each save. Losses take as long again: tests/ops/test_losses.py.
 test-fast: $(READY)
 	$(PYTEST) $(FAST) $(ARGS)
 
