@@ -46,9 +46,6 @@ def peaks(loss, tensors):
         with torch.no_grad():
             loss(*leaves)
 
-    step()  # what is set up once
-    for t in leaves:
-        t.grad = None
     device = tensors[0].device
     both = peak_extra_bytes(step, device) - sum(t.numel() * t.element_size() for t in leaves)
     return both, peak_extra_bytes(forward, device)
