@@ -119,4 +119,4 @@ def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand | None) -> Operand:
     """A number or a 0-d tensor."""
     if loss.reduction == "mean" and normalizer is None:
         return float(x.numel())
-    return (loss.normalizer or 1) if normalizer is None else normalizer
+    return (loss.divisor or 1) if normalizer is None else normalizer

@@ -91,7 +91,7 @@ SLIPS = [
     ),
     Slip(
         RUN,
-        "if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:",
+        "if loss.divisor is not None and loss.divisor < TINY and input.dtype != torch.float64:",
         "if False:",
         "tests/ops/test_loss_contracts.py -k normalizers_beyond",
         "a normalizer whose inverse float32 does not hold",

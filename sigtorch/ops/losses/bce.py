@@ -12,7 +12,8 @@ from sigtorch import _backend, _checks, _eligible
 from sigtorch._checks import Reduction
 from sigtorch._once import once
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import Loss, cross_entropy
+from sigtorch.ops.losses.checks import Indices
+from sigtorch.ops.losses.loss import Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
 
@@ -33,19 +34,15 @@ class BCE(Loss):
         return cross_entropy(x, t, rest, pos_weight)
 
     def eager_loss(
-        self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        weight: torch.Tensor | None,
-        pos_weight: torch.Tensor | None,
-        normalizer: torch.Tensor | None,
-        ignored: torch.Tensor | None,
+        self, x: torch.Tensor, t: torch.Tensor, factors: Factors, ignored: torch.Tensor | None
     ) -> torch.Tensor:
         if self.label_smoothing:
             t = t * (1 - self.label_smoothing) + self.label_smoothing / 2
         reduction = self.reduction if ignored is None else "none"
-        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction=reduction, pos_weight=pos_weight)
-        return values.to(self.dtype) if ignored is None else self.reduced(values, ignored, normalizer)
+        values = F.binary_cross_entropy_with_logits(
+            x, t, factors.weight, reduction=reduction, pos_weight=factors.pos_weight
+        )
+        return values.to(self.dtype) if ignored is None else self.reduced(values, ignored, None)
 
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         """PyTorch's own function has a gradient for the target, but none for a weight."""
@@ -135,23 +132,18 @@ def binary_cross_entropy_with_logits(
             pass  # explained below
     if not is_default or not checks.is_common(input, target, reduction, weight, pos_weight):
         checks.check_legacy(where, size_average, reduce)
-        checks.check_reduction(where, reduction)
         checks.check_label_smoothing(where, label_smoothing)
-        background_index = checks.check_index(where, "background_index", background_index)
-        if ignore_index is not None:
-            ignore_index = checks.check_index(where, "ignore_index", ignore_index)
-        numbers = {"label_smoothing": label_smoothing}
-        weights = {"weight": weight, "pos_weight": pos_weight}
-        dim = checks.check_tensors(where, ("input", "target"), input, target, dim, numbers, **weights)
-        checks.check_indices_differ(where, target, background_index, ignore_index)
-        ignore_index = checks.ignorable(ignore_index, target.dtype)
+        dim, background_index, ignore_index = checks.check_call(
+            where, {"input": input, "target": target}, reduction, Indices(dim, background_index, ignore_index),
+            weight=weight, pos_weight=pos_weight, label_smoothing=label_smoothing,
+        )  # fmt: skip
         label_smoothing = number(label_smoothing)
     loss = BCE(
         reduction=reduction, dtype=result_dtype(input, target), dim=dim,
         background_index=background_index, ignore_index=ignore_index,
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    return run(loss, input, target, weight, pos_weight, None)
+    return run(loss, input, target, Factors(weight, pos_weight))
 
 
 # One call in what torch.fx traces: a loss looks at its tensors, and a proxy has none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -133,23 +133,42 @@ def _has_known_value(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or _eligible.readable(value)
 
 
-def check_tensors(
+class Indices(NamedTuple):
+    """The dimension of the classes, and the class indices with a meaning of their own."""
+
+    dim: int
+    background_index: int
+    ignore_index: int | None
+
+
+def check_call(
     where: str,
-    names: tuple[str, str],
-    input: torch.Tensor,
-    target: torch.Tensor,
-    dim: Any,
-    numbers: dict[str, Any],
-    **weights: torch.Tensor | None,
-) -> int:
-    """Checks all tensors of a call, 0-d ones among the numbers too; returns dim as ``check_dim`` does."""
-    given = {name: t for name, t in weights.items() if t is not None}
+    both: dict[str, torch.Tensor],
+    reduction: str,
+    indices: Indices,
+    *,
+    weight: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    **numbers: Any,
+) -> Indices:
+    """Checks the arguments that all losses take: both, the logits and the target by their names, and what goes with them.
+
+    Returns the indices as Python numbers, ignore_index as None if no target can hold it.
+    """
+    check_reduction(where, reduction)
+    background_index = check_index(where, "background_index", indices.background_index)
+    ignore_index = indices.ignore_index
+    if ignore_index is not None:
+        ignore_index = check_index(where, "ignore_index", ignore_index)
+    weights = {name: t for name, t in (("weight", weight), ("pos_weight", pos_weight)) if t is not None}
     scalars = {name: t for name, t in numbers.items() if isinstance(t, torch.Tensor)}
-    _check_one_device(where, **dict(zip(names, (input, target), strict=True)), **given, **scalars)
-    dim = check_dim(where, dim, names[0], input)
-    check_target(where, names, input, target, dim)
-    check_broadcasts(where, input, **given)
-    return dim
+    _check_one_device(where, **both, **weights, **scalars)
+    (input_name, input), (target_name, target) = both.items()
+    dim = check_dim(where, indices.dim, input_name, input)
+    check_target(where, (input_name, target_name), input, target, dim)
+    check_broadcasts(where, input, **weights)
+    check_indices_differ(where, target, background_index, ignore_index)
+    return Indices(dim, background_index, ignorable(ignore_index, target.dtype))
 
 
 def check_weights(where: str, **weights: Any) -> None:

@@ -14,7 +14,8 @@ from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import TINY, Loss, cross_entropy
+from sigtorch.ops.losses.checks import Indices
+from sigtorch.ops.losses.loss import TINY, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
 FAR = 800.0  # exp(-800) is 0 in float64 too
@@ -49,26 +50,21 @@ class Focal(Loss):
         return values
 
     def eager_loss(
-        self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        weight: torch.Tensor | None,
-        pos_weight: torch.Tensor | None,
-        normalizer: torch.Tensor | None,
-        ignored: torch.Tensor | None,
+        self, x: torch.Tensor, t: torch.Tensor, factors: Factors, ignored: torch.Tensor | None
     ) -> torch.Tensor:
         # 1 - p_t, which is t + p (1 - 2 t), and alpha_t, each in as few operators as possible.
         missed = torch.addcmul(t, aten_sigmoid(x), torch.rsub(t, 1, alpha=2))
+        weight = factors.weight
         if self.alpha >= 0:
             alpha_t = torch.rsub(t, 1 - self.alpha, alpha=1 - 2 * self.alpha)
             weight = alpha_t if weight is None else alpha_t * weight
-        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=pos_weight)
-        return self.reduced(values * missed**self.gamma, ignored, normalizer)
+        values = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none", pos_weight=factors.pos_weight)
+        return self.reduced(values * missed**self.gamma, ignored, factors.normalizer)
 
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         if differentiated or 0 < self.gamma < 1:  # infinitely steep where 1 - p_t is 0
             return False
-        return self.normalizer is None or self.normalizer >= TINY
+        return self.divisor is None or self.divisor >= TINY
 
     @staticmethod
     @once
@@ -148,28 +144,24 @@ def sigmoid_focal_loss(
     is_default = ignore_index is None and type(dim) is int and dim == -1
     are_common = checks.are_common_numbers(alpha, gamma, background_index, normalizer, reduction)
     if not is_default or not are_common or not checks.is_common(inputs, targets, reduction, weight, pos_weight):
-        checks.check_reduction(where, reduction)
         checks.check_alpha_and_gamma(where, alpha, gamma)
-        background_index = checks.check_index(where, "background_index", background_index)
         checks.check_normalizer(where, normalizer, reduction)
-        if ignore_index is not None:
-            ignore_index = checks.check_index(where, "ignore_index", ignore_index)
-        numbers = {"alpha": alpha, "gamma": gamma, "normalizer": normalizer}
-        weights = {"weight": weight, "pos_weight": pos_weight}
-        dim = checks.check_tensors(where, ("inputs", "targets"), inputs, targets, dim, numbers, **weights)
-        checks.check_indices_differ(where, targets, background_index, ignore_index)
-        ignore_index = checks.ignorable(ignore_index, targets.dtype)
+        dim, background_index, ignore_index = checks.check_call(
+            where, {"inputs": inputs, "targets": targets}, reduction, Indices(dim, background_index, ignore_index),
+            weight=weight, pos_weight=pos_weight, alpha=alpha, gamma=gamma, normalizer=normalizer,
+        )  # fmt: skip
         alpha, gamma = number(alpha), number(gamma)
-    divisor = normalizer if isinstance(normalizer, torch.Tensor) else None
+    divisor = None
+    if normalizer is not None and not isinstance(normalizer, torch.Tensor):
+        normalizer, divisor = None, number(normalizer)
     loss = Focal(
         reduction=reduction, dtype=result_dtype(inputs, targets), dim=dim,
         background_index=background_index, ignore_index=ignore_index,
-        normalizer=None if normalizer is None or divisor is not None else number(normalizer),
-        alpha=alpha, gamma=gamma,
+        divisor=divisor, alpha=alpha, gamma=gamma,
     )  # fmt: skip
-    if divisor is not None and not divisor.is_floating_point():  # a count
-        divisor = divisor.to(loss.wide(inputs))
-    return run(loss, inputs, targets, weight, pos_weight, divisor)
+    if normalizer is not None and not normalizer.is_floating_point():  # a count
+        normalizer = normalizer.to(loss.wide(inputs))
+    return run(loss, inputs, targets, Factors(weight, pos_weight, normalizer))
 
 
 # One call in what torch.fx traces: a loss looks at its tensors, and a proxy has none.

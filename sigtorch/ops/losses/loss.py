@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,14 @@ from sigtorch._eligible import HALF_DTYPES
 from sigtorch.ops.losses import checks
 
 TINY = torch.finfo(torch.float32).tiny
+
+
+class Factors(NamedTuple):
+    """Tensors that multiply a loss, its positive term, and divide the result; None for 1."""
+
+    weight: torch.Tensor | None
+    pos_weight: torch.Tensor | None
+    normalizer: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -32,7 +40,7 @@ class Loss(ABC):
     dim: int = -1  # the dimension of the logits that class indices lack
     background_index: int = -1
     ignore_index: int | None = None  # that a target's dtype can hold
-    normalizer: float | None = None  # where that is no tensor
+    divisor: float | None = None  # the normalizer where that is no tensor
 
     def __init_subclass__(cls) -> None:
         register_op(cls.function)
@@ -43,13 +51,7 @@ class Loss(ABC):
 
     @abstractmethod
     def eager_loss(
-        self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        weight: torch.Tensor | None,
-        pos_weight: torch.Tensor | None,
-        normalizer: torch.Tensor | None,
-        ignored: torch.Tensor | None,
+        self, x: torch.Tensor, t: torch.Tensor, factors: Factors, ignored: torch.Tensor | None
     ) -> torch.Tensor:
         """Computes the loss as PyTorch or torchvision does, of a dense target in which ignored elements are 0."""
 
@@ -66,37 +68,25 @@ class Loss(ABC):
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
         """Returns the operands of the scalar functions after weight."""
 
-    def formula(
-        self,
-        x: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        pos_weight: torch.Tensor | None,
-        normalizer: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def formula(self, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
         """Computes the loss of tensors that the public function has checked."""
         x, target, ignored = self._without_ignored(x.to(self.wide(x)), target)
         if target.dtype == torch.int64:
-            values = self._class_losses(x, target, pos_weight)
+            values = self._class_losses(x, target, factors.pos_weight)
         else:
-            values = self.element_losses(x, _as_float(target, x.dtype), pos_weight)
-        if weight is not None:
-            values = values * weight
-        return self.reduced(values, ignored, normalizer)
+            values = self.element_losses(x, _as_float(target, x.dtype), factors.pos_weight)
+        if factors.weight is not None:
+            values = values * factors.weight
+        return self.reduced(values, ignored, factors.normalizer)
 
-    def eager(
-        self,
-        x: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        pos_weight: torch.Tensor | None,
-        normalizer: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def eager(self, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
         """Computes the loss with PyTorch's or torchvision's arithmetic and rounding, in fewer operators than the formula."""
         x, target, ignored = self._without_ignored(x, target)
         t = self._one_hot(x, target) if target.dtype == torch.int64 else _as_float(target, x.dtype)
-        weight, pos_weight = (w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (weight, pos_weight))
-        return self.eager_loss(x, t, weight, pos_weight, normalizer, ignored)
+        weight, pos_weight = (
+            w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (factors.weight, factors.pos_weight)
+        )
+        return self.eager_loss(x, t, Factors(weight, pos_weight, factors.normalizer), ignored)
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """Returns the dtype to compute in."""
@@ -116,7 +106,7 @@ class Loss(ABC):
             values = values.mean()
         elif self.reduction == "sum":
             values = values.sum()
-        divisor = self.normalizer if normalizer is None else normalizer
+        divisor = self.divisor if normalizer is None else normalizer
         # A GPU multiplies by the inverse, infinite for a tiny number. Compiled code may not ask how large the number is.
         if not torch.compiler.is_compiling() and isinstance(divisor, float) and divisor < TINY:
             divisor = torch.full((), divisor, dtype=torch.float64, device=values.device)

@@ -19,12 +19,12 @@ from sigtorch._autograd import (
 )
 from sigtorch._once import once
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import TINY, Loss
+from sigtorch.ops.losses.loss import TINY, Factors, Loss
 
 
-def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
-    """Computes the loss; the others are weight, pos_weight and normalizer."""
-    given = [t for t in (target, *others) if t is not None]
+def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
+    """Computes the loss."""
+    given = [t for t in (target, *factors) if t is not None]
     differentiated = _differentiated(loss, given)
     # Modes that observe change nothing here, nor do kernels that refuse: a checkpoint's recompute has to save what forward
     # did, and other tensors of the same shapes would give wrong gradients.
@@ -33,11 +33,11 @@ def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, *others: torch.Te
         floating = [t for t in given if t.is_floating_point()]
         backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
         if backend == "triton" and not differentiated and _kernel_takes(loss, input, target):
-            return _by_kernels(loss, input, target, *others)
+            return _by_kernels(loss, input, target, factors)
     _check_values(loss, input, target)
     if serves:
-        return loss.eager(input, target, *others)
-    return loss.formula(_keeping_strides(input), target, *others)
+        return loss.eager(input, target, factors)
+    return loss.formula(_keeping_strides(input), target, factors)
 
 
 def result_dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
@@ -72,7 +72,7 @@ def _kernel_takes(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> bool
     """Tells whether a kernel supports this call, of tensors that kernels run on."""
     if not input.numel():
         return False
-    if loss.normalizer is not None and loss.normalizer < TINY and input.dtype != torch.float64:
+    if loss.divisor is not None and loss.divisor < TINY and input.dtype != torch.float64:
         return False  # its inverse is more than float32 holds
     # Compared in float32.
     if loss.ignore_index is not None and abs(loss.ignore_index) >= 2**24 and input.dtype != torch.float64:
@@ -80,21 +80,14 @@ def _kernel_takes(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> bool
     return target.dtype != torch.int64 or max(input.shape[loss.dim], abs(loss.background_index)) < 2**24
 
 
-def _by_kernels(
-    loss: Loss,
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    pos_weight: torch.Tensor | None,
-    normalizer: torch.Tensor | None,
-) -> torch.Tensor:
+def _by_kernels(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
     """Computes the loss; kernels read the classes along the last dimension of a view, without a copy."""
     dim = loss.dim
     if dim == -1 or target.dtype != torch.int64:
-        return LossFunction.apply(loss, input, target, weight, pos_weight, normalizer)  # type: ignore[no-any-return]
-    weight, pos_weight = (_classes_last(w, dim, input.dim()) for w in (weight, pos_weight))
+        return LossFunction.apply(loss, input, target, *factors)  # type: ignore[no-any-return]
+    weight, pos_weight = (_classes_last(w, dim, input.dim()) for w in (factors.weight, factors.pos_weight))
     loss.dim = -1  # an object of this call alone
-    out = LossFunction.apply(loss, input.movedim(dim, -1), target, weight, pos_weight, normalizer)
+    out = LossFunction.apply(loss, input.movedim(dim, -1), target, weight, pos_weight, factors.normalizer)
     return out.movedim(-1, dim) if loss.reduction == "none" else out  # type: ignore[no-any-return]
 
 
@@ -150,9 +143,9 @@ class LossFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, *others = saved(ctx, ctx.loss.function)
-        if can_run_fused_backward(grad, x, *[t for t in others if t is not None]):
-            grad_x = ctx.backward_pass(ctx.loss, grad, x, *others)
+        x, target, *factors = saved(ctx, ctx.loss.function)
+        if can_run_fused_backward(grad, x, target, *[t for t in factors if t is not None]):
+            grad_x = ctx.backward_pass(ctx.loss, grad, x, target, *factors)
         else:
-            (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, *others), (x,), grad)
-        return None, grad_x, *[None] * len(others)
+            (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, target, Factors(*factors)), (x,), grad)
+        return None, grad_x, *[None] * len([target, *factors])
