@@ -28,6 +28,7 @@ import sigtorch
 FEATURES, POSITIVES = 256, 5
 CHUNK = 1024  # of the checkpointed
 SHARE = 0.5  # of the memory that is free, at most: more could end other people's processes
+LEAST = 0.25  # MiB: a process' memory is counted in pages, by batches of them, and steps of less are noise
 NAMES = {"eager": "eager PyTorch", "checkpointed": "chunks, checkpointed", "sigtorch": "sigtorch"}
 Inputs = tuple[list[Tensor], Any]  # what gradients are taken of, and targets
 
@@ -251,7 +252,7 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
     for axes, (op, loss) in zip(figure.subplots(1, len(LOSSES)), LOSSES.items(), strict=True):
         for number, (name, label) in enumerate(NAMES.items()):
             found = [r for r in records if (r.op, r.implementation, r.metric) == (op, name, "extra memory")]
-            points = sorted((int(r.shape.split("x")[0]), r.value) for r in found)
+            points = sorted((int(r.shape.split("x")[0]), max(r.value, LEAST)) for r in found)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=f"C{number}", label=label)
         axes.set(title=loss.title, xlabel=loss.size, ylabel="peak extra memory, MiB", yscale="log")
         axes.set_xscale("log", base=2)
@@ -261,7 +262,8 @@ def picture(path: Path, records: list[Record], hardware: str) -> None:
         axes.yaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.suptitle(f"A training step beyond inputs and gradients, float32, {hardware}", fontsize="medium")
+    title = f"A training step beyond inputs and gradients, float32, {hardware}; less than {LEAST} MiB drawn as that"
+    figure.suptitle(title, fontsize="medium")
     with replacing(path) as aside:
         figure.savefig(aside)
 
