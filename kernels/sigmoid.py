@@ -14,10 +14,10 @@ def sigmoid_forward(x: torch.Tensor) -> torch.Tensor:
     return s
 
 
-def sigmoid_backward(grad: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def sigmoid_backward(grad: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor]:
     grad_x = torch.empty_like(s)
     launch_map(_math.dsigmoid_from_output, (grad, s), (grad_x,))
-    return grad_x
+    return (grad_x,)
 
 
 def sigmoid_from_input_forward(x: torch.Tensor) -> torch.Tensor:

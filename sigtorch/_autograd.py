@@ -1,36 +1,45 @@
 """Parts that the autograd Functions share: how inputs are saved for backward, and which pass runs it.
 
 A Function runs only on tensors that a fused pass takes. Its backward asks again: the formula computes a gradient that is
-transformed, watched or differentiated.
+transformed or differentiated, and an operator one that a dispatch mode observes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointError
 
 from sigtorch import _checks, _eligible
+from sigtorch._backend import Runner
 from sigtorch._once import once
 
-Passes = tuple[Callable[..., Any], Callable[..., Any]]  # forward and backward
+
+class Passes(NamedTuple):
+    """The two passes of an operation, by what runs it. Backward returns a tuple."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
 
 
-def can_run_fused_backward(grad: torch.Tensor, *saved: torch.Tensor) -> bool:
-    """Tells whether a backward pass may run fused: nothing differentiates it or watches its tensors.
+def backward_runner(runner: Runner, grad: torch.Tensor, *saved: torch.Tensor) -> Runner:
+    """Chooses what runs a backward pass: what ran forward, or its operator under a dispatch mode.
 
-    The saved tensors were plain in forward; a hook may have replaced them since.
+    It is the formula, "aten", if something differentiates or transforms the pass. The saved tensors were plain in forward; a
+    hook may have replaced them since.
     """
-    if torch.is_grad_enabled() or not _eligible.plain(grad):
-        return False
-    for t in saved:  # noqa: SIM110, a generator costs more
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return "aten"
+    if not _eligible.have_plain_keys((grad,)) or _eligible.transformed():
+        return "aten"
+    for t in saved:
         # Only one other kind of a plain type has memory that reads as another number: a tensor still to be negated.
         if type(t) not in _eligible.PLAIN_TYPES or t.is_neg():
-            return False
-    return True
+            return "aten"
+    return "operator" if _eligible.observed() else runner
 
 
 MARKER_DIMS = 12  # more than users' tensors have; plus an index into MARKED, at most 32, the limit of NumPy 1
@@ -106,41 +115,6 @@ def formula_grads(
         wanted = [v for v, n in zip(views, needs, strict=True) if n]
         grads = iter(torch.autograd.grad(formula(*views), wanted, grad, create_graph=create_graph))
     return [next(grads) if n else None for n in needs]
-
-
-class FromInputs(Function):
-    """Saves its input tensors behind a marker. A subclass has the number of these, its formula and its passes.
-
-    Called with the tensors, then the passes' other arguments, then what runs: "triton" or "cpu".
-    """
-
-    op: str
-    tensor_count: int
-    formula: Callable[..., torch.Tensor]
-    passes: Callable[[str], Passes]  # a cached import: kernels are imported when the first tensor needs them
-
-    def __init_subclass__(cls) -> None:
-        register_op(cls.op)
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        cls = ctx._forward_cls
-        *given, runner = args
-        forward_pass, ctx.backward_pass = cls.passes(runner)
-        ctx.save_for_backward(marker(cls.op), *given[: cls.tensor_count])
-        ctx.rest = given[cls.tensor_count :]
-        return forward_pass(*given)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cls = ctx._forward_cls
-        tensors = saved(ctx, cls.op)
-        if can_run_fused_backward(grad, *tensors):
-            grads = ctx.backward_pass(grad, *tensors, *ctx.rest)
-        else:
-            needs = ctx.needs_input_grad[: cls.tensor_count]
-            grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
-        return *grads, *[None] * (len(ctx.rest) + 1)
 
 
 def with_strides_of(t: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:

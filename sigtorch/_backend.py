@@ -1,4 +1,4 @@
-"""The choice of what runs a tensor: the fused kernels, a CPU pass, or the formula in PyTorch's operators."""
+"""The choice of what runs a tensor: the fused kernels, a CPU pass, an operator for either, or the formula."""
 
 from __future__ import annotations
 
@@ -17,30 +17,45 @@ from torch._C import _get_obj_in_tls, _is_key_in_tls
 
 from sigtorch import _checks
 from sigtorch._checks import Backend
-from sigtorch._eligible import have_plain_keys, unwatched
+from sigtorch._eligible import (
+    PLAIN_TYPES,
+    constant_in_graphs,
+    exported_or_transformed,
+    have_plain_keys,
+    observed,
+    transformed,
+)
 from sigtorch._once import once
 
 KERNEL_DTYPES = frozenset(_checks.FLOATS)
 CAPABILITY = (8, 0)  # Triton's own minimum
 
-# What runs an operation: "aten" is its formula in PyTorch's operators, "cpu" a pass over CPU tensors.
-Runner = Literal["triton", "cpu", "aten"]
+# What runs an operation: "triton" its kernels, "cpu" a pass over CPU tensors, "aten" its formula in PyTorch's operators.
+# Under a dispatch mode "operator" stands for the first two: the autograd Function calls them by an operator of torch.library.
+# "compiled" is for code that Dynamo traces, which calls that operator itself.
+Runner = Literal["triton", "cpu", "aten", "operator", "compiled"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _innermost: ContextVar[_Block | None] = ContextVar("sigtorch_backend", default=None)
 
 
-def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False) -> Runner:
-    """Chooses what runs an operation on these tensors; "cpu" only where the operation has a CPU pass.
+def select(
+    *tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False, opaque: bool = False
+) -> Runner:
+    """Chooses what runs an operation on these tensors.
 
-    Tensors beside them, such as class indices, may be of any dtype.
+    Args:
+        tensors: dense tensors of one device.
+        beside: tensors of the same device and any dtype, such as class indices.
+        cpu_pass: whether the operation has a pass over CPU tensors; "cpu" is chosen for no other.
+        opaque: whether compiled code takes the operator; "compiled" is chosen for no other, since a compiler fuses a formula.
     """
     if torch.compiler.is_compiling():  # before a ContextVar is read, which Dynamo refuses under fullgraph
-        return "aten"
+        return _select_compiled((*tensors, *beside), [t.dtype for t in tensors], cpu_pass) if opaque else "aten"
     choice = chosen()
     if choice == "aten" or (choice == "auto" and not cpu_pass and getattr(tensors[0], "is_cuda", False) is not True):
         return "aten"  # under any mode
-    if not have_plain_keys((*tensors, *beside) if beside else tensors) or not unwatched():
+    if not have_plain_keys((*tensors, *beside) if beside else tensors) or transformed():
         return "aten"
     device = tensors[0].get_device()
     for t in beside:
@@ -51,7 +66,27 @@ def select(*tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass
         if t.get_device() != device:
             return "aten"
         kinds.append(t.dtype)
-    return _select_cached(*kinds)
+    runner = _select_cached(*kinds)
+    return "operator" if observed() and runner != "aten" else runner
+
+
+def _select_compiled(tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], cpu_pass: bool) -> Runner:
+    """Chooses for code that Dynamo traces, by SIGTORCH_BACKEND alone; exported and transformed code gets the formula."""
+    if exported_or_transformed():
+        return "aten"
+    device = tensors[0].get_device()
+    for t in tensors:
+        if type(t) not in PLAIN_TYPES or t.layout != torch.strided or t.get_device() != device:
+            return "aten"
+    return _select_constant(device, cpu_pass, *dtypes)
+
+
+@constant_in_graphs
+def _select_constant(index: int, cpu_pass: bool, *dtypes: torch.dtype) -> Runner:
+    choice = _named_by_variable()
+    if choice == "aten" or (choice == "auto" and index < 0 and not cpu_pass):
+        return "aten"
+    return "aten" if _select_cached(choice, index, *dtypes) == "aten" else "compiled"
 
 
 @once
@@ -68,8 +103,13 @@ def _select_cached(choice: Backend, index: int, *dtypes: torch.dtype) -> Runner:
 
 
 def kernels_chosen() -> bool:
-    """Tells whether the kernels were chosen for tensors of any device."""
-    return chosen() == "triton"
+    """Tells whether the kernels were chosen for tensors of any device, in compiled code by SIGTORCH_BACKEND alone."""
+    return (_compiled_choice() if torch.compiler.is_compiling() else chosen()) == "triton"
+
+
+@constant_in_graphs
+def _compiled_choice() -> Backend:
+    return _named_by_variable()
 
 
 def chosen() -> Backend:
@@ -135,7 +175,7 @@ class _Block(Block):
         self.token: Token[_Block | None] | None = None
 
     def __enter__(self) -> None:
-        if torch.compiler.is_compiling():  # compiled code runs PyTorch's operators in any case
+        if torch.compiler.is_compiling():  # compiled code obeys SIGTORCH_BACKEND alone
             return
         if self.token is not None:
             raise _checks.error_entered_twice(self.where)
@@ -170,7 +210,8 @@ def use_backend(name: Backend) -> _Block:
         name: ``"auto"``: the fused kernels for CUDA tensors that they support, PyTorch's operators for all others.
             ``"triton"``: the kernels for every shape and gradient that they fuse, and an error for a dtype or device that
             they do not support; CPU tensors too, if Triton reaches them, as its interpreter does. ``"aten"``: PyTorch's
-            operators for everything. Compiled, traced or transformed code and tensor subclasses always run these.
+            operators for everything. Exported, traced or transformed code and tensor subclasses always run these. Compiled
+            code obeys the environment variable alone: Dynamo cannot read what a block sets.
 
     Returns:
         A context manager and decorator.

@@ -43,6 +43,13 @@ def error_entered_twice(where: str) -> RuntimeError:
     return RuntimeError(f"{where}: this block was entered before; call {where} anew for each block")
 
 
+def error_backward_twice(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"torch.ops.sigtorch.{op} cannot be differentiated; differentiate torch.ops.sigtorch.{op.removesuffix('_backward')} "
+        "with create_graph=True"
+    )
+
+
 def check_save(where: str, value: object) -> None:
     check_choice(where, "save", value, SAVES)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
     _dispatch_keys,
+    _dispatch_tls_is_dispatch_key_excluded,
     _dispatch_tls_is_dispatch_key_included,
     _get_dispatch_mode,
     _get_tracing_state,
@@ -20,6 +21,8 @@ from torch._C import (
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -65,17 +68,45 @@ def have_plain_keys(tensors: Sequence[torch.Tensor]) -> bool:
 
 def unwatched() -> bool:
     """Tells whether no mode, transform, level of forward-mode AD or tracer is active."""
-    return not (
-        _len_torch_dispatch_stack()
-        or peek_interpreter_stack() is not None
+    return not (observed() or transformed())
+
+
+def observed() -> bool:
+    """Tells whether a dispatch mode sees the operators that run, such as a selective checkpoint's or a FLOP counter."""
+    # A mode sees nothing where its dispatch is switched off.
+    return _len_torch_dispatch_stack() > 0 and not _dispatch_tls_is_dispatch_key_excluded(DispatchKey.Python)
+
+
+def transformed() -> bool:
+    """Tells whether a transform, a level of forward-mode AD, a tracer or a function mode is active.
+
+    ``make_fx`` enters a function mode; other tracers wrap their tensors, which are then not plain.
+    """
+    return (
+        peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _get_tracing_state() is not None
-        or (_len_torch_function_stack() and _function_modes_watch())
+        or (_len_torch_function_stack() > 0 and _function_modes_watch())
     )
 
 
 def _function_modes_watch() -> bool:
     return any(type(mode) not in TRANSPARENT_MODES for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def constant_in_graphs(function: F) -> F:
+    """Decorates a function that Dynamo calls while it traces: its answer is a constant of the graph.
+
+    As ``torch.compiler.assume_constant_result`` does, which imports Dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
+def exported_or_transformed() -> bool:
+    """Tells whether code that Dynamo traces is exported, or traced within a transform of torch.func."""
+    return torch.compiler._is_exporting_flag or peek_interpreter_stack() is not None
 
 
 def readable(t: torch.Tensor) -> bool:
@@ -95,8 +126,8 @@ def readable(t: torch.Tensor) -> bool:
 
 
 def on_cpu(*tensors: Any) -> bool:
-    """Tells whether these are CPU tensors of plain types in eager code, under any mode."""
-    if torch.compiler.is_compiling():
+    """Tells whether these are CPU tensors of plain types in eager code, under any mode, or in compiled code."""
+    if torch.compiler.is_compiling() and exported_or_transformed():
         return False
     for t in tensors:  # noqa: SIM110, a generator costs more
         if type(t) not in PLAIN_TYPES or not t.is_cpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,10 @@ import torch.nn.functional as F
 from torch.autograd import Function
 
 from sigtorch import _checks
-from sigtorch._autograd import FromInputs, Passes, can_run_fused_backward, formula_grads, marker, saved
-from sigtorch._backend import select
+from sigtorch._autograd import Passes, backward_runner, formula_grads, marker, saved
+from sigtorch._backend import Runner, select
+from sigtorch._elementwise import FromInputs
 from sigtorch._eligible import aten_sigmoid
-from sigtorch._once import once
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,7 +45,7 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
     """
     given = (x, gate) if residual is None else (x, gate, residual)
     runner = select(*given)
-    if runner == "aten" or not gate_shape_fuses(x, gate) or (residual is not None and residual.shape != x.shape):
+    if runner == "aten" or not SigmoidGateFunction.fuses(x, gate, residual):
         return _checks.run_explained("sigmoid_gate()", _gate_formula, ("x", "gate", "residual"), given)
     if residual is None:
         return SigmoidGateFunction.apply(x, gate, runner)
@@ -112,10 +113,12 @@ def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     Source:
         Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017, arXiv:1612.08083.
     """
-    runner = select(input)
+    runner = select(input, opaque=True)
     dim = _checks.check_halves("glu()", "input", input, dim)
     if runner == "aten":
         return F.glu(input, dim)
+    if runner == "compiled":
+        return torch.ops.sigtorch.glu.default(input, dim)  # type: ignore[no-any-return]
     return GLUFunction.apply(input, dim, runner)
 
 
@@ -146,10 +149,12 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
         Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202.
     """
     if up is None:
-        runner = select(gate)
+        runner = select(gate, opaque=True)
         _checks.check_halves("swiglu()", "gate", gate, -1)
         if runner == "aten":
             return _swiglu_packed_formula(gate)
+        if runner == "compiled":
+            return torch.ops.sigtorch.swiglu_packed.default(gate)  # type: ignore[no-any-return]
         return SwiGLUPackedFunction.apply(gate, runner)
     runner = select(gate, up)
     if runner == "aten" or gate.shape != up.shape:
@@ -177,75 +182,110 @@ def _swiglu_packed_formula(x: torch.Tensor) -> torch.Tensor:
 
 
 class SigmoidGateFunction(FromInputs):
-    op, tensor_count, formula = "sigmoid_gate", 2, staticmethod(_gate_formula)
+    op, arguments, saved_arguments = (
+        "sigmoid_gate",
+        "Tensor x, Tensor gate, Tensor? residual=None",
+        "Tensor x, Tensor gate",
+    )
+    tensor_count, formula = 2, staticmethod(_gate_formula)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         from sigtorch.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
 
-        return sigmoid_gate_forward, sigmoid_gate_backward
+        return Passes(sigmoid_gate_forward, sigmoid_gate_backward)
+
+    @staticmethod
+    def fuses(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> bool:
+        return gate_shape_fuses(x, gate) and (residual is None or residual.shape == x.shape)
+
+    @staticmethod
+    def rest_grads(grad: torch.Tensor, *rest: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        return [t if t is None else grad.sum_to_size(t.shape).to(t.dtype) for t in rest]
 
 
 class SigmoidGateResidualFunction(Function):
     """Does not save the residual: its gradient is the incoming one."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, runner: str) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = SigmoidGateFunction.passes(runner)
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, runner: Runner) -> torch.Tensor:
+        ctx.runner = runner
         ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
-        return forward_pass(x, gate, residual)  # type: ignore[no-any-return]
+        return SigmoidGateFunction.passes(ctx.runner).forward(x, gate, residual)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate = saved(ctx, "sigmoid_gate")
-        if can_run_fused_backward(grad, x, gate):
-            return *ctx.backward_pass(grad, x, gate), grad, None
+        chosen = backward_runner(ctx.runner, grad, x, gate)
+        if chosen != "aten":
+            return *SigmoidGateFunction.passes(chosen).backward(grad, x, gate), grad, None
         return *formula_grads(ctx.needs_input_grad[:2], _gate_formula, (x, gate), grad), grad, None
 
 
 class SigmoidLerpFunction(FromInputs):
-    op, tensor_count, formula = "sigmoid_lerp", 3, staticmethod(_lerp_formula)
+    op, arguments, saved_arguments = (
+        "sigmoid_lerp",
+        "Tensor x, Tensor y, Tensor gate",
+        "Tensor x, Tensor y, Tensor gate",
+    )
+    tensor_count, formula = 3, staticmethod(_lerp_formula)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         from sigtorch.kernels.gates import sigmoid_lerp_backward, sigmoid_lerp_forward
 
-        return sigmoid_lerp_forward, sigmoid_lerp_backward
+        return Passes(sigmoid_lerp_forward, sigmoid_lerp_backward)
 
 
 class GLUFunction(FromInputs):
-    op, tensor_count, formula = "glu", 1, staticmethod(F.glu)
+    op, arguments, saved_arguments = "glu", "Tensor input, int dim", "Tensor input, int dim"
+    tensor_count, formula = 1, staticmethod(F.glu)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         from sigtorch.kernels.gates import glu_backward, glu_forward
 
-        return glu_forward, glu_backward
+        return Passes(glu_forward, glu_backward)
+
+    @staticmethod
+    def fuses(x: torch.Tensor, dim: int) -> bool:
+        _checks.check_halves("torch.ops.sigtorch.glu", "input", x, dim)
+        return True
+
+    @staticmethod
+    def lead(x: torch.Tensor, dim: int) -> torch.Tensor:
+        return x.chunk(2, dim)[0]
 
 
 class SwiGLUFunction(FromInputs):
-    op, tensor_count, formula = "swiglu", 2, staticmethod(_swiglu_formula)
+    op, arguments, saved_arguments = "swiglu", "Tensor gate, Tensor up", "Tensor gate, Tensor up"
+    tensor_count, formula = 2, staticmethod(_swiglu_formula)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         from sigtorch.kernels.gates import swiglu_backward, swiglu_forward
 
-        return swiglu_forward, swiglu_backward
+        return Passes(swiglu_forward, swiglu_backward)
 
 
 class SwiGLUPackedFunction(FromInputs):
-    op, tensor_count, formula = "swiglu_packed", 1, staticmethod(_swiglu_packed_formula)
+    op, arguments, saved_arguments = "swiglu_packed", "Tensor input", "Tensor input"
+    tensor_count, formula = 1, staticmethod(_swiglu_packed_formula)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         from sigtorch.kernels.gates import swiglu_packed_backward, swiglu_packed_forward
 
-        return swiglu_packed_forward, swiglu_packed_backward
+        return Passes(swiglu_packed_forward, swiglu_packed_backward)
+
+    @staticmethod
+    def fuses(x: torch.Tensor) -> bool:
+        _checks.check_halves("torch.ops.sigtorch.swiglu_packed", "input", x, -1)
+        return True
+
+    @staticmethod
+    def lead(x: torch.Tensor) -> torch.Tensor:
+        return x.chunk(2, -1)[0]
 
 
 class SigmoidGate(torch.nn.Module):

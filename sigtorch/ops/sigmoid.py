@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd import Function
 
-from sigtorch import _checks
-from sigtorch._autograd import FromInputs, Passes, can_run_fused_backward
-from sigtorch._backend import select
+from sigtorch import _checks, _operators
+from sigtorch._autograd import Passes, backward_runner
+from sigtorch._backend import Runner, select
 from sigtorch._checks import Save
+from sigtorch._elementwise import FromInputs, in_tuple
 from sigtorch._eligible import HALF_DTYPES, aten_sigmoid
 from sigtorch._once import once
 
@@ -63,14 +63,17 @@ def sigmoid(input: torch.Tensor, *, save: Save = "output") -> torch.Tensor:
 
 
 def _from_input(x: torch.Tensor) -> torch.Tensor:
-    """exp(-softplus(-x)): its gradient is that times sigmoid(-x), where nothing cancels.
+    """Computes 1 / (1 + e), or e / (1 + e) below 0, with e = exp(-|x|): nothing cancels in its derivatives.
 
-    PyTorch's own threshold of 20 would cost float64 its last digits.
+    A compiler fuses it into one pass over vectors, and none of its operators overflows.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided or x.is_nested:
         return aten_sigmoid(x)
     wide = x.float() if x.dtype in HALF_DTYPES else x
-    return torch.exp(-F.softplus(-wide, threshold=50)).to(x.dtype)
+    is_positive = wide >= 0
+    # No abs(), whose derivative at 0 is neither branch's.
+    e = torch.exp(torch.where(is_positive, -wide, wide))
+    return (torch.where(is_positive, 1.0, e) / (1 + e)).to(x.dtype)
 
 
 class SigmoidFunction(Function):
@@ -81,38 +84,73 @@ class SigmoidFunction(Function):
 
     @staticmethod
     @once
-    def passes(runner: str) -> Passes:
+    def passes(runner: Runner) -> Passes:
+        """Returns the passes; kernels are imported when the first tensor needs them."""
+        if runner == "operator":
+            return Passes(torch.ops.sigtorch.sigmoid.default, in_tuple(torch.ops.sigtorch.sigmoid_backward.default))
         from sigtorch.kernels.sigmoid import sigmoid_backward, sigmoid_forward
 
-        return sigmoid_forward, sigmoid_backward
+        return Passes(sigmoid_forward, sigmoid_backward)
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, runner: str) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = SigmoidFunction.passes(runner)
-        s = forward_pass(x)
+    def forward(ctx: Any, x: torch.Tensor, runner: Runner) -> torch.Tensor:
+        ctx.runner = runner
+        s = SigmoidFunction.passes(runner).forward(x)
         ctx.save_for_backward(s)
-        return s
+        return s  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (s,) = ctx.saved_tensors
-        if can_run_fused_backward(grad, s):
-            return ctx.backward_pass(grad, s), None
-        return torch.ops.aten.sigmoid_backward(grad, s), None
+        runner = backward_runner(ctx.runner, grad, s)
+        if runner == "aten":
+            return torch.ops.aten.sigmoid_backward(grad, s), None
+        return *SigmoidFunction.passes(runner).backward(grad, s), None
+
+
+def _operator(x: torch.Tensor) -> torch.Tensor:
+    runner = select(x)
+    return _operators.laid_out(x, aten_sigmoid(x) if runner == "aten" else SigmoidFunction.passes(runner).forward(x))
+
+
+def _operator_backward(grad: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    runner = select(grad, s)
+    if runner == "aten":
+        return _operators.laid_out(s, torch.ops.aten.sigmoid_backward(grad, s))
+    (grad_x,) = SigmoidFunction.passes(runner).backward(grad, s)
+    return grad_x  # type: ignore[no-any-return]
+
+
+def _operator_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor]:
+    (s,) = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return (torch.ops.aten.sigmoid_backward(grad, s),)
+    return (torch.ops.sigtorch.sigmoid_backward(grad, s),)
+
+
+_operators.define(
+    "sigmoid", "(Tensor input) -> Tensor", _operator,
+    lambda x: torch.empty_like(x, dtype=torch.sigmoid(x).dtype),
+    _operators.Gradient(lambda ctx, args, s: ctx.save_for_backward(s), _operator_gradient),
+)  # fmt: skip
+_operators.define(
+    "sigmoid_backward", "(Tensor grad, Tensor output) -> Tensor", _operator_backward,
+    lambda grad, s: torch.empty_like(s),
+)  # fmt: skip
 
 
 class SigmoidFromInputFunction(FromInputs):
-    op, tensor_count, formula = "sigmoid_from_input", 1, staticmethod(_from_input)
+    op, arguments, saved_arguments = "sigmoid_from_input", "Tensor input", "Tensor input"
+    tensor_count, cpu_pass, formula = 1, True, staticmethod(_from_input)
 
     @staticmethod
-    @once
-    def passes(runner: str) -> Passes:
+    def passes_of(runner: str) -> Passes:
         if runner == "cpu":
             from sigtorch.cpu.sigmoid import sigmoid_from_input_backward, sigmoid_from_input_forward
         else:
             from sigtorch.kernels.sigmoid import sigmoid_from_input_backward, sigmoid_from_input_forward
 
-        return sigmoid_from_input_forward, sigmoid_from_input_backward
+        return Passes(sigmoid_from_input_forward, sigmoid_from_input_backward)
 
 
 class Sigmoid(torch.nn.Sigmoid):

@@ -1,5 +1,17 @@
 """Slips that the tests should notice, a file an area of the code, and the driver that tries them."""
 
-from mutants import chunked, core, kernel_math, kernels, launchers, losses, ops, plugin, scripts, training
+from mutants import (
+    chunked,
+    core,
+    kernel_math,
+    kernels,
+    launchers,
+    losses,
+    operators,
+    ops,
+    plugin,
+    scripts,
+    training,
+)
 
-AREAS = (kernel_math, kernels, launchers, core, ops, losses, chunked, plugin, scripts, training)
+AREAS = (kernel_math, kernels, launchers, core, ops, operators, losses, chunked, plugin, scripts, training)

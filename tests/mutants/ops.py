@@ -9,10 +9,10 @@ CASES = "tests/ops/test_ops.py tests/kernels/test_kernels.py -k 'oracle and (gat
 SLIPS = [
     Slip(
         "sigtorch/ops/sigmoid.py",
-        "F.softplus(-wide, threshold=50)",
-        "F.softplus(-wide)",
-        f"{SIGMOID} -k keeps_its_gradient",
-        "PyTorch's own threshold costs float64 its last digits",
+        "e = torch.exp(torch.where(is_positive, -wide, wide))",
+        "e = torch.exp(-wide.abs())",
+        f"{SIGMOID} -k at_zero",
+        "no gradient at 0, where abs() has none",
     ),
     Slip(
         "sigtorch/ops/sigmoid.py",
@@ -30,15 +30,15 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/ops/sigmoid.py",
-        "if can_run_fused_backward(grad, s):",
-        "if True:",
+        "runner = backward_runner(ctx.runner, grad, s)",
+        "runner = ctx.runner",
         f"{OPS} -k '(gradcheck or differentiably) and sigmoid'",
         "a pass runs where backward is differentiated",
     ),
     Slip(
         "sigtorch/ops/gates.py",
-        "or (residual is not None and residual.shape != x.shape):",
-        "or False:",
+        " and (residual is None or residual.shape == x.shape)",
+        "",
         GATES,
         "a residual that broadcasts goes to a kernel",
     ),

@@ -14,20 +14,23 @@ from torch.utils.checkpoint import checkpoint
 
 import sigtorch
 from sigtorch import linear_binary_cross_entropy
-from sigtorch.ops.chunked_losses import function
+from sigtorch.ops.chunked_losses import linear, siglip
+from sigtorch.ops.chunked_losses.products import Needs
 
 
 @pytest.fixture
 def made(monkeypatch):
     """Weak references to the gradients that forward passes make."""
-    refs, original = [], function.loss_and_grads
+    refs, original = [], siglip.loss_and_gradients
 
     def recording(*args):
-        loss, grads, units = original(*args)
-        refs.extend(weakref.ref(g.untyped_storage()) for g in (*grads, *units) if g is not None)
-        return loss, grads, units
+        result = original(*args)
+        held = [t for gradient in result.gradients for t in gradient if t is not None]
+        refs.extend(weakref.ref(t.untyped_storage()) for t in held)
+        return result
 
-    monkeypatch.setattr(function, "loss_and_grads", recording)
+    for module in (siglip, linear):
+        monkeypatch.setattr(module, "loss_and_gradients", recording)
     return refs
 
 
@@ -169,7 +172,7 @@ def test_a_hook_on_one_gradient(case):
     tensors = case.make(7, 4)
     loss = case.ours(*tensors)
     raw, own = loss.grad_fn._raw_saved_tensors, []
-    at = 1 + len(function.Needs._fields)  # the gradient of the first tensor
+    at = 1 + len(Needs._fields)  # the gradient of the first tensor
 
     def pack(t):
         own.append(t.clone())

@@ -198,3 +198,16 @@ def test_dtensor_over_two_processes(tmp_path):
     forks()  # starts the server
     place = str(tmp_path / "rendezvous")
     mp.start_processes(_distributed, (place,), nprocs=2, start_method="forkserver")  # raises what a process asserts
+
+
+@pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
+def test_from_input_at_zero(backend):
+    """The formula has two branches, which meet there: value and derivatives are those of one curve."""
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    with sigtorch.use_backend(backend):
+        value = sigtorch.sigmoid(x, save="input")
+        derivatives = []
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value, x, create_graph=True)
+            derivatives.append(value.item())
+    assert derivatives == pytest.approx([0.25, 0.0, -0.125], abs=1e-15)

@@ -106,6 +106,16 @@ def error_taken(op: str) -> RuntimeError:
     )
 
 
+def error_no_target(op: str) -> ValueError:
+    return ValueError(f"torch.ops.sigtorch.{op}: give either target, or crow_indices and col_indices")
+
+
+def error_not_needed(op: str, name: str) -> RuntimeError:
+    return RuntimeError(
+        f"torch.ops.sigtorch.{op}: {name} is differentiated, but needs_grad has not asked for its gradient"
+    )
+
+
 def error_twice(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch.autograd import Function
@@ -26,36 +27,81 @@ from sigtorch.ops.chunked_losses.products import (
     write_in_units,
 )
 
-Grads = list[Number]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def uncompiled(loss: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a loss that torch.compile must not look into: a compiled formula would hold all logits."""
+class Gradient(NamedTuple):
+    """A gradient as forward saves it, for an incoming gradient of 1: values, of float16 in multiples of units, one a row."""
 
-    @functools.wraps(loss)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        # The flag: Dynamo in torch 2.8 takes is_exporting() to be true always.
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:
-            return torch._dynamo.disable(loss)(*args, **kwargs)  # type: ignore[no-any-return]
-        return loss(*args, **kwargs)
+    values: Number = None  # None if no gradient is needed
+    units: Number = None
 
-    return called
+    def times(self, factor: torch.Tensor) -> Number:
+        """Returns the gradient for another incoming one, by operators that can be differentiated and transformed."""
+        if self.values is None:
+            return None
+        factor = factor.to(self.values.device)
+        return self.values * (factor if self.units is None else self.units * factor)
+
+    def times_plain(self, factor: torch.Tensor, in_place: bool) -> Number:
+        """Returns the same of plain tensors, in place or with no wide copy of the values."""
+        if self.values is None:
+            return None
+        factor = factor.to(self.values.device)
+        if self.units is None:
+            return self.values.mul_(factor) if in_place else self.values * factor
+        out = self.values if in_place else torch.empty_like(self.values)
+        return multiply_in_units(self.values, self.units, factor, out)
 
 
-def loss_of(work: Work, tile: Tile, operands: Operands) -> torch.Tensor:
-    """Computes the loss of plain tensors."""
+class Result(NamedTuple):
+    """The loss, and its gradients in the order of the operands."""
+
+    loss: torch.Tensor
+    gradients: Sequence[Gradient]
+
+
+Compute = Callable[[Needs, Operands], Result]
+
+
+def breaks_graphs(needs_break: Callable[..., bool]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorates a loss that torch.compile must not look into if its arguments need a break of the graph."""
+
+    def decorate(loss: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(loss)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            # The flag: Dynamo in torch 2.8 takes is_exporting() to be true always.
+            if needs_break(*args, **kwargs) and _dynamo_looks() and not torch.compiler._is_exporting_flag:
+                return torch._dynamo.disable(loss)(*args, **kwargs)  # type: ignore[no-any-return]
+            return loss(*args, **kwargs)
+
+        return called
+
+    return decorate
+
+
+def _dynamo_looks() -> bool:
+    """Tells whether Dynamo traces this call, or may try each function that it calls, having given up on this one."""
+    return torch.compiler.is_dynamo_compiling() or "torch._dynamo" in sys.modules
+
+
+def needs_of(operands: Operands) -> Needs:
+    """Tells which operands need a gradient."""
     recorded = torch.is_grad_enabled()
-    needs = Needs(*(recorded and t is not None and t.requires_grad for t in operands))
-    return ChunkedLoss.apply(work, tile, needs, *operands)  # type: ignore[no-any-return]
+    return Needs(*(recorded and t is not None and t.requires_grad for t in operands))
 
 
-def loss_and_grads(work: Work, tile: Tile, needs: Needs, operands: Operands) -> tuple[torch.Tensor, Grads, Grads]:
-    """Returns the loss, its gradients for an incoming gradient of 1, and the units of those that have them.
+def loss_of(op: str, group: ProcessGroup | None, compute: Compute, operands: Operands) -> torch.Tensor:
+    """Computes the loss of plain tensors."""
+    return ChunkedLoss.apply(op, group, compute, needs_of(operands), *operands)  # type: ignore[no-any-return]
 
-    A gradient that is not needed is None.
-    """
+
+def loss_and_gradients(work: Work, tile: Tile, needs: Needs, operands: Operands) -> Result:
+    """Returns the loss and the gradients that are needed."""
     rows, cols, scale, bias = operands
     if scale is not None:
         scale = scale.reshape(()).to(rows.device, work.wide)
@@ -70,77 +116,69 @@ def loss_and_grads(work: Work, tile: Tile, needs: Needs, operands: Operands) -> 
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
     found = (sums.grad_rows, grad_cols, grad_scale, grad_bias)
-    kept = [
-        _kept(t, g, units) if needed and g is not None and t is not None else (None, None)
+    gradients = [
+        _as_saved(t, g, units) if needed and g is not None and t is not None else Gradient()
         for t, g, units, needed in zip(operands, found, (sums.row_units, None, None, None), needs, strict=True)
     ]
-    grads, units = (list(each) for each in zip(*kept, strict=True))
-    return (sums.loss / work.divisor).to(work.dtype), grads, units
+    return Result((sums.loss / work.divisor).to(work.dtype), gradients)
 
 
-def _kept(t: torch.Tensor, grad: torch.Tensor, units: Number) -> tuple[torch.Tensor, Number]:
-    """Returns the gradient of t as it is saved, with t's strides, and its units."""
+def saved_dtype(t: torch.Tensor) -> torch.dtype:
+    """Returns the dtype in which the gradient of t is saved: a scalar or a bias of float16 is rounded by backward."""
+    return torch.float32 if t.dtype == torch.float16 and not has_units(t) else t.dtype
+
+
+def _as_saved(t: torch.Tensor, grad: torch.Tensor, units: Number) -> Gradient:
+    """Returns the gradient of t, with t's strides."""
     grad = grad.reshape(t.shape).to(t.device)
     if has_units(t) and units is None:
         wide, grad = grad, torch.empty_like(t)
         units = wide.new_empty(len(t), 1)
         write_in_units(wide, grad, units)
-    elif t.dtype != torch.float16:  # else a scalar or a bias: backward rounds it
-        grad = grad.to(t.dtype)
-    return with_strides_of(t, grad), units
+    return Gradient(with_strides_of(t, grad.to(saved_dtype(t))), units)
 
 
 class ChunkedLoss(Function):
     """Saves its gradients; and its inputs, so that changing them in place or differentiating twice is an error."""
 
     @staticmethod
-    def forward(ctx: Any, work: Work, tile: Tile, needs: Needs, *given: Any) -> torch.Tensor:
-        loss, grads, units = loss_and_grads(work, tile, needs, Operands(*given))
-        ctx.op, ctx.group = work.op, work.group  # not the work: its targets would live as long as the loss
-        ctx.save_for_backward(marker(work.op), *given, *grads, *units)
+    def forward(ctx: Any, op: str, group: Any, compute: Compute, needs: Needs, *given: Any) -> torch.Tensor:
+        loss, gradients = compute(needs, Operands(*given))
+        ctx.op, ctx.group = op, group  # not compute: its targets would live as long as the loss
+        values, units = [g.values for g in gradients], [g.units for g in gradients]
+        ctx.save_for_backward(marker(op), *given, *values, *units)
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        ctx.own = [None if g is None or hooked else TensorWeakRef(g) for g in grads]
+        ctx.made_here = [None if t is None or hooked else TensorWeakRef(t) for t in values]
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.own is None:
+        if ctx.made_here is None:
             raise checks.error_taken(ctx.op)
         tensors = saved(ctx, ctx.op)
-        count = len(Needs._fields)
-        given, kept, units = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
-        scaled: Grads
+        count = len(Operands._fields)
+        given, values, units = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         if ctx.group is not None:
             ring.check_same_gradient(ctx.op, ctx.group, grad)
         if torch.is_grad_enabled():  # these may be differentiated
-            kept = NotTwice.apply(ctx.op, *given, *kept)
-            factors = [grad if unit is None else unit * grad.to(unit.device) for unit in units]
-            scaled = [g if g is None else g * factor.to(g.device) for g, factor in zip(kept, factors, strict=True)]
+            values = NotTwice.apply(ctx.op, *given, *values)
+        gradients = [Gradient(*each) for each in zip(values, units, strict=True)]
+        if torch.is_grad_enabled() or not _eligible.plain(grad):
+            found = [g.times(grad) for g in gradients]
         else:
-            scaled = _scaled(ctx, kept, units, grad)
-        return None, None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(scaled, given, strict=True))
+            found = _multiplied(ctx, gradients, grad)
+        return *[None] * 4, *(g if g is None else g.to(t.dtype) for g, t in zip(found, given, strict=True))
 
 
-def _scaled(ctx: Any, kept: Sequence[Number], units: Sequence[Number], grad: torch.Tensor) -> Grads:
+def _multiplied(ctx: Any, gradients: Sequence[Gradient], grad: torch.Tensor) -> list[Number]:
     """Multiplies the gradients by the incoming one, in place unless the graph or a hook keeps them."""
-    plain = _eligible.plain(grad)
-    in_place = not torch._C._autograd._get_current_graph_task_keep_graph() and plain
-    own = [in_place and ref is not None and ref() is g for ref, g in zip(ctx.own, kept, strict=True)]
-    if any(own):
-        ctx.own = None  # if backward fails before the graph is freed, these are spent
-    scaled: Grads = []
-    for g, unit, mine in zip(kept, units, own, strict=True):
-        if g is None:
-            scaled.append(None)
-            continue
-        factor = grad.to(g.device)
-        if unit is None:
-            scaled.append(g.mul_(factor) if mine else g * factor)
-        elif plain:
-            scaled.append(multiply_in_units(g, unit, factor, g if mine else torch.empty_like(g)))
-        else:
-            scaled.append(g * (unit * factor))
-    return scaled
+    freed = not torch._C._autograd._get_current_graph_task_keep_graph()
+    in_place = [
+        freed and made is not None and made() is g.values for made, g in zip(ctx.made_here, gradients, strict=True)
+    ]
+    if any(in_place):
+        ctx.made_here = None  # if backward fails before the graph is freed, these are spent
+    return [g.times_plain(grad, here) for g, here in zip(gradients, in_place, strict=True)]
 
 
 class NotTwice(Function):
@@ -150,11 +188,11 @@ class NotTwice(Function):
 
     @staticmethod
     def forward(op: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return tuple(t if t is None else t.view_as(t) for t in tensors[-len(Needs._fields) :])
+        return tuple(t if t is None else t.view_as(t) for t in tensors[-len(Operands._fields) :])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op = inputs[0]
+        ctx.op, *_ = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> None:

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from sigtorch import _checks
-from sigtorch.ops.chunked_losses import checks
+from sigtorch.ops.chunked_losses import checks, operators
 from sigtorch.ops.chunked_losses.checks import CSR
-from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import POSITIVES, SHARE, Find, Operands, Work, tile_of, unrounded, work_for
+from sigtorch.ops.chunked_losses.function import Result, breaks_graphs, loss_and_gradients, loss_of, needs_of
+from sigtorch.ops.chunked_losses.products import (
+    POSITIVES,
+    SHARE,
+    Find,
+    Needs,
+    Operands,
+    Work,
+    tile_of,
+    unrounded,
+    work_for,
+)
 
+OP = "linear_binary_cross_entropy"
 Target = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 # A CSR with more than one positive in this many logits becomes a bool matrix: sorting takes 32 bytes for each positive.
 DENSE_FROM = 16
 
 
-@uncompiled
+def _is_sparse(input: Any, linear_weight: Any, target: Any, **kwargs: Any) -> bool:
+    return isinstance(target, torch.Tensor) and target.layout == torch.sparse_csr
+
+
+@breaks_graphs(_is_sparse)
 def linear_binary_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,
@@ -39,7 +56,7 @@ def linear_binary_cross_entropy(
 
     Some callers get a formula in PyTorch's operators, which holds all logits: exported, traced and transformed code,
     tensor subclasses such as DTensor, the backend ``"aten"``, and a pos_weight that requires a gradient.
-    ``torch.compile`` does not look into the loss: the graph breaks there.
+    For ``torch.compile`` the loss is one operator; a sparse CSR tensor breaks the graph.
 
     Args:
         input: shape (N, D), floating.
@@ -81,7 +98,7 @@ def linear_binary_cross_entropy(
     given = positives if isinstance(positives, CSR) else (positives,)
     others = [t for t in (linear_bias, pos_weight, *given) if t is not None]
     work = work_for(
-        "linear_binary_cross_entropy", linear_weight, input, others,
+        OP, linear_weight, input, others,
         divisor=samples * labels if reduction == "mean" else 1,
     )  # fmt: skip
     if work.runner == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
@@ -93,7 +110,28 @@ def linear_binary_cross_entropy(
             layer = {"linear_weight": linear_weight, "linear_bias": linear_bias, "pos_weight": pos_weight}
             checks.check_dtensors(where, given, input=input, **layer)
             raise
-    tile = tile_of(work, linear_weight, input, chunk_size)
+    operands = Operands(linear_weight, input, None, linear_bias)
+    if work.runner in ("compiled", "operator"):
+        csr = (None, *positives) if isinstance(positives, CSR) else (positives, None, None)
+        settings = *csr, pos_weight, reduction, work.dtype, work.narrow, chunk_size
+        if work.runner == "compiled":
+            return OPERATOR(input, linear_weight, linear_bias, *settings, [*needs_of(operands)])[0]  # type: ignore[no-any-return]
+        return loss_of(work.op, None, partial(_by_operator, settings), operands)
+    compute = partial(_in_chunks, work, positives, pos_weight, chunk_size)
+    return loss_of(work.op, None, compute, operands)
+
+
+def _in_chunks(
+    work: Work,
+    positives: torch.Tensor | CSR,
+    pos_weight: torch.Tensor | None,
+    chunk_size: int | None,
+    needs: Needs,
+    operands: Operands,
+) -> Result:
+    where = f"{work.op}()"
+    labels, samples = operands.rows.shape[0], operands.cols.shape[0]
+    tile = tile_of(work, operands.rows, operands.cols, chunk_size)
     if isinstance(positives, CSR) and len(positives.col) > max(POSITIVES, samples * labels // DENSE_FROM):
         positives = _matrix_in_parts(where, positives, samples, labels)
     find: Find
@@ -102,8 +140,39 @@ def linear_binary_cross_entropy(
     else:
         find = _Dense(positives)
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
-    work = replace(work, find=find, weights=weights)
-    return loss_of(work, tile, Operands(linear_weight, input, None, linear_bias))
+    return loss_and_gradients(replace(work, find=find, weights=weights), tile, needs, operands)
+
+
+def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:
+    return operators.call_observed(OPERATOR, (operands.cols, operands.rows, operands.bias, *settings), needs)
+
+
+def _run(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    target: torch.Tensor | None, crow: torch.Tensor | None, col: torch.Tensor | None, pos_weight: torch.Tensor | None,
+    reduction: str, dtype: torch.dtype, product_dtype: torch.dtype, chunk_size: int | None, needs: Sequence[bool],
+) -> Result:  # fmt: skip
+    """Computes the operator."""
+    where, samples, labels = f"torch.ops.sigtorch.{OP}", input.shape[0], weight.shape[0]
+    checks.check_layer(where, input, weight, bias, pos_weight)
+    checks.check_reduction(where, reduction)
+    checks.check_chunk_size(where, chunk_size)
+    if (target is None) == (crow is None) or (crow is None) != (col is None):
+        raise checks.error_no_target(OP)
+    positives = checks.check_target(where, (crow, col) if target is None else target, input, labels)
+    work = Work(
+        OP, divisor=samples * labels if reduction == "mean" else 1, dtype=dtype, narrow=product_dtype,
+        runner=operators.runner(weight, input, bias, target, crow, col, pos_weight),
+    )  # fmt: skip
+    return _in_chunks(work, positives, pos_weight, chunk_size, Needs(*needs), Operands(weight, input, None, bias))
+
+
+OPERATOR = operators.define(
+    OP, "Tensor input, Tensor linear_weight, Tensor? linear_bias, "
+    "Tensor? target, Tensor? crow_indices, Tensor? col_indices, Tensor? pos_weight, str reduction",
+    lambda input, weight, bias, *others: Operands(weight, input, None, bias),
+    _run, places=(1, 0, -1, 2), waits=True,
+)  # fmt: skip
 
 
 class _Sparse:

@@ -65,7 +65,7 @@ class Work:
     divisor: int  # of the summed loss
     dtype: torch.dtype  # of the result
     narrow: torch.dtype  # of the factors of a product: that of rows and cols, or autocast's
-    runner: _backend.Runner  # of the step between the products; "aten" stands for the formula
+    runner: _backend.Runner  # of the step between the products
     find: Find | None = None
     weights: Number = None  # of the positives in each row; None for ones
     group: ProcessGroup | None = None  # each process holds a part of rows and cols
@@ -109,7 +109,7 @@ def work_for(op: str, rows: torch.Tensor, cols: torch.Tensor, others: Sequence[t
     """Makes the settings, with those that follow from the tensors and from autocast."""
     narrow, dtype = rounding(rows, cols)
     beside = [t for t in others if t.device == rows.device]
-    runner = _backend.select(rows, beside=[cols, *beside], cpu_pass=True)  # cols may have another dtype
+    runner = _backend.select(rows, beside=[cols, *beside], cpu_pass=True, opaque=True)  # cols may have another dtype
     if any(type(t) not in _eligible.PLAIN_TYPES for t in others):  # such as a 0-d tensor on the CPU
         runner = "aten"
     return Work(op, dtype=dtype, narrow=narrow, runner=runner, **rest)

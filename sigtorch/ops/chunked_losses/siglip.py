@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 
 from sigtorch import _checks
-from sigtorch.ops.chunked_losses import checks, ring
-from sigtorch.ops.chunked_losses.function import loss_of, uncompiled
-from sigtorch.ops.chunked_losses.products import Operands, Work, tile_of, unrounded, work_for
+from sigtorch.ops.chunked_losses import checks, operators, ring
+from sigtorch.ops.chunked_losses.function import (
+    Compute,
+    Result,
+    breaks_graphs,
+    loss_and_gradients,
+    loss_of,
+    needs_of,
+)
+from sigtorch.ops.chunked_losses.products import Needs, Operands, Work, tile_of, unrounded, work_for
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@uncompiled
+def _in_group(*args: Any, group: ProcessGroup | None = None, **kwargs: Any) -> bool:
+    return group is not None
+
+
+@breaks_graphs(_in_group)
 def siglip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
@@ -37,7 +50,7 @@ def siglip_loss(
     float32 or wider.
 
     Exported, traced or transformed code, tensor subclasses such as DTensor, and the backend ``"aten"`` get a formula in
-    PyTorch's operators, which holds all n² logits. ``torch.compile`` does not look into the loss: the graph breaks there.
+    PyTorch's operators, which holds all n² logits. For ``torch.compile`` the loss is one operator; a group breaks the graph.
     With ``retain_graph=True`` backward returns copies of the gradients.
 
     Args:
@@ -60,7 +73,7 @@ def siglip_loss(
         TypeError: an argument that is no tensor or number, or is not floating; DTensors beside plain tensors.
         ValueError: features that are not (n, d) and of the same shape, n = 0, a scale or bias of several elements, a chunk
             size below 1, several devices; processes that give different shapes or dtypes, or get different gradients.
-        RuntimeError: differentiated twice; a group with tensor subclasses, or in compiled or transformed code.
+        RuntimeError: differentiated twice; a group with tensor subclasses, or in transformed code.
 
     Source:
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
@@ -94,14 +107,55 @@ def siglip_loss(
             both = {"image_features": image_features, "text_features": text_features}
             checks.check_dtensors(where, **both, logit_scale=logit_scale, logit_bias=logit_bias)
             raise
-    scale, bias = (t if t is None or isinstance(t, torch.Tensor) else _exact(t) for t in (logit_scale, logit_bias))
-    tile = tile_of(work, image_features, text_features, chunk_size)
-    return loss_of(work, tile, Operands(image_features, text_features, scale, bias))
+    # Of compiled code, a CUDA graph records no copies from the CPU.
+    device = image_features.device if work.runner == "compiled" else torch.device("cpu")
+    scale, bias = (
+        t if t is None or isinstance(t, torch.Tensor) else _exact(t, device) for t in (logit_scale, logit_bias)
+    )
+    operands = Operands(image_features, text_features, scale, bias)
+    settings = work.dtype, work.narrow, chunk_size
+    if work.runner == "compiled":
+        return OPERATOR(*operands, *settings, [*needs_of(operands)])[0]  # type: ignore[no-any-return]
+    compute: Compute = partial(_by_operator, settings)
+    if work.runner != "operator":
+        compute = partial(loss_and_gradients, work, tile_of(work, image_features, text_features, chunk_size))
+    return loss_of(work.op, group, compute, operands)
 
 
-def _exact(number: float) -> torch.Tensor:
-    """Returns a CPU tensor of float64, independent of the default dtype and device."""
-    return torch.tensor(number, dtype=torch.float64, device="cpu")
+def _exact(number: float, device: torch.device) -> torch.Tensor:
+    """Returns a tensor of float64, independent of the default dtype and device."""
+    return torch.full((), number, dtype=torch.float64, device=device)
+
+
+def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:
+    return operators.call_observed(OPERATOR, (*operands, *settings), needs)
+
+
+def _run(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None,
+    dtype: torch.dtype, product_dtype: torch.dtype, chunk_size: int | None, needs: Sequence[bool],
+) -> Result:  # fmt: skip
+    """Computes the operator."""
+    where = "torch.ops.sigtorch.siglip_loss"
+    checks.check_floating(where, image_features=image, text_features=text)
+    checks.check_features(where, image, text)
+    for name, number in (("logit_scale", scale), ("logit_bias", bias)):
+        if number is not None:
+            checks.check_scalar(where, image, name, number)
+    checks.check_chunk_size(where, chunk_size)
+    work = Work(
+        "siglip_loss", divisor=image.shape[0], dtype=dtype, narrow=product_dtype,
+        runner=operators.runner(image, text, scale, bias), find=_Diagonal(image.device),
+    )  # fmt: skip
+    operands = Operands(image, text, *(t if t is None else t.to(image.device) for t in (scale, bias)))
+    return loss_and_gradients(work, tile_of(work, image, text, chunk_size), Needs(*needs), operands)
+
+
+OPERATOR = operators.define(
+    "siglip_loss", "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias",
+    lambda image, text, scale, bias, *settings: Operands(image, text, scale, bias),
+    _run, places=(0, 1, 2, 3), waits=False,
+)  # fmt: skip
 
 
 class _Diagonal:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sigtorch import _backend, _checks, _eligible
 from sigtorch._checks import Reduction
 from sigtorch._once import once
-from sigtorch.ops.losses import checks
+from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.checks import Indices
 from sigtorch.ops.losses.loss import Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
@@ -24,6 +24,7 @@ class BCE(Loss):
     function: ClassVar[str] = "binary_cross_entropy_with_logits"
     input_name: ClassVar[str] = "input"
     target_name: ClassVar[str] = "target"
+    SETTINGS: ClassVar[dict[str, str]] = {**Loss.SETTINGS, "label_smoothing": "float"}
 
     label_smoothing: Any = 0.0  # a number, or a 0-d tensor that is differentiated, transformed or traced
 
@@ -51,6 +52,9 @@ class BCE(Loss):
         is_pytorchs = self.ignore_index is None and type(self.label_smoothing) is float and self.label_smoothing == 0
         return is_pytorchs and target.is_floating_point() and not any(w.requires_grad for w in others)
 
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.label_smoothing,)
+
     @staticmethod
     @once
     def kernels() -> Any:
@@ -61,6 +65,9 @@ class BCE(Loss):
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
         # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.
         return 1 if pos_weight is None else pos_weight, 1 - self.label_smoothing if self.label_smoothing else 1
+
+
+operators.define(BCE)
 
 
 def binary_cross_entropy_with_logits(
@@ -124,7 +131,8 @@ def binary_cross_entropy_with_logits(
     is_default = type(label_smoothing) is float and label_smoothing == 0 and size_average is None and reduce is None
     is_default = is_default and ignore_index is None and type(dim) is int and dim == -1
     is_default = is_default and type(background_index) is int and background_index == -1
-    is_eager = is_default and _eligible.on_cpu(input, target) and not _backend.kernels_chosen()
+    is_eager = is_default and not torch.compiler.is_compiling() and _eligible.on_cpu(input, target)
+    is_eager = is_eager and not _backend.kernels_chosen()
     if is_eager and input.is_floating_point() and target.is_floating_point():
         try:  # PyTorch's function first: a right call costs no check
             return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)

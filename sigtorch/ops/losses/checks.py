@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from sigtorch import _checks, _eligible
+
+if TYPE_CHECKING:
+    from sigtorch.ops.losses.loss import Factors, Loss
 
 MASKS = (torch.bool, torch.uint8)
 
@@ -236,6 +239,37 @@ def check_mask(where: str, name: str, target: torch.Tensor, ignore_index: int | 
             f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
             + (f", or ignore_index={highest}" if ignore_index is None else "")
         )
+
+
+def check_operands(where: str, loss: Loss, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> None:
+    """Refuses what a public function refuses before it calls an operator, whose callers may be others."""
+    check_reduction(where, loss.reduction)
+    check_target(where, (loss.input_name, loss.target_name), x, target, -1)
+    check_broadcasts(where, x, weight=factors.weight, pos_weight=factors.pos_weight)
+    if factors.normalizer is not None:
+        _checks.check_number(where, normalizer=factors.normalizer)
+        if loss.divisor is not None:
+            raise ValueError(f"{where}: give normalizer or divisor, not both")
+
+
+def error_mean_divided(where: str) -> ValueError:
+    return ValueError(f"{where}: reduction='mean' divides by the count, not by a normalizer or divisor")
+
+
+def error_no_count(where: str) -> ValueError:
+    return ValueError(
+        f"{where}: reduction='mean' with ignore_index takes the count that forward returned as its normalizer"
+    )
+
+
+def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
+    """Refuses a mask or a class index out of range, where looking costs no wait."""
+    where = f"{loss.function}()"
+    if target.dtype == torch.int64:
+        count = input.shape[loss.dim]
+        check_classes(where, loss.target_name, target, count, loss.background_index, loss.ignore_index)
+    elif target.dtype == torch.uint8:
+        check_mask(where, loss.target_name, target, loss.ignore_index)
 
 
 def can_look_at(t: torch.Tensor) -> bool:

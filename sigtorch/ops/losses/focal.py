@@ -13,7 +13,7 @@ from sigtorch import _checks
 from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
-from sigtorch.ops.losses import checks
+from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.checks import Indices
 from sigtorch.ops.losses.loss import TINY, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
@@ -30,6 +30,7 @@ class Focal(Loss):
     function: ClassVar[str] = "sigmoid_focal_loss"
     input_name: ClassVar[str] = "inputs"
     target_name: ClassVar[str] = "targets"
+    SETTINGS: ClassVar[dict[str, str]] = {**Loss.SETTINGS, "alpha": "float", "gamma": "float"}
 
     # Numbers, or 0-d tensors that are differentiated, transformed or traced.
     alpha: Any
@@ -64,7 +65,11 @@ class Focal(Loss):
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         if differentiated or 0 < self.gamma < 1:  # infinitely steep where 1 - p_t is 0
             return False
-        return self.divisor is None or self.divisor >= TINY
+        # Compiled code may not ask how large a number is that it traces.
+        return self.divisor is None or torch.compiler.is_compiling() or self.divisor >= TINY
+
+    def numbers(self) -> tuple[Any, ...]:
+        return self.alpha, self.gamma
 
     @staticmethod
     @once
@@ -80,6 +85,9 @@ class Focal(Loss):
         if pos_weight is None:
             return positive, negative, self.gamma, sign
         return positive, negative, self.gamma, sign, pos_weight
+
+
+operators.define(Focal)
 
 
 def sigmoid_focal_loss(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from sigtorch._autograd import register_op
+from sigtorch._autograd import Passes, register_op
 from sigtorch._eligible import HALF_DTYPES
 from sigtorch.ops.losses import checks
 
@@ -31,9 +31,14 @@ class Loss(ABC):
     A subclass is one loss: its formula, PyTorch's own arithmetic, and the operands and scalar functions of its kernels.
     """
 
-    function: ClassVar[str]  # the public name
+    function: ClassVar[str]  # the public name, and the operator's
     input_name: ClassVar[str]
     target_name: ClassVar[str]
+    operators: ClassVar[Passes]
+    # The fields that an operator takes, with their types in its schema.
+    SETTINGS: ClassVar[dict[str, str]] = {
+        "reduction": "str", "dtype": "ScalarType", "background_index": "int", "ignore_index": "int?", "divisor": "float?",
+    }  # fmt: skip
 
     reduction: str
     dtype: torch.dtype  # of the result
@@ -58,6 +63,10 @@ class Loss(ABC):
     @abstractmethod
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         """Tells whether ``eager_loss`` is right for this call; differentiated: more than the logits wants a gradient."""
+
+    @abstractmethod
+    def numbers(self) -> tuple[Any, ...]:
+        """Returns the settings that are 0-d tensors where something differentiates, transforms or traces them."""
 
     @staticmethod
     @abstractmethod
@@ -87,6 +96,31 @@ class Loss(ABC):
             w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (factors.weight, factors.pos_weight)
         )
         return self.eager_loss(x, t, Factors(weight, pos_weight, factors.normalizer), ignored)
+
+    def kernel_takes(self, input: torch.Tensor, target: torch.Tensor) -> bool:
+        """Tells whether a kernel supports this call, of tensors that kernels run on."""
+        if not input.numel():
+            return False
+        if self.divisor is not None and self.divisor < TINY and input.dtype != torch.float64:
+            return False  # its inverse is more than float32 holds
+        # Compared in float32.
+        if self.ignore_index is not None and abs(self.ignore_index) >= 2**24 and input.dtype != torch.float64:
+            return False
+        return target.dtype != torch.int64 or max(input.shape[self.dim], abs(self.background_index)) < 2**24
+
+    @property
+    def counts(self) -> bool:
+        """Tells whether the mean is over the elements that are not ignored, whose count forward returns for backward."""
+        return self.reduction == "mean" and self.ignore_index is not None
+
+    def count(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Returns that count."""
+        _, _, ignored = self._without_ignored(x, target)
+        return x.new_ones(()) if ignored is None else self._count(ignored, x)
+
+    def settings(self) -> list[Any]:
+        """Returns an operator's arguments after the tensors."""
+        return [getattr(self, name) for name in self.SETTINGS]
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """Returns the dtype to compute in."""

@@ -11,15 +11,16 @@ from torch.autograd import Function
 from sigtorch import _backend, _eligible
 from sigtorch._autograd import (
     Passes,
-    can_run_fused_backward,
+    backward_runner,
     formula_grads,
     marker,
     saved,
     with_strides_of,
 )
+from sigtorch._backend import Runner
 from sigtorch._once import once
-from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.loss import TINY, Factors, Loss
+from sigtorch.ops.losses import checks, operators
+from sigtorch.ops.losses.loss import Factors, Loss
 
 
 def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
@@ -31,10 +32,11 @@ def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors)
     serves = _eligible.on_cpu(input, *given) and loss.eager_serves(differentiated, *given)
     if not serves or _backend.kernels_chosen():
         floating = [t for t in given if t.is_floating_point()]
-        backend = _backend.select(input, *floating, beside=[t for t in given if not t.is_floating_point()])
-        if backend == "triton" and not differentiated and _kernel_takes(loss, input, target):
-            return _by_kernels(loss, input, target, factors)
-    _check_values(loss, input, target)
+        beside = [t for t in given if not t.is_floating_point()]
+        runner = _backend.select(input, *floating, beside=beside, opaque=True)
+        if runner != "aten" and not differentiated and (runner == "compiled" or loss.kernel_takes(input, target)):
+            return _fused(loss, runner, input, target, factors)
+    checks.check_values(loss, input, target)
     if serves:
         return loss.eager(input, target, factors)
     return loss.formula(_keeping_strides(input), target, factors)
@@ -58,7 +60,7 @@ def number(value: Any) -> Any:
 
 def _differentiated(loss: Loss, given: Sequence[torch.Tensor]) -> bool:
     """Tells whether more than the logits wants a gradient, or a number is transformed or traced."""
-    for value in vars(loss).values():
+    for value in loss.numbers():
         if isinstance(value, torch.Tensor):
             return True
     if torch.is_grad_enabled():
@@ -68,41 +70,30 @@ def _differentiated(loss: Loss, given: Sequence[torch.Tensor]) -> bool:
     return False
 
 
-def _kernel_takes(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> bool:
-    """Tells whether a kernel supports this call, of tensors that kernels run on."""
-    if not input.numel():
-        return False
-    if loss.divisor is not None and loss.divisor < TINY and input.dtype != torch.float64:
-        return False  # its inverse is more than float32 holds
-    # Compared in float32.
-    if loss.ignore_index is not None and abs(loss.ignore_index) >= 2**24 and input.dtype != torch.float64:
-        return False
-    return target.dtype != torch.int64 or max(input.shape[loss.dim], abs(loss.background_index)) < 2**24
-
-
-def _by_kernels(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
+def _fused(loss: Loss, runner: Runner, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
     """Computes the loss; kernels read the classes along the last dimension of a view, without a copy."""
     dim = loss.dim
     if dim == -1 or target.dtype != torch.int64:
-        return LossFunction.apply(loss, input, target, *factors)  # type: ignore[no-any-return]
+        return _apply(loss, runner, input, target, factors)
     weight, pos_weight = (_classes_last(w, dim, input.dim()) for w in (factors.weight, factors.pos_weight))
     loss.dim = -1  # an object of this call alone
-    out = LossFunction.apply(loss, input.movedim(dim, -1), target, weight, pos_weight, factors.normalizer)
-    return out.movedim(-1, dim) if loss.reduction == "none" else out  # type: ignore[no-any-return]
+    out = _apply(loss, runner, input.movedim(dim, -1), target, Factors(weight, pos_weight, factors.normalizer))
+    return out.movedim(-1, dim) if loss.reduction == "none" else out
+
+
+def _apply(loss: Loss, runner: Runner, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
+    if runner == "compiled":
+        if loss.divisor is not None:  # changes from batch to batch; a number given to an operator is compiled anew
+            # A product, which is the one way to a tensor that PyTorch keeps dynamic.
+            divisor = torch.ones((), dtype=loss.wide(input), device=input.device) * loss.divisor
+            loss.divisor, factors = None, factors._replace(normalizer=divisor)
+        return operators.forward(loss, input, target, *factors)[0]
+    return LossFunction.apply(loss, runner, input, target, *factors)  # type: ignore[no-any-return]
 
 
 def _classes_last(weight: torch.Tensor | None, dim: int, dims: int) -> torch.Tensor | None:
     """A view with as many dimensions as the logits have, the classes' as the last."""
     return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(dim, -1)
-
-
-def _check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
-    where = f"{loss.function}()"
-    if target.dtype == torch.int64:
-        count = input.shape[loss.dim]
-        checks.check_classes(where, loss.target_name, target, count, loss.background_index, loss.ignore_index)
-    elif target.dtype == torch.uint8:
-        checks.check_mask(where, loss.target_name, target, loss.ignore_index)
 
 
 def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
@@ -114,38 +105,41 @@ def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
     return view
 
 
-@once
-def _passes() -> Passes:
-    """Imports the kernels, when the first tensor needs them."""
-    from sigtorch.kernels.losses import loss_backward, loss_forward
-
-    return loss_forward, loss_backward
-
-
 class LossFunction(Function):
     """Saves the loss' tensors. Only the logits get a gradient: the formula gives one to a target or a weight."""
+
+    @staticmethod
+    @once
+    def passes(runner: Runner) -> Passes:
+        """Returns the passes; kernels are imported when the first tensor needs them."""
+        if runner == "operator":
+            return Passes(operators.forward, operators.backward)
+        from sigtorch.kernels.losses import loss_backward, loss_forward
+
+        return Passes(loss_forward, loss_backward)
 
     @staticmethod
     def forward(
         ctx: Any,
         loss: Loss,
+        runner: Runner,
         x: torch.Tensor,
         target: torch.Tensor,
         weight: torch.Tensor | None,
         pos_weight: torch.Tensor | None,
         normalizer: torch.Tensor | None,
     ) -> torch.Tensor:
-        forward_pass, ctx.backward_pass = _passes()
-        ctx.loss = loss
-        out, divisor = forward_pass(loss, x, target, weight, pos_weight, normalizer)
+        ctx.loss, ctx.runner = loss, runner
+        out, divisor = LossFunction.passes(runner).forward(loss, x, target, weight, pos_weight, normalizer)
         ctx.save_for_backward(marker(loss.function), x, target, weight, pos_weight, divisor)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, target, *factors = saved(ctx, ctx.loss.function)
-        if can_run_fused_backward(grad, x, target, *[t for t in factors if t is not None]):
-            grad_x = ctx.backward_pass(ctx.loss, grad, x, target, *factors)
+        runner = backward_runner(ctx.runner, grad, x, target, *[t for t in factors if t is not None])
+        if runner != "aten":
+            grad_x = LossFunction.passes(runner).backward(ctx.loss, grad, x, target, *factors)
         else:
             (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, target, Factors(*factors)), (x,), grad)
-        return None, grad_x, *[None] * len([target, *factors])
+        return None, None, grad_x, *[None] * len([target, *factors])

@@ -1,0 +1,145 @@
+"""The elementwise operations that save their inputs: the base of their autograd Functions, which defines their operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from sigtorch import _operators
+from sigtorch._autograd import Passes, backward_runner, formula_grads, marker, register_op, saved
+from sigtorch._backend import Runner, select
+from sigtorch._once import once
+
+
+class FromInputs(Function):
+    """Saves its input tensors behind a marker. A subclass is an operation: its formula, its passes and its operators.
+
+    Called with the tensors, then the passes' other arguments, then what runs.
+    """
+
+    op: str  # the operator's name, and the marker's
+    arguments: str  # of the forward operator, in its schema
+    saved_arguments: str  # of the backward operator, after the gradient: the tensors that are saved, then others
+    tensor_count: int  # the first arguments, which are saved
+    cpu_pass = False
+    formula: Callable[..., torch.Tensor]
+    passes_of: Callable[[str], Passes]  # imports "triton" or "cpu"
+    operators: Passes
+
+    def __init_subclass__(cls) -> None:
+        register_op(cls.op)
+        cls.operators = define_operators(cls)
+
+    @classmethod
+    @once
+    def passes(cls, runner: Runner) -> Passes:
+        """Returns the passes; kernels are imported when the first tensor needs them."""
+        return cls.operators if runner == "operator" else cls.passes_of(runner)
+
+    @staticmethod
+    def fuses(*args: Any) -> bool:
+        """Tells whether the passes take these arguments: by default tensors of one shape. Raises for what no formula takes."""
+        shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
+        return all(shape == shapes[0] for shape in shapes)
+
+    @staticmethod
+    def lead(*args: Any) -> torch.Tensor:
+        """Returns the tensor whose strides the result gets: by default the first."""
+        return args[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def rest_grads(grad: torch.Tensor, *rest: Any) -> Sequence[torch.Tensor | None]:
+        """Returns the gradients of the arguments after those that are saved: by default none."""
+        return [None] * len(rest)
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        cls = ctx._forward_cls
+        *given, ctx.runner = args
+        ctx.save_for_backward(marker(cls.op), *given[: cls.tensor_count])
+        ctx.rest = given[cls.tensor_count :]
+        return cls.passes(ctx.runner).forward(*given)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cls = ctx._forward_cls
+        tensors = saved(ctx, cls.op)
+        runner = backward_runner(ctx.runner, grad, *tensors)
+        if runner != "aten":
+            grads = cls.passes(runner).backward(grad, *tensors, *ctx.rest)
+        else:
+            needs = ctx.needs_input_grad[: cls.tensor_count]
+            grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
+        return *grads, *[None] * (len(ctx.rest) + 1)
+
+
+def define_operators(function: type[FromInputs]) -> Passes:
+    """Defines the operators of an elementwise operation that saves its inputs."""
+    op, count = function.op, function.tensor_count
+    saved_count = len(function.saved_arguments.split(","))
+
+    def runner(*tensors: torch.Tensor) -> Runner:
+        return select(*tensors, cpu_pass=function.cpu_pass)
+
+    def forward(*args: Any) -> torch.Tensor:
+        chosen = runner(*[a for a in args if isinstance(a, torch.Tensor)]) if function.fuses(*args) else "aten"
+        out = function.formula(*args) if chosen == "aten" else function.passes(chosen).forward(*args)
+        return _operators.laid_out(function.lead(*args), out)
+
+    def forward_meta(*args: Any) -> torch.Tensor:
+        out = function.formula(*args)
+        return _operators.empty_like(function.lead(*args), out.shape, out.dtype)
+
+    def backward(grad: torch.Tensor, *args: Any) -> Any:
+        tensors, rest = args[:count], args[count:]
+        chosen = runner(grad, *tensors) if function.fuses(*args) else "aten"
+        if chosen != "aten":
+            grads = function.passes(chosen).backward(grad, *args)
+        else:
+            with _operators.differentiable():
+                grads = formula_grads([True] * count, lambda *views: function.formula(*views, *rest), tensors, grad)
+        return _unpacked(_operators.laid_out(_lead_of_grad(tensors, t), g) for t, g in zip(tensors, grads, strict=True))
+
+    def backward_meta(grad: torch.Tensor, *args: Any) -> Any:
+        tensors = args[:count]
+        return _unpacked(_operators.empty_like(_lead_of_grad(tensors, t), t.shape, t.dtype) for t in tensors)
+
+    def save(ctx: Any, args: Sequence[Any], out: torch.Tensor) -> None:
+        ctx.save_for_backward(*args[:count])
+        ctx.rest = args[count:]
+
+    def differentiate(ctx: Any, grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = formula_grads(ctx.needs[:count], lambda *views: function.formula(*views, *ctx.rest), tensors, grad)
+        else:
+            grads = function.operators.backward(grad, *tensors, *ctx.rest[: saved_count - count])
+        return *grads, *function.rest_grads(grad, *ctx.rest)
+
+    gradients = ", ".join(["Tensor"] * count)
+    gradient = _operators.Gradient(save, differentiate)
+    schema = f"(Tensor grad, {function.saved_arguments}) -> ({gradients})"
+    return Passes(
+        _operators.define(op, f"({function.arguments}) -> Tensor", forward, forward_meta, gradient),
+        in_tuple(_operators.define(f"{op}_backward", schema, backward, backward_meta)),
+    )
+
+
+def in_tuple(operator: Any) -> Callable[..., Any]:
+    """Returns a backward operator that returns a tuple, as all backward passes do."""
+    return operator if len(operator._schema.returns) > 1 else lambda *args: (operator(*args),)  # type: ignore[no-any-return]
+
+
+def _lead_of_grad(tensors: Sequence[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor whose strides the gradient of t gets: the first of the operation's, if they have one shape."""
+    first = tensors[0]
+    return first if first.shape == t.shape else t
+
+
+def _unpacked(grads: Iterable[torch.Tensor]) -> Any:
+    """Returns the results of an operator: one tensor, or a tuple of several."""
+    first, *others = grads
+    return (first, *others) if others else first

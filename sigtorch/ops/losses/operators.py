@@ -1,0 +1,138 @@
+"""The losses' operators. Classes are the last dimension of the logits; ``forward`` and ``backward`` call them for a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sigtorch import _operators
+from sigtorch._autograd import Passes, formula_grads
+from sigtorch._backend import Runner, select
+from sigtorch.ops.losses import checks
+from sigtorch.ops.losses.loss import Factors, Loss
+
+TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? normalizer"
+# The loss; its gradient, for now empty; and the count of a mean that ignores elements, empty for any other.
+RESULTS = "(Tensor loss, Tensor gradient, Tensor count)"
+
+
+def forward(loss: Loss, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None) -> tuple[Any, Any]:
+    """Calls a loss' operator; returns the loss, and backward's normalizer."""
+    value, _, count = loss.operators.forward(x, target, *factors, *loss.settings())
+    return value, count if loss.counts else Factors(*factors).normalizer
+
+
+def backward(
+    loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None
+) -> torch.Tensor:
+    """Calls the operator of a loss' gradient."""
+    return loss.operators.backward(grad, x, target, *factors, *loss.settings())  # type: ignore[no-any-return]
+
+
+def define(kind: type[Loss]) -> None:
+    """Defines the operators of a loss."""
+    schema = ", ".join([TENSORS, *(f"{type_} {name}" for name, type_ in kind.SETTINGS.items())])
+    name = kind.function
+
+    def run(x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        loss, factors = _parsed(kind, rest)
+        checks.check_operands(f"torch.ops.sigtorch.{name}", loss, x, target, factors)
+        if loss.reduction == "mean" and (factors.normalizer is not None or loss.divisor is not None):
+            raise checks.error_mean_divided(f"torch.ops.sigtorch.{name}")
+        value: torch.Tensor
+        count: Any
+        if _runner(loss, x, target, factors) == "aten":
+            checks.check_values(loss, x, target)
+            value, count = loss.formula(x, target, factors), loss.count(x, target) if loss.counts else None
+        else:
+            from sigtorch.kernels.losses import loss_forward
+
+            value, count = loss_forward(loss, x, target, *factors)
+        if loss.reduction == "none":
+            value = _operators.laid_out(x, value)
+        return value, x.new_empty(0), count.to(_count_dtype(x)) if loss.counts else x.new_empty(0)
+
+    def meta(x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        loss, _ = _parsed(kind, rest)
+        value = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else x.new_empty((), dtype=loss.dtype)
+        return value, x.new_empty(0), x.new_empty((), dtype=_count_dtype(x)) if loss.counts else x.new_empty(0)
+
+    def run_backward(grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
+        loss, factors = _parsed(kind, rest)
+        checks.check_operands(f"torch.ops.sigtorch.{name}_backward", loss, x, target, factors)
+        if loss.counts and factors.normalizer is None:
+            raise checks.error_no_count(f"torch.ops.sigtorch.{name}_backward")
+        if _runner(loss, x, target, factors, grad) == "aten":
+            with _operators.differentiable():
+                (found,) = formula_grads([True], lambda x: loss.formula(x, target, factors), (x,), grad)
+            grad_x: Any = found
+        else:
+            from sigtorch.kernels.losses import loss_backward
+
+            grad_x = loss_backward(loss, grad, x, target, *factors)
+        return _operators.laid_out(x, grad_x)
+
+    def save(ctx: Any, args: Sequence[Any], results: tuple[torch.Tensor, ...]) -> None:
+        x, target, *rest = args
+        loss, factors = _parsed(kind, rest)
+        _, gradient, count = results
+        if loss.counts:
+            factors = factors._replace(normalizer=count)
+        ctx.loss = loss
+        ctx.save_for_backward(x, target, *factors)
+        ctx.mark_non_differentiable(gradient, count)
+
+    def differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
+        x, target, *factors = ctx.saved_tensors
+        loss, (need, *needs) = ctx.loss, ctx.needs[: 2 + len(factors)]
+        if torch.is_grad_enabled() or any(needs):
+            grads = _formula_grads(loss, [need, *needs], (x, target, *factors), grad)
+        else:
+            grads = [backward(loss, grad, x, target, *factors), *[None] * len(needs)]
+        return *grads, *[None] * len(kind.SETTINGS)
+
+    kind.operators = Passes(
+        _operators.define(name, f"({schema}) -> {RESULTS}", run, meta, _operators.Gradient(save, differentiate)),
+        _operators.define(
+            f"{name}_backward", f"(Tensor grad, {schema}) -> Tensor",
+            run_backward, lambda grad, x, *rest: torch.empty_like(x),
+        ),
+    )  # fmt: skip
+
+
+def _formula_grads(
+    loss: Loss, needs: Sequence[bool], tensors: Sequence[torch.Tensor | None], grad: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Differentiates the formula in all tensors that are given."""
+    given = [t is not None for t in tensors]
+
+    def formula(*some: torch.Tensor) -> torch.Tensor:
+        left = iter(some)
+        x, target, *factors = (next(left) if is_given else None for is_given in given)
+        return loss.formula(x, target, Factors(*factors))  # type: ignore[arg-type]
+
+    found = iter(formula_grads(
+        [n for n, is_given in zip(needs, given, strict=True) if is_given], formula,
+        [t for t in tensors if t is not None], grad,
+    ))  # fmt: skip
+    return [next(found) if is_given else None for is_given in given]
+
+
+def _parsed(kind: type[Loss], rest: Sequence[Any]) -> tuple[Loss, Factors]:
+    """Splits an operator's arguments after the target into the loss and its factors."""
+    count = len(Factors._fields)
+    return kind(**dict(zip(kind.SETTINGS, rest[count:], strict=True))), Factors(*rest[:count])
+
+
+def _runner(loss: Loss, x: torch.Tensor, target: torch.Tensor, factors: Factors, *grads: torch.Tensor) -> Runner:
+    given = [t for t in (target, *factors) if t is not None]
+    if not loss.kernel_takes(x, target):
+        return "aten"
+    floating = [t for t in given if t.is_floating_point()]
+    return select(x, *floating, beside=[*grads, *(t for t in given if not t.is_floating_point())])
+
+
+def _count_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,314 @@
+"""The operators of ``torch.library``: as PyTorch checks them, over the tables of cases, and called as they are."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import chunked_cases
+from support.cases import CASES, contiguous, transposed
+from support.loss_cases import KINDS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
+from torch.autograd import forward_ad
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+import sigtorch
+
+# PyTorch's own check looks at it.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+ELEMENTWISE = ("sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed")
+SUMMED = ("binary_cross_entropy_with_logits", "sigmoid_focal_loss")
+CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
+BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
+ALL = (*ELEMENTWISE, *SUMMED, *CHUNKED, *BACKWARD)
+TESTS = {"auto": ("test_schema", "test_faketensor")}  # what depends on the body: here a formula
+TESTS["triton"] = (*TESTS["auto"], "test_autograd_registration", "test_aot_dispatch_dynamic")
+
+
+def operator(name):
+    return getattr(torch.ops.sigtorch, name).default
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps the operators of ours that run, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sigtorch":
+            self.calls.append(
+                (func, tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, args))
+            )
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self):
+        return [func._opname for func, _ in self.calls]
+
+
+def recorded(call, inputs, backend="triton"):
+    """The operators that forward and backward of a call run, with their arguments."""
+    with sigtorch.use_backend(backend), Recorded() as seen:
+        out = call(*inputs)
+        wanted = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+        torch.autograd.grad(out, wanted, torch.ones_like(out))
+    return seen
+
+
+def checked(seen, differentiated, backend):
+    """Has PyTorch check each operator with what it was given; those arguments of forward that are listed want a gradient."""
+    for func, args in seen.calls:
+        wants = () if func._opname.endswith("_backward") else differentiated
+        given = [a.requires_grad_() if place in wants else a for place, a in enumerate(args)]
+        with sigtorch.use_backend(backend):
+            opcheck(func, tuple(given), test_utils=TESTS[backend])
+
+
+every_backend = pytest.mark.parametrize("backend", ["auto", "triton"])
+
+
+@every_backend
+@pytest.mark.parametrize("strides", [contiguous, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+def test_elementwise_as_pytorch_checks_it(case, strides, backend):
+    inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6), torch.float32)]
+    seen = recorded(case.ours, inputs)
+    assert len(seen.calls) == 2, "one operator a pass"
+    checked(seen, range(len(inputs)), backend)
+
+
+def check_loss(loss, kind, reduction, options, backend):
+    x, target = make((3, 6), torch.float32, kind, "cpu")
+    given = options(6, lambda n: torch.rand(n))
+    seen = recorded(lambda x: loss(x, suit(target, given), reduction=reduction, **given), [x])
+    assert seen.names == [loss.__name__, f"{loss.__name__}_backward"]
+    checked(seen, [0], backend)
+
+
+@every_backend
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@every_loss
+def test_losses_as_pytorch_checks_them(loss, reduction, kind, backend):
+    check_loss(loss, kind, reduction, lambda n, like: {}, backend)
+
+
+@every_backend
+@pytest.mark.parametrize(("loss", "options"), OPTIONS)
+def test_options_as_pytorch_checks_them(loss, options, backend):
+    check_loss(loss, "index", "mean", options, backend)
+    check_loss(loss, "soft", "none", options, backend)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("case", chunked_cases.CASES, ids=lambda c: c.name)
+def test_losses_in_chunks_as_pytorch_checks_them(case, dtype, backend):
+    inputs = case.make(6, dtype=dtype)
+    seen = recorded(case.ours, inputs)
+    assert set(seen.names) <= set(CHUNKED)
+    assert len(seen.calls) == 1, "gradients come with the loss"
+    checked(seen, (), backend)  # needs_grad says which are wanted
+
+
+@every_backend
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *SUMMED])
+def test_called_as_they_are(name, backend):
+    """Value, gradient and second derivative of an operator that is called directly."""
+    call, oracle, shapes = DIRECT[name]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    with sigtorch.use_backend(backend):
+        torch.testing.assert_close(call(*inputs), oracle(*inputs))
+        assert torch.autograd.gradcheck(call, inputs)
+        assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def _bce(x, t, w):
+    settings = "sum", torch.float64, -1, None, None, 0.25
+    return operator("binary_cross_entropy_with_logits")(x, t, w, None, None, *settings)[0]
+
+
+def _focal(x, t, w):
+    settings = "none", torch.float64, -1, None, None, 0.25, 2.0
+    return operator("sigmoid_focal_loss")(x, t, w, None, None, *settings)[0]
+
+
+def _smoothed(x, t, w):
+    return (F.binary_cross_entropy_with_logits(x, t * 0.75 + 0.125, reduction="none") * w).sum()
+
+
+DIRECT = {
+    "sigmoid": (operator("sigmoid"), torch.sigmoid, [(3, 4)]),
+    "sigmoid_from_input": (operator("sigmoid_from_input"), torch.sigmoid, [(3, 4)]),
+    "sigmoid_gate": (
+        operator("sigmoid_gate"), lambda x, g, r: torch.sigmoid(g) * x + r, [(3, 4), (1, 4), (4,)],
+    ),
+    "sigmoid_lerp": (
+        operator("sigmoid_lerp"), lambda x, y, g: torch.sigmoid(g) * x + torch.sigmoid(-g) * y, [(3, 4)] * 3,
+    ),
+    "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 3)]),
+    "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(3, 4), (3, 1)]),
+    "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :3]) * x[:, 3:], [(3, 6)]),
+    "binary_cross_entropy_with_logits": (_bce, _smoothed, [(3, 4), (3, 4), (4,)]),
+    "sigmoid_focal_loss": (_focal, lambda x, t, w: focal_oracle(x, t, weight=w), [(3, 4), (3, 4), (4,)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_a_backward_operator_cannot_be_differentiated(name):
+    tensors = [
+        t.detach().requires_grad_() for t in (torch.rand(4, 6), torch.rand(4, 6), torch.rand(4, 6), torch.rand(4, 6))
+    ]
+    x = tensors[0]
+    arguments = {
+        "sigmoid_backward": (x, x), "sigmoid_from_input_backward": (x, x), "sigmoid_gate_backward": (x, x, x),
+        "sigmoid_lerp_backward": tensors, "swiglu_backward": (x, x, x),
+        "glu_backward": (x[:, :3], x, 1), "swiglu_packed_backward": (x[:, :3], x),
+        "binary_cross_entropy_with_logits_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.0),
+        "sigmoid_focal_loss_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.25, 2.0),
+    }  # fmt: skip
+    found = operator(name)(*arguments[name])
+    first = found if isinstance(found, torch.Tensor) else found[0]
+    with pytest.raises(
+        RuntimeError, match=f"sigtorch.{name} cannot be differentiated; differentiate torch.ops.sigtorch."
+    ):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("name", ["sigmoid", "swiglu_packed", "swiglu_packed_backward"])
+def test_forward_mode_is_refused(name, grad_mode):
+    """Not a tangent lost, nor a derivative of 0."""
+    x, grad = torch.randn(3, 4), torch.randn(3, 2)
+    call = functools.partial(operator(name), grad) if name.endswith("_backward") else operator(name)
+    with grad_mode():
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+            call(forward_ad.make_dual(x, x))
+        with pytest.raises(RuntimeError, match="setup_context"):
+            torch.func.jvp(call, (x,), (x,))
+
+
+@pytest.mark.parametrize("needs", [(False,) * 4, (True,) * 4])
+def test_a_gradient_of_a_loss_in_chunks_has_to_be_asked_for(needs):
+    image, text = (torch.rand(4, 3, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(2.0, requires_grad=True)
+    settings = torch.float32, torch.float32, None, needs
+    loss, *_ = operator("siglip_loss")(image, text, scale, None, *settings)
+    if not any(needs):
+        with pytest.raises(RuntimeError, match="image_features is differentiated, but needs_grad has not asked"):
+            loss.backward()
+        return
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss, image, create_graph=True)
+    expected = chunked_cases.siglip_oracle(image.detach().double().requires_grad_(), text.double(), scale.double())
+    torch.testing.assert_close(loss.double(), expected)
+
+
+def bce_of(target=None, weight=None, normalizer=None, reduction="sum", divisor=None):
+    x = torch.randn(3, 4)
+    target = torch.rand(3, 4) if target is None else target
+    settings = reduction, torch.float32, -1, None, divisor, 0.0
+    return operator("binary_cross_entropy_with_logits")(x, target, weight, None, normalizer, *settings)
+
+
+def bce_backward_without_a_count():
+    settings = "mean", torch.float32, -1, 255, None, 0.0
+    x = torch.randn(3, 4)
+    return operator("binary_cross_entropy_with_logits_backward")(torch.ones(()), x, x, None, None, None, *settings)
+
+
+def linear_of(target, bias=None, pos_weight=None, reduction="mean", chunk_size=None, crow=None):
+    settings = reduction, torch.float32, torch.float32, chunk_size, (False,) * 4
+    tensors = torch.rand(3, 5), torch.rand(7, 5), bias, target, crow, None, pos_weight
+    return operator("linear_binary_cross_entropy")(*tensors, *settings)
+
+
+def siglip_of(n, scale=1.0, bias=0.0, chunk_size=None):
+    settings = torch.float32, torch.float32, chunk_size, (False,) * 4
+    tensors = torch.rand(3, 5), torch.rand(n, 5), torch.tensor(scale), torch.tensor(bias)
+    return operator("siglip_loss")(*tensors, *settings)
+
+
+LABELS = torch.rand(3, 7) > 0.5
+MISTAKES = {
+    "glu": (lambda: operator("glu")(torch.randn(3, 5), 1), "must have an even size"),
+    "glu-backward": (lambda: operator("glu_backward")(torch.randn(3, 2), torch.randn(3, 5), 1), "must have an even size"),
+    "swiglu-packed": (lambda: operator("swiglu_packed")(torch.randn(4, 3)), "must have an even size"),
+    "reduction": (lambda: bce_of(reduction="median"), "unknown reduction='median'"),
+    "target": (lambda: bce_of(torch.rand(4)), "target must have the shape of input"),
+    "classes": (lambda: bce_of(torch.zeros(2, dtype=torch.int64)), "must lack its last dimension"),
+    "weight": (lambda: bce_of(weight=torch.rand(3)), "does not broadcast"),
+    "normalizer": (lambda: bce_of(normalizer=torch.tensor(2.0), reduction="mean"), "divides by the count"),
+    "divisor": (lambda: bce_of(divisor=2.0, reduction="mean"), "divides by the count"),
+    "both": (lambda: bce_of(normalizer=torch.tensor(2.0), divisor=2.0), "not both"),
+    "count": (bce_backward_without_a_count, "takes the count that forward returned"),
+    "linear-labels": (lambda: linear_of(LABELS.t()), "target must have shape"),
+    "linear-dtype": (lambda: linear_of(LABELS.float()), "target must be a bool matrix"),
+    "linear-both": (lambda: linear_of(LABELS, crow=torch.zeros(4, dtype=torch.int64)), "give either target"),
+    "linear-bias": (lambda: linear_of(LABELS, bias=torch.rand(3)), "linear_bias must have shape"),
+    "linear-reduction": (lambda: linear_of(LABELS, reduction="none"), "unknown reduction='none'"),
+    "linear-chunks": (lambda: linear_of(LABELS, chunk_size=0), "chunk_size must be at least 1"),
+    "siglip-pairs": (lambda: siglip_of(4), "features must have one shape"),
+    "siglip-bias": (lambda: siglip_of(3, bias=[0.0, 1.0, 2.0]), "logit_bias must be a scalar"),
+    "siglip-chunks": (lambda: siglip_of(3, chunk_size=-1), "chunk_size must be at least 1"),
+}  # fmt: skip
+
+
+@every_backend
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, backend):
+    """Not a wrong number, nor memory read beyond a tensor."""
+    call, message = MISTAKES[name]
+    with sigtorch.use_backend(backend), pytest.raises((TypeError, ValueError), match=message) as seen:
+        call()
+    assert "\n" not in str(seen.value)
+
+
+def test_a_weight_of_positives_has_no_gradient():
+    weight, pos_weight = torch.rand(7, 5, requires_grad=True), torch.rand(7, requires_grad=True)
+    settings = "mean", torch.float32, torch.float32, None, (True, False, False, False)
+    tensors = torch.rand(3, 5), weight, None, LABELS, None, None, pos_weight
+    loss, *_ = operator("linear_binary_cross_entropy")(*tensors, *settings)
+    with pytest.raises(RuntimeError, match="pos_weight is differentiated"):
+        loss.backward()
+
+
+def test_a_linear_loss_needs_a_target():
+    settings = None, None, None, None, "mean", torch.float32, torch.float32, None, (False,) * 4
+    with pytest.raises(ValueError, match="give either target, or crow_indices and col_indices"):
+        operator("linear_binary_cross_entropy")(torch.rand(2, 3), torch.rand(4, 3), None, *settings)
+
+
+def test_defined_once_however_often_modules_are_loaded():
+    """In a process of its own: the modules of this one are the other tests'."""
+    script = """
+import gc, importlib, sys, torch, sigtorch
+from sigtorch.ops import gates
+for module in (sigtorch._operators, sigtorch._elementwise, gates):
+    importlib.reload(module)
+for name in [name for name in sys.modules if name.split(".")[0] == "sigtorch"]:
+    del sys.modules[name]
+del sigtorch, gates
+gc.collect()
+import sigtorch
+gc.collect()
+x = torch.randn(3, 4)
+torch.testing.assert_close(torch.ops.sigtorch.glu(x, 1), torch.nn.functional.glu(x))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_their_schemas_are_documented():
+    page = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    lines = [line for line in page.splitlines() if re.match(r"\w+\(.*\) -> ", line)]
+    documented = {line.partition("(")[0]: line for line in lines}
+    schemas = {name: str(operator(name)._schema).removeprefix("sigtorch::") for name in ALL}
+    assert documented == schemas
