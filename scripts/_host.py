@@ -2,11 +2,12 @@
 
 Without a GPU, Triton's own launcher works over a driver that does nothing (``without_gpu.standin``), and eager operators are
 PyTorch's on the CPU: on a GPU each of their launches takes some 2 to 3 us more.
+"operator" is the same work by ``torch.ops.sigtorch``, with the operator's own autograd.
 """
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from _output import progress
 from _report import Record
 from _timing import passes_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigtorch
 
@@ -39,8 +41,34 @@ class Nothing(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(y)
 
 
+class Calls(TorchDispatchMode):
+    """Keeps the calls of sigtorch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[Callable[..., Any], Sequence[Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "sigtorch":
+            self.kept.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def by_operator(function: Callable[..., Tensor], inputs: Sequence[Any]) -> Callable[..., Tensor]:
+    """A function of the same inputs that only calls the operator which this one calls under a dispatch mode."""
+    with Calls() as calls:
+        function(*inputs)
+    ((operator, args),) = calls.kept
+
+    def call(*_: Any) -> Tensor:
+        out = operator(*args)
+        return out if isinstance(out, Tensor) else out[0]  # a loss returns more
+
+    return call
+
+
 def measured(ops: Sequence[str], device: torch.device) -> tuple[dict[str, Any], list[Record]]:
-    """A header, and each operation's host time forward and backward, as eager operators and by the kernels."""
+    """A header, and each operation's host time forward and backward: PyTorch's operators, sigtorch, and its operator."""
     head = _report.header(device if device.type == "cuda" else None)
     if device.type != "cuda":
         _stand_in()
@@ -66,7 +94,8 @@ def _steps(ops: Sequence[str], device: torch.device) -> dict[tuple[str, str], St
     steps: dict[tuple[str, str], Step] = {("floor", "autograd.Function"): nothing}
     for op in ops:
         inputs = CASES[op].inputs(ELEMENTS, torch.bfloat16, device)
-        for name, function in (("eager", CASES[op].eager), ("sigtorch", CASES[op].ours)):
+        eager, ours = CASES[op].eager, CASES[op].ours
+        for name, function in {"eager": eager, "sigtorch": ours, "operator": by_operator(ours, inputs)}.items():
             steps[op, name] = passes_of(function, inputs)["both"]
     for step in steps.values():
         for _ in range(3):  # compiles

@@ -168,15 +168,16 @@ def overview(path: Path, records: Iterable[Record], title: str) -> None:
     dtypes, ops, names = (
         list(dict.fromkeys(getattr(r, k) for r in records)) for k in ("dtype", "op", "implementation")
     )
-    figure = Figure(figsize=(1.5 + 4.5 * len(dtypes), max(3, 1.2 + 0.45 * len(ops))), dpi=130, layout="constrained")
+    height = max(0.45, 0.2 * len(names))  # an operation's, in inches
+    figure = Figure(figsize=(1.5 + 4.5 * len(dtypes), max(3, 1.2 + height * len(ops))), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
+    share = min(0.38, 0.8 / len(names))  # a bar's
     for panel, dtype in zip(panels, dtypes, strict=True):
         for number, name in enumerate(names):
             speeds = {r.op: r.value for r in records if (r.dtype, r.implementation) == (dtype, name)}
-            places = [ops.index(op) + (number - (len(names) - 1) / 2) * 0.38 for op in speeds]
-            bars = panel.barh(
-                places, [speed - 1 for speed in speeds.values()], 0.36, left=1, color=f"C{number + 1}", label=name
-            )
+            places = [ops.index(op) + (number - (len(names) - 1) / 2) * share for op in speeds]
+            beyond = [speed - 1 for speed in speeds.values()]
+            bars = panel.barh(places, beyond, share - 0.02, left=1, color=f"C{number + 1}", label=name)
             panel.bar_label(bars, [f"{speed:.2f}" for speed in speeds.values()], padding=3, fontsize="small")
         panel.axvline(1, color="C0", label="eager")
         panel.set(xscale="log", title=dtype, xlabel="times as fast as eager PyTorch", yticks=range(len(ops)))

@@ -1,4 +1,4 @@
-"""Time sigtorch's operations against eager PyTorch and torch.compile, and a plain copy, all in the same run.
+"""Time sigtorch's operations, as they are and compiled, against eager PyTorch, torch.compile and a plain copy, in one run.
 
 Forward (recording for backward, as in training), backward, and both. Implementations take turns, so that drift hits all
 alike; the median of the rounds counts, and the spread is the middle half of them: ratios closer to 1 than the spreads
@@ -6,7 +6,7 @@ are noise. On a GPU the time is the device's, the host's stands beside it, and i
 of them. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
 shows a lower one. Peak extra memory is that of one call, results included.
 ``--host`` measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
-a driver that does nothing.
+a driver that does nothing. The operators of ``torch.ops.sigtorch``, which compiled code calls, stand beside.
 ``--chunked`` measures instead the losses over a product that is never whole: SigLIP's of so many pairs, and a linear layer's
 BCE of so many labels, with memory read from a process of its own each time.
 ``--machine-code`` adds what the kernels compile to for NVIDIA architectures, and ``--bytes`` what eager operators and
@@ -41,7 +41,8 @@ from torch.utils._pytree import tree_leaves
 import sigtorch
 
 PASSES = ("forward", "backward", "both")
-IMPLEMENTATIONS = ("eager", "compile", "sigtorch")
+COMPILED = ("compile", "sigtorch-compiled")
+IMPLEMENTATIONS = ("eager", "compile", "sigtorch", "sigtorch-compiled")
 SIZES = {"cpu": [2**16, 2**20, 2**22], "cuda": [2**22, 2**24, 2**26, 2**27]}
 MODELLED_ELEMENTS = 2**20  # full blocks only, whatever the block
 
@@ -49,7 +50,12 @@ MODELLED_ELEMENTS = 2**20  # full blocks only, whatever the block
 def implementations(case: Case, names: Sequence[str], sets: Sequence[Sequence[Any]]) -> dict[str, dict[str, Step]]:
     """Every implementation's passes, compiled and warm, over these sets of inputs in turn."""
     torch._dynamo.reset()  # or the next size is compiled with dynamic shapes
-    functions = {"eager": case.eager, "sigtorch": case.ours, "compile": torch.compile(case.eager, fullgraph=True)}
+    functions = {
+        "eager": case.eager,
+        "compile": torch.compile(case.eager, fullgraph=True),
+        "sigtorch": case.ours,
+        "sigtorch-compiled": torch.compile(case.ours, fullgraph=True),
+    }
     torch.atanh(torch.zeros(2**20))  # until its threads have, torch 2.14's F.logsigmoid is several times slower
     made = {}
     for name in [name for name in IMPLEMENTATIONS if name in names]:
@@ -276,8 +282,8 @@ def main() -> None:
 def elementwise(args: argparse.Namespace) -> None:
     """Measure operations, count what is asked for beside, and write what came out."""
     torch._functorch.config.donated_buffer = False  # or a compiled backward refuses a second run
-    if "compile" in args.backends and not can_compile(args.device):
-        args.backends = [name for name in args.backends if name != "compile"]
+    if not set(COMPILED).isdisjoint(args.backends) and not can_compile(args.device):
+        args.backends = [name for name in args.backends if name not in COMPILED]
     records: list[Record] = []
     work = [(op, dtype) for op in args.ops for dtype in args.dtypes]
     with progress("benchmark", len(work) * len(args.sizes) * len(args.passes)) as done:

@@ -5,18 +5,23 @@ import resource
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import _chunked
+import _host
 import _report
 import _timing
 import benchmark as benchmark_script
 import pytest
 import torch
+from _cases import CASES
 from matplotlib.image import imread
 from support.device import DEVICE
 from support.forking import forks
 from support.scripting import assert_picture, fork, run
+
+import sigtorch
 
 RECORD = _report.Record("op", "forward", "float32", "4x32", "eager", "cpu", "bandwidth", 1.5, "GB/s", "measured")
 
@@ -80,6 +85,17 @@ def test_picture_draws_only_the_metric_asked_for(tmp_path):
     assert (a != c).any()
 
 
+def test_bars_of_all_implementations_stand_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(_report.Figure, "savefig", lambda figure, path: (drawn.append(figure), path.touch()))
+    speed = replace(RECORD, pass_="both", metric="speed", value=2.0)
+    names = benchmark_script.IMPLEMENTATIONS
+    _report.overview(tmp_path / "a.png", [replace(speed, op=op, implementation=i) for op in "ab" for i in names], "")
+    bars = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in drawn[0].axes[0].patches)
+    assert len(bars) == 2 * (len(names) - 1)  # eager is a line
+    assert all(end < start for (_, end), (start, _) in pairwise(bars))
+
+
 # The benchmark.
 
 
@@ -111,7 +127,9 @@ def test_benchmark_records_are_complete(benchmark):
     assert head["backend"] == "aten"
     measured = [record for record in records if record.kind == "measured"]
     names = {record.implementation for record in measured}
-    assert names >= {"eager", "sigtorch", "copy"}  # compile where there is a C++ compiler
+    compiled = set(benchmark_script.COMPILED) & names  # where there is a C++ compiler
+    assert compiled in (set(), set(benchmark_script.COMPILED))
+    assert names == {"eager", "sigtorch", "copy"} | compiled
     metrics = {"time", "spread", "bandwidth", "share of copy", "speed", "peak extra memory"}
     for name in names:
         found = {(r.pass_, r.shape, r.metric) for r in measured if r.implementation == name}
@@ -178,10 +196,39 @@ def test_benchmark_tells_what_a_call_costs_the_host():
     result = run("benchmark.py", "--host", "--ops", "sigmoid")
     assert result.returncode == 0, result.stderr
     assert ("a stand-in that does nothing" in result.stdout) == (DEVICE == "cpu")
-    rows = [line.split() for line in result.stdout.splitlines() if "sigtorch" in line or "autograd.Function" in line]
-    floor, ours = (float(row[-2]) for row in rows[-2:])
-    assert 0 < float(ours) < 1000
-    assert floor
+    names = ("autograd.Function", "eager", "sigtorch", "operator")
+    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+    times = {row[1]: float(row[2]) for row in rows if len(row) == 4 and row[1] in names}
+    assert tuple(times) == names
+    assert all(0 < time < 1000 for time in times.values())
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("op", CASES)
+def test_the_hosts_time_of_an_operator_is_of_the_same_work(op):
+    """One operator forward and one backward, as under a dispatch mode, and the same gradients."""
+    inputs, seen, grads = CASES[op].inputs(2048, torch.float32, torch.device(DEVICE)), [], []
+    with sigtorch.use_backend("triton"):
+        for function in (CASES[op].ours, _host.by_operator(CASES[op].ours, inputs)):
+            torch.manual_seed(0)
+            step = _timing.passes_of(function, inputs)["both"]
+            with _host.Calls() as calls:
+                grads.append(step())
+            seen.append([str(called) for called, _ in calls.kept])
+    assert seen[0] == seen[1]
+    forward, backward = seen[0]
+    assert backward == forward.replace(".default", "_backward.default")
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch, tmp_path):
+    timed = []
+    monkeypatch.setattr(benchmark_script, "can_compile", lambda device: False)
+    monkeypatch.setattr(benchmark_script, "measure", lambda op, dtype, n, args, done: timed.append(args.backends) or [])
+    settings = ["--ops", "sigmoid", "--sizes", "4", "--dtypes", "float32", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *settings, "--out", str(tmp_path)])
+    benchmark_script.main()
+    assert timed == [["eager", "sigtorch"]]
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch, capsys, tmp_path):
