@@ -1,5 +1,6 @@
 """Fixtures of all tests. Without a GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
+import contextlib
 import os
 
 import pytest
@@ -62,6 +63,13 @@ def variable(monkeypatch):
 @pytest.fixture
 def device():
     return DEVICE
+
+
+@pytest.fixture
+def on_device():
+    """Makes tensors on the GPU, where there is one, unless a test names another device."""
+    with contextlib.nullcontext() if DEVICE == "cpu" else torch.device(DEVICE):
+        yield
 
 
 def pytest_collection_modifyitems(items):

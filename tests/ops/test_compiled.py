@@ -21,9 +21,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import sigtorch
 from sigtorch import _backend
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor"
-)  # Dynamo hides it, but not from "error"
+pytestmark = [
+    pytest.mark.usefixtures("on_device"),
+    # Dynamo hides it, but not from "error".
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+]
 OPAQUE = {"glu": "glu", "glu-first": "glu", "swiglu-packed": "swiglu_packed"}  # a compiler fuses all others as well
 
 
@@ -58,7 +60,7 @@ def compiled(function, backend="aot_eager"):
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_elementwise(case, variable):
     variable("triton")
-    inputs = case.inputs((4, 6), torch.float32)
+    inputs = case.inputs((4, 6), torch.float32, DEVICE)
     whole, graphs = compiled(case.ours)
     exact, exact_grads = cases.gradients(
         case.oracle, [t.detach().double().requires_grad_() for t in inputs], torch.ones_like
@@ -70,14 +72,14 @@ def test_elementwise(case, variable):
 
 
 def check_loss(loss, kind, reduction, options, backend):
-    x, target = loss_cases.make((3, 6), torch.float32, kind, "cpu")
+    x, target = loss_cases.make((3, 6), torch.float32, kind, DEVICE)
     given = options(6, lambda n: torch.rand(n))
     target = loss_cases.suit(target, given)
     whole, graphs = compiled(lambda x, t: loss(x, t, reduction=reduction, **given))
     value = whole(x, target)
     oracle = loss_cases.ORACLES[loss](x.double(), target, reduction=reduction, **given)
     expected = torch.autograd.grad(oracle.sum(), x)[0]
-    assert graphs.ours == [loss.__name__] * (backend == "triton")
+    assert graphs.ours == ([loss.__name__] if backend == "triton" or DEVICE == "cuda" else [])
     torch.testing.assert_close(value.double(), oracle, rtol=2e-5, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], expected, rtol=2e-4, atol=1e-6)
 
@@ -105,7 +107,7 @@ def test_options_of_losses(loss, options, backend, variable):
 @chunked_cases.every_traced_case
 def test_losses_in_chunks(case, backend, variable):
     variable(backend)
-    tensors = case.make(6, 4, torch.float32)
+    tensors = case.make(6, 4, torch.float32, DEVICE)
     value, grads = chunked_cases.expected_of(case, tensors)
     case.ours(*tensors)  # makes the targets
     whole, graphs = compiled(lambda *given: case.ours(*given, chunk_size=3))
@@ -207,13 +209,13 @@ def test_a_selective_checkpoint_names_operators(saves, variable):
 def test_on_a_gpu(mode):
     torch._dynamo.reset()
     whole = torch.compile(model_of_all, fullgraph=True, mode=mode)
-    given = [t.detach().to(DEVICE).requires_grad_(t.requires_grad) for t in inputs_of_all(64)]
+    given = inputs_of_all(64)
     for _ in range(4):
         agrees(whole, given)
 
 
 @pytest.mark.parametrize(
-    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast(DEVICE, torch.bfloat16)]
 )
 def test_in_a_context(context, variable):
     variable("triton")
@@ -367,7 +369,11 @@ class Layer(torch.nn.Module):
 @contextlib.contextmanager
 def one_process():
     distributed.init_process_group(
-        "gloo", store=distributed.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60)
+        "gloo" if DEVICE == "cpu" else "cpu:gloo,cuda:nccl",
+        store=distributed.HashStore(),
+        rank=0,
+        world_size=1,
+        timeout=timedelta(seconds=60),
     )
     try:
         yield
@@ -383,7 +389,7 @@ def in_fsdp(model):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    fully_shard(model, mesh=init_device_mesh(DEVICE, (1,)))
     return model
 
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from support import cases, chunked_cases, loss_cases
+from support.device import DEVICE
 from support.loss_cases import every_loss
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -19,6 +20,8 @@ from torch.utils.checkpoint import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 class Recorded(TorchDispatchMode):
@@ -45,7 +48,7 @@ def flops():
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.fused], ids=lambda c: c.name)
 def test_values_are_the_same(case, mode):
     """To the bit: the operators run the kernels."""
-    inputs = case.inputs((4, 6), torch.bfloat16)
+    inputs = case.inputs((4, 6), torch.bfloat16, DEVICE)
     with sigtorch.use_backend("triton"):
         expected = cases.gradients(case.ours, inputs, torch.ones_like)
         with mode() as seen:
@@ -59,7 +62,7 @@ def test_values_are_the_same(case, mode):
 @pytest.mark.parametrize("dim", [1, -1])
 def test_losses_of_classes(loss, reduction, dim):
     """Along any dimension, with a count of those that are not ignored."""
-    x, target = loss_cases.images(torch.float32, "channels_last")
+    x, target = loss_cases.images(torch.float32, "channels_last", DEVICE)
     if dim == -1:
         x = x.detach().movedim(1, -1).requires_grad_()
     call = functools.partial(loss, target=target) if loss is sigtorch.binary_cross_entropy_with_logits else None
@@ -79,7 +82,7 @@ def test_losses_of_classes(loss, reduction, dim):
 def test_losses_in_chunks(case, backend):
     """On a CPU too: the pass between the products would run there."""
     dtype = torch.float32 if case.name == "siglip-far" else torch.float16  # it holds no logits so large
-    tensors = case.make(6, 4, dtype)
+    tensors = case.make(6, 4, dtype, DEVICE)
     case.ours(*tensors)  # makes the targets
     with sigtorch.use_backend(backend), Recorded() as seen:
         chunked_cases.check(case, tensors, backend)
@@ -97,7 +100,7 @@ def test_a_mode_that_is_switched_off_sees_nothing():
 
 
 def test_what_runs_no_kernel_is_pytorchs_operators():
-    x = torch.randn(3, 4, requires_grad=True)
+    x = torch.randn(3, 4, device="cpu", requires_grad=True)
     with Recorded() as seen:
         sigtorch.swiglu(x).sum().backward()
         sigtorch.binary_cross_entropy_with_logits(x, torch.ones_like(x)).backward()
@@ -128,7 +131,7 @@ OBSERVERS = {"plain": lambda: sigtorch.use_backend("triton"), "recorded": Record
 @pytest.mark.parametrize(("forth", "back"), [*itertools.permutations(OBSERVERS, 2)])
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.fused], ids=lambda c: c.name)
 def test_checkpoints_whatever_observes(case, forth, back):
-    inputs = case.inputs((4, 6), torch.float32)
+    inputs = case.inputs((4, 6), torch.float32, DEVICE)
     with sigtorch.use_backend("triton"):
         _, expected = cases.gradients(lambda *given: case.ours(*given).sin(), inputs, torch.ones_like)
         with OBSERVERS[forth]():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from support import chunked_cases
 from support.cases import CASES, contiguous, transposed
+from support.device import DEVICE
 from support.loss_cases import KINDS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
 from torch.autograd import forward_ad
 from torch.library import opcheck
@@ -19,8 +20,11 @@ from torch.utils._pytree import tree_map
 
 import sigtorch
 
-# PyTorch's own check looks at it.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.usefixtures("on_device"),
+    # PyTorch's own check looks at it.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 ELEMENTWISE = ("sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed")
 SUMMED = ("binary_cross_entropy_with_logits", "sigmoid_focal_loss")
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
@@ -78,14 +82,14 @@ every_backend = pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("strides", [contiguous, transposed], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
 def test_elementwise_as_pytorch_checks_it(case, strides, backend):
-    inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6), torch.float32)]
+    inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6), torch.float32, DEVICE)]
     seen = recorded(case.ours, inputs)
     assert len(seen.calls) == 2, "one operator a pass"
     checked(seen, range(len(inputs)), backend)
 
 
 def check_loss(loss, kind, reduction, options, backend):
-    x, target = make((3, 6), torch.float32, kind, "cpu")
+    x, target = make((3, 6), torch.float32, kind, DEVICE)
     given = options(6, lambda n: torch.rand(n))
     seen = recorded(lambda x: loss(x, suit(target, given), reduction=reduction, **given), [x])
     assert seen.names == [loss.__name__, f"{loss.__name__}_backward"]
@@ -111,7 +115,7 @@ def test_options_as_pytorch_checks_them(loss, options, backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("case", chunked_cases.CASES, ids=lambda c: c.name)
 def test_losses_in_chunks_as_pytorch_checks_them(case, dtype, backend):
-    inputs = case.make(6, dtype=dtype)
+    inputs = case.make(6, dtype=dtype, device=DEVICE)
     seen = recorded(case.ours, inputs)
     assert set(seen.names) <= set(CHUNKED)
     assert len(seen.calls) == 1, "gradients come with the loss"
@@ -236,7 +240,7 @@ def siglip_of(n, scale=1.0, bias=0.0, chunk_size=None):
     return operator("siglip_loss")(*tensors, *settings)
 
 
-LABELS = torch.rand(3, 7) > 0.5
+LABELS = torch.rand(3, 7, device=DEVICE) > 0.5
 MISTAKES = {
     "glu": (lambda: operator("glu")(torch.randn(3, 5), 1), "must have an even size"),
     "glu-backward": (lambda: operator("glu_backward")(torch.randn(3, 2), torch.randn(3, 5), 1), "must have an even size"),
