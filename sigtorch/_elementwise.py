@@ -78,54 +78,64 @@ class FromInputs(Function):
 
 def define_operators(function: type[FromInputs]) -> Passes:
     """Defines the operators of an elementwise operation that saves its inputs."""
-    op, count = function.op, function.tensor_count
-    saved_count = len(function.saved_arguments.split(","))
-
-    def runner(*tensors: torch.Tensor) -> Runner:
-        return select(*tensors, cpu_pass=function.cpu_pass)
-
-    def forward(*args: Any) -> torch.Tensor:
-        chosen = runner(*[a for a in args if isinstance(a, torch.Tensor)]) if function.fuses(*args) else "aten"
-        out = function.formula(*args) if chosen == "aten" else function.passes(chosen).forward(*args)
-        return _operators.laid_out(function.lead(*args), out)
-
-    def forward_meta(*args: Any) -> torch.Tensor:
-        out = function.formula(*args)
-        return _operators.empty_like(function.lead(*args), out.shape, out.dtype)
-
-    def backward(grad: torch.Tensor, *args: Any) -> Any:
-        tensors, rest = args[:count], args[count:]
-        chosen = runner(grad, *tensors) if function.fuses(*args) else "aten"
-        if chosen != "aten":
-            grads = function.passes(chosen).backward(grad, *args)
-        else:
-            with _operators.differentiable():
-                grads = formula_grads([True] * count, lambda *views: function.formula(*views, *rest), tensors, grad)
-        return _unpacked(_operators.laid_out(_lead_of_grad(tensors, t), g) for t, g in zip(tensors, grads, strict=True))
-
-    def backward_meta(grad: torch.Tensor, *args: Any) -> Any:
-        tensors = args[:count]
-        return _unpacked(_operators.empty_like(_lead_of_grad(tensors, t), t.shape, t.dtype) for t in tensors)
-
-    def save(ctx: Any, args: Sequence[Any], out: torch.Tensor) -> None:
-        ctx.save_for_backward(*args[:count])
-        ctx.rest = args[count:]
-
-    def differentiate(ctx: Any, grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
-        tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grads = formula_grads(ctx.needs[:count], lambda *views: function.formula(*views, *ctx.rest), tensors, grad)
-        else:
-            grads = function.operators.backward(grad, *tensors, *ctx.rest[: saved_count - count])
-        return *grads, *function.rest_grads(grad, *ctx.rest)
-
-    gradients = ", ".join(["Tensor"] * count)
-    gradient = _operators.Gradient(save, differentiate)
+    bodies, gradients = Bodies(function), ", ".join(["Tensor"] * function.tensor_count)
+    gradient = _operators.Gradient(bodies.save, bodies.differentiate)
     schema = f"(Tensor grad, {function.saved_arguments}) -> ({gradients})"
     return Passes(
-        _operators.define(op, f"({function.arguments}) -> Tensor", forward, forward_meta, gradient),
-        in_tuple(_operators.define(f"{op}_backward", schema, backward, backward_meta)),
+        _operators.define(
+            function.op, f"({function.arguments}) -> Tensor", bodies.forward, bodies.forward_meta, gradient
+        ),
+        in_tuple(_operators.define(f"{function.op}_backward", schema, bodies.backward, bodies.backward_meta)),
     )
+
+
+class Bodies:
+    """The bodies of an operation's operators, and their autograd."""
+
+    def __init__(self, function: type[FromInputs]) -> None:
+        self.function, self.count = function, function.tensor_count
+        self.saved_count = len(function.saved_arguments.split(","))
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        function, tensors = self.function, [a for a in args if isinstance(a, torch.Tensor)]
+        runner = self._runner(tensors) if function.fuses(*args) else "aten"
+        out = function.formula(*args) if runner == "aten" else function.passes(runner).forward(*args)
+        return _operators.laid_out(function.lead(*args), out)
+
+    def forward_meta(self, *args: Any) -> torch.Tensor:
+        out = self.function.formula(*args)
+        return _operators.empty_like(self.function.lead(*args), out.shape, out.dtype)
+
+    def backward(self, grad: torch.Tensor, *args: Any) -> Any:
+        function, tensors, rest = self.function, args[: self.count], args[self.count :]
+        runner = self._runner((grad, *tensors)) if function.fuses(*args) else "aten"
+        if runner != "aten":
+            grads = function.passes(runner).backward(grad, *args)
+        else:
+            needs = [True] * self.count
+            with _operators.differentiable():
+                grads = formula_grads(needs, lambda *views: function.formula(*views, *rest), tensors, grad)
+        return _unpacked(_operators.laid_out(_lead_of_grad(tensors, t), g) for t, g in zip(tensors, grads, strict=True))
+
+    def backward_meta(self, grad: torch.Tensor, *args: Any) -> Any:
+        tensors = args[: self.count]
+        return _unpacked(_operators.empty_like(_lead_of_grad(tensors, t), t.shape, t.dtype) for t in tensors)
+
+    def save(self, ctx: Any, args: Sequence[Any], out: torch.Tensor) -> None:
+        ctx.save_for_backward(*args[: self.count])
+        ctx.rest = args[self.count :]
+
+    def differentiate(self, ctx: Any, grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
+        function, tensors = self.function, ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needs = ctx.needs[: self.count]
+            grads = formula_grads(needs, lambda *views: function.formula(*views, *ctx.rest), tensors, grad)
+        else:
+            grads = function.operators.backward(grad, *tensors, *ctx.rest[: self.saved_count - self.count])
+        return *grads, *function.rest_grads(grad, *ctx.rest)
+
+    def _runner(self, tensors: Sequence[torch.Tensor]) -> Runner:
+        return select(*tensors, cpu_pass=self.function.cpu_pass)
 
 
 def in_tuple(operator: Any) -> Callable[..., Any]:

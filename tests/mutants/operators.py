@@ -43,7 +43,7 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/ops/chunked_losses/operators.py",
-        "            if needed and value is None:\n",
+        "            if needed and name not in found:\n",
         "            if False:\n",
         f"{CHECKED} -k asked_for",
         "a gradient that was not asked for is silently none",

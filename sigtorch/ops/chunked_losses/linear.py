@@ -170,8 +170,7 @@ def _run(
 OPERATOR = operators.define(
     OP, "Tensor input, Tensor linear_weight, Tensor? linear_bias, "
     "Tensor? target, Tensor? crow_indices, Tensor? col_indices, Tensor? pos_weight, str reduction",
-    lambda input, weight, bias, *others: Operands(weight, input, None, bias),
-    _run, places=(1, 0, -1, 2), waits=True,
+    ("linear_weight", "input", None, "linear_bias"), _run, waits=True,
 )  # fmt: skip
 
 

@@ -23,28 +23,35 @@ RESULTS = (
 
 
 def define(
-    op: str,
-    arguments: str,
-    operands_of: Callable[..., Operands],
-    run: Callable[..., Result],
-    places: Sequence[int],
-    *,
-    waits: bool,
-) -> Any:
+    op: str, arguments: str, names: Sequence[str | None], run: Callable[..., Result], *, waits: bool
+) -> torch._ops.OpOverload:
     """Defines the operator of a loss.
 
     Args:
         op: its name.
         arguments: the tensors and settings of its own in the schema, before those that all have.
-        operands_of: picks the operands from the arguments.
+        names: the arguments that are rows, columns, scale and bias; None for one that the loss lacks.
         run: computes the loss from the arguments.
-        places: where each operand is among the arguments; -1 for one that the loss lacks.
         waits: whether it waits for the device.
     """
+    every = [argument.split()[-1] for argument in f"{arguments}, {SETTINGS}".split(", ")]
+    body = Body(op, every, names, run)
+    schema = f"({arguments}, {SETTINGS}) -> {RESULTS}"
+    gradient = _operators.Gradient(body.save, body.differentiate)
+    return _operators.define(op, schema, body.forward, body.forward_meta, gradient, waits=waits)
 
-    def computed(*args: Any) -> tuple[torch.Tensor, ...]:
-        operands = operands_of(*args)
-        loss, gradients = run(*args)
+
+class Body:
+    """The body of a loss' operator, and its autograd."""
+
+    def __init__(
+        self, op: str, arguments: Sequence[str], names: Sequence[str | None], run: Callable[..., Result]
+    ) -> None:
+        self.op, self.arguments, self.names, self.run = op, arguments, names, run
+
+    def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        operands = self._operands(args)
+        loss, gradients = self.run(*args)
         rows = operands.rows
         values = [
             rows.new_empty(0) if g.values is None or t is None else _operators.laid_out(t, g.values)
@@ -53,9 +60,9 @@ def define(
         units = [rows.new_empty(0) if g.units is None else g.units for g in gradients[:2]]
         return loss, *values, *units
 
-    def meta(*args: Any) -> tuple[torch.Tensor, ...]:
+    def forward_meta(self, *args: Any) -> tuple[torch.Tensor, ...]:
         *_, dtype, _, _, needs = args
-        operands = operands_of(*args)
+        operands, needs = self._operands(args), Needs(*needs)
         rows = operands.rows
         values = [
             torch.empty_like(t, dtype=saved_dtype(t)) if need and t is not None else rows.new_empty(0)
@@ -63,35 +70,35 @@ def define(
         ]
         units = [
             t.new_empty((t.shape[0], 1), dtype=torch.float32) if need and has_units(t) else rows.new_empty(0)
-            for t, need in ((operands.rows, needs[0]), (operands.cols, needs[1]))
+            for t, need in ((operands.rows, needs.rows), (operands.cols, needs.cols))
         ]
         return rows.new_empty((), dtype=dtype), *values, *units
 
-    def save(ctx: Any, args: Sequence[Any], results: Sequence[torch.Tensor]) -> None:
-        *_, needs = args
+    def save(self, ctx: Any, args: Sequence[Any], results: Sequence[torch.Tensor]) -> None:
+        *_, ctx.needs_grad = args
         _, *gradients = results
-        ctx.needs_grad, ctx.count = needs, len(args)
-        ctx.like = [None if t is None else (t.dtype, t.device) for t in operands_of(*args)]
+        ctx.like = [None if t is None else (t.device, t.dtype) for t in self._operands(args)]
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(*gradients)
 
-    def differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
+    def differentiate(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
         if torch.is_grad_enabled():
-            raise checks.error_twice(op)
-        found: list[torch.Tensor | None] = [None] * ctx.count
+            raise checks.error_twice(self.op)
         gradients = _gradients(ctx.saved_tensors, ctx.needs_grad)
-        for place, gradient, like in zip(places, gradients, ctx.like, strict=True):
-            if place >= 0 and ctx.needs[place]:
-                value = gradient.times(grad)
-                found[place] = value if value is None else value.to(like[1], like[0])
-        for argument, needed, value in zip(operator._schema.arguments, ctx.needs, found, strict=True):
-            if needed and value is None:
-                raise checks.error_not_needed(op, argument.name)
-        return found
+        found = {}
+        for name, gradient, like in zip(self.names, gradients, ctx.like, strict=True):
+            value = gradient.times(grad)
+            if value is not None:
+                found[name] = value.to(*like)
+        for name, needed in zip(self.arguments, ctx.needs, strict=True):
+            if needed and name not in found:
+                raise checks.error_not_needed(self.op, name)
+        return [found.get(name) for name in self.arguments]
 
-    schema = f"({arguments}, {SETTINGS}) -> {RESULTS}"
-    operator = _operators.define(op, schema, computed, meta, _operators.Gradient(save, differentiate), waits=waits)
-    return operator
+    def _operands(self, args: Sequence[Any]) -> Operands:
+        given = dict(zip(self.arguments, args, strict=True))
+        rows, cols, scale, bias = (None if name is None else given[name] for name in self.names)
+        return Operands(rows, cols, scale, bias)  # type: ignore[arg-type]
 
 
 def _gradients(results: Sequence[torch.Tensor], needs: Sequence[bool]) -> list[Gradient]:

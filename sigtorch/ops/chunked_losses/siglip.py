@@ -153,8 +153,7 @@ def _run(
 
 OPERATOR = operators.define(
     "siglip_loss", "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias",
-    lambda image, text, scale, bias, *settings: Operands(image, text, scale, bias),
-    _run, places=(0, 1, 2, 3), waits=False,
+    ("image_features", "text_features", "logit_scale", "logit_bias"), _run, waits=False,
 )  # fmt: skip
 
 

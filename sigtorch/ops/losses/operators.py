@@ -34,13 +34,27 @@ def backward(
 def define(kind: type[Loss]) -> None:
     """Defines the operators of a loss."""
     schema = ", ".join([TENSORS, *(f"{type_} {name}" for name, type_ in kind.SETTINGS.items())])
-    name = kind.function
+    name, bodies = kind.function, Bodies(kind)
+    gradient = _operators.Gradient(bodies.save, bodies.differentiate)
+    kind.operators = Passes(
+        _operators.define(name, f"({schema}) -> {RESULTS}", bodies.forward, bodies.forward_meta, gradient),
+        _operators.define(
+            f"{name}_backward", f"(Tensor grad, {schema}) -> Tensor", bodies.backward, bodies.backward_meta
+        ),
+    )
 
-    def run(x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        loss, factors = _parsed(kind, rest)
-        checks.check_operands(f"torch.ops.sigtorch.{name}", loss, x, target, factors)
+
+class Bodies:
+    """The bodies of a loss' operators, and their autograd."""
+
+    def __init__(self, kind: type[Loss]) -> None:
+        self.kind, self.where = kind, f"torch.ops.sigtorch.{kind.function}"
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        loss, factors = self._parsed(rest)
+        checks.check_operands(self.where, loss, x, target, factors)
         if loss.reduction == "mean" and (factors.normalizer is not None or loss.divisor is not None):
-            raise checks.error_mean_divided(f"torch.ops.sigtorch.{name}")
+            raise checks.error_mean_divided(self.where)
         value: torch.Tensor
         count: Any
         if _runner(loss, x, target, factors) == "aten":
@@ -54,16 +68,16 @@ def define(kind: type[Loss]) -> None:
             value = _operators.laid_out(x, value)
         return value, x.new_empty(0), count.to(_count_dtype(x)) if loss.counts else x.new_empty(0)
 
-    def meta(x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        loss, _ = _parsed(kind, rest)
+    def forward_meta(self, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        loss, _ = self._parsed(rest)
         value = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else x.new_empty((), dtype=loss.dtype)
         return value, x.new_empty(0), x.new_empty((), dtype=_count_dtype(x)) if loss.counts else x.new_empty(0)
 
-    def run_backward(grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
-        loss, factors = _parsed(kind, rest)
-        checks.check_operands(f"torch.ops.sigtorch.{name}_backward", loss, x, target, factors)
+    def backward(self, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
+        loss, factors = self._parsed(rest)
+        checks.check_operands(f"{self.where}_backward", loss, x, target, factors)
         if loss.counts and factors.normalizer is None:
-            raise checks.error_no_count(f"torch.ops.sigtorch.{name}_backward")
+            raise checks.error_no_count(f"{self.where}_backward")
         if _runner(loss, x, target, factors, grad) == "aten":
             with _operators.differentiable():
                 (found,) = formula_grads([True], lambda x: loss.formula(x, target, factors), (x,), grad)
@@ -74,9 +88,12 @@ def define(kind: type[Loss]) -> None:
             grad_x = loss_backward(loss, grad, x, target, *factors)
         return _operators.laid_out(x, grad_x)
 
-    def save(ctx: Any, args: Sequence[Any], results: tuple[torch.Tensor, ...]) -> None:
+    def backward_meta(self, grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    def save(self, ctx: Any, args: Sequence[Any], results: tuple[torch.Tensor, ...]) -> None:
         x, target, *rest = args
-        loss, factors = _parsed(kind, rest)
+        loss, factors = self._parsed(rest)
         _, gradient, count = results
         if loss.counts:
             factors = factors._replace(normalizer=count)
@@ -84,22 +101,20 @@ def define(kind: type[Loss]) -> None:
         ctx.save_for_backward(x, target, *factors)
         ctx.mark_non_differentiable(gradient, count)
 
-    def differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
+    def differentiate(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
         x, target, *factors = ctx.saved_tensors
         loss, (need, *needs) = ctx.loss, ctx.needs[: 2 + len(factors)]
         if torch.is_grad_enabled() or any(needs):
             grads = _formula_grads(loss, [need, *needs], (x, target, *factors), grad)
         else:
             grads = [backward(loss, grad, x, target, *factors), *[None] * len(needs)]
-        return *grads, *[None] * len(kind.SETTINGS)
+        return *grads, *[None] * len(self.kind.SETTINGS)
 
-    kind.operators = Passes(
-        _operators.define(name, f"({schema}) -> {RESULTS}", run, meta, _operators.Gradient(save, differentiate)),
-        _operators.define(
-            f"{name}_backward", f"(Tensor grad, {schema}) -> Tensor",
-            run_backward, lambda grad, x, *rest: torch.empty_like(x),
-        ),
-    )  # fmt: skip
+    def _parsed(self, rest: Sequence[Any]) -> tuple[Loss, Factors]:
+        """Splits the arguments after the target into the loss and its factors."""
+        count = len(Factors._fields)
+        settings = dict(zip(self.kind.SETTINGS, rest[count:], strict=True))
+        return self.kind(**settings), Factors(*rest[:count])
 
 
 def _formula_grads(
@@ -118,12 +133,6 @@ def _formula_grads(
         [t for t in tensors if t is not None], grad,
     ))  # fmt: skip
     return [next(found) if is_given else None for is_given in given]
-
-
-def _parsed(kind: type[Loss], rest: Sequence[Any]) -> tuple[Loss, Factors]:
-    """Splits an operator's arguments after the target into the loss and its factors."""
-    count = len(Factors._fields)
-    return kind(**dict(zip(kind.SETTINGS, rest[count:], strict=True))), Factors(*rest[:count])
 
 
 def _runner(loss: Loss, x: torch.Tensor, target: torch.Tensor, factors: Factors, *grads: torch.Tensor) -> Runner:
