@@ -53,7 +53,7 @@ def define(
 
     Args:
         op: its name in ``torch.ops.sigtorch``.
-        schema: its arguments, none with a default, and its results.
+        schema: its arguments and results, as torch.library writes them.
         run: computes it for tensors of any device.
         meta: returns empty tensors of the results' shapes, strides and dtypes.
         gradient: its autograd; without one, differentiating it raises.
