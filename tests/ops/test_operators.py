@@ -310,8 +310,19 @@ torch.testing.assert_close(torch.ops.sigtorch.glu(x, 1), torch.nn.functional.glu
     assert done.returncode == 0, done.stderr
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
+
+
+def test_the_examples_of_their_page_run():
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        with torch.compiler.set_stance("force_eager"):
+            exec(compile(example, str(PAGE), "exec"), {})
+
+
 def test_their_schemas_are_documented():
-    page = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    page = PAGE.read_text()
     lines = [line for line in page.splitlines() if re.match(r"\w+\(.*\) -> ", line)]
     documented = {line.partition("(")[0]: line for line in lines}
     schemas = {name: str(operator(name)._schema).removeprefix("sigtorch::") for name in ALL}
