@@ -107,7 +107,7 @@ def siglip_loss(
             both = {"image_features": image_features, "text_features": text_features}
             checks.check_dtensors(where, **both, logit_scale=logit_scale, logit_bias=logit_bias)
             raise
-    # Of compiled code, a CUDA graph records no copies from the CPU.
+    # A CUDA graph, which compiled code may be recorded in, copies nothing from the CPU.
     device = image_features.device if work.runner == "compiled" else torch.device("cpu")
     scale, bias = (
         t if t is None or isinstance(t, torch.Tensor) else _exact(t, device) for t in (logit_scale, logit_bias)
