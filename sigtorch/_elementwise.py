@@ -22,14 +22,15 @@ class FromInputs(Function):
 
     op: str  # the operator's name, and the marker's
     arguments: str  # of the forward operator, in its schema
-    saved_arguments: str  # of the backward operator, after the gradient: the tensors that are saved, then others
+    saved_arguments: str  # of the backward operator, after the gradient: all of these, unless a subclass names fewer
     tensor_count: int  # the first arguments, which are saved
     cpu_pass = False
     formula: Callable[..., torch.Tensor]
-    passes_of: Callable[[str], Passes]  # imports "triton" or "cpu"
+    passes_of: Callable[[Runner], Passes]  # imports "triton" or "cpu"
     operators: Passes
 
     def __init_subclass__(cls) -> None:
+        cls.saved_arguments = getattr(cls, "saved_arguments", cls.arguments)
         register_op(cls.op)
         cls.operators = define_operators(cls)
 

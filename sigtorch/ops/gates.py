@@ -182,15 +182,12 @@ def _swiglu_packed_formula(x: torch.Tensor) -> torch.Tensor:
 
 
 class SigmoidGateFunction(FromInputs):
-    op, arguments, saved_arguments = (
-        "sigmoid_gate",
-        "Tensor x, Tensor gate, Tensor? residual=None",
-        "Tensor x, Tensor gate",
-    )
+    op, arguments = "sigmoid_gate", "Tensor x, Tensor gate, Tensor? residual=None"
+    saved_arguments = "Tensor x, Tensor gate"
     tensor_count, formula = 2, staticmethod(_gate_formula)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         from sigtorch.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
 
         return Passes(sigmoid_gate_forward, sigmoid_gate_backward)
@@ -223,26 +220,22 @@ class SigmoidGateResidualFunction(Function):
 
 
 class SigmoidLerpFunction(FromInputs):
-    op, arguments, saved_arguments = (
-        "sigmoid_lerp",
-        "Tensor x, Tensor y, Tensor gate",
-        "Tensor x, Tensor y, Tensor gate",
-    )
+    op, arguments = "sigmoid_lerp", "Tensor x, Tensor y, Tensor gate"
     tensor_count, formula = 3, staticmethod(_lerp_formula)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         from sigtorch.kernels.gates import sigmoid_lerp_backward, sigmoid_lerp_forward
 
         return Passes(sigmoid_lerp_forward, sigmoid_lerp_backward)
 
 
 class GLUFunction(FromInputs):
-    op, arguments, saved_arguments = "glu", "Tensor input, int dim", "Tensor input, int dim"
+    op, arguments = "glu", "Tensor input, int dim"
     tensor_count, formula = 1, staticmethod(F.glu)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         from sigtorch.kernels.gates import glu_backward, glu_forward
 
         return Passes(glu_forward, glu_backward)
@@ -258,22 +251,22 @@ class GLUFunction(FromInputs):
 
 
 class SwiGLUFunction(FromInputs):
-    op, arguments, saved_arguments = "swiglu", "Tensor gate, Tensor up", "Tensor gate, Tensor up"
+    op, arguments = "swiglu", "Tensor gate, Tensor up"
     tensor_count, formula = 2, staticmethod(_swiglu_formula)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         from sigtorch.kernels.gates import swiglu_backward, swiglu_forward
 
         return Passes(swiglu_forward, swiglu_backward)
 
 
 class SwiGLUPackedFunction(FromInputs):
-    op, arguments, saved_arguments = "swiglu_packed", "Tensor input", "Tensor input"
+    op, arguments = "swiglu_packed", "Tensor input"
     tensor_count, formula = 1, staticmethod(_swiglu_packed_formula)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         from sigtorch.kernels.gates import swiglu_packed_backward, swiglu_packed_forward
 
         return Passes(swiglu_packed_forward, swiglu_packed_backward)

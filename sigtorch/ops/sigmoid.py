@@ -140,11 +140,11 @@ _operators.define(
 
 
 class SigmoidFromInputFunction(FromInputs):
-    op, arguments, saved_arguments = "sigmoid_from_input", "Tensor input", "Tensor input"
+    op, arguments = "sigmoid_from_input", "Tensor input"
     tensor_count, cpu_pass, formula = 1, True, staticmethod(_from_input)
 
     @staticmethod
-    def passes_of(runner: str) -> Passes:
+    def passes_of(runner: Runner) -> Passes:
         if runner == "cpu":
             from sigtorch.cpu.sigmoid import sigmoid_from_input_backward, sigmoid_from_input_forward
         else:

@@ -244,7 +244,7 @@ def test_checkpoints(case):
 @every_case
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo hides it, but not from "error"
 def test_compiled_code_computes_in_chunks(case, counted):
-    """As eager code does; a sparse target breaks the graph."""
+    """Computes in chunks as eager code does; a sparse target breaks the graph."""
     torch._dynamo.reset()
     tensors = case.make(6, 4, torch.float32)
     compiled = torch.compile(lambda *given: case.ours(*[t * 2 for t in given], chunk_size=3) * 2, backend="aot_eager")

@@ -160,7 +160,7 @@ FAMILIES = {
 @pytest.mark.parametrize("choice", POLICIES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_selective_checkpoint_names_them(name, choice):
-    """What a policy saves is kept and not computed again, what it does not is computed again and not kept."""
+    """Keeps an operator's result if the policy saves it, and computes it again if not."""
     x = torch.randn(4, 6, requires_grad=True)
 
     def block(x):

@@ -142,4 +142,4 @@ class LossFunction(Function):
             grad_x = LossFunction.passes(runner).backward(ctx.loss, grad, x, target, *factors)
         else:
             (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, target, Factors(*factors)), (x,), grad)
-        return None, None, grad_x, *[None] * len([target, *factors])
+        return None, None, grad_x, *[None] * (1 + len(factors))
