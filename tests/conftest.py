@@ -72,8 +72,16 @@ def on_device():
         yield
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    _deselect_other_ptx_runs(config, items)
     items.sort(key=lambda item: LONGEST.isdisjoint(item.path.with_suffix("").parts[-2:]))
     for item in items:
         if item.get_closest_marker("gpu") and DEVICE == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _deselect_other_ptx_runs(config, items):
+    ptx_arch = config.getoption("ptx_arch", None)  # an option of a plugin that most runs do without
+    others = [i for i in items if (run := i.get_closest_marker("ptx_run")) and run.args != (ptx_arch,)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]

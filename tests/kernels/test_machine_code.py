@@ -1,7 +1,6 @@
-"""Bounds of the machine code of each kernel, for three architectures, without a GPU: instructions, widths, spills."""
+"""Bounds of the machine code of each kernel, without a GPU: instructions, widths, spills."""
 
-import pytest
-from support.compiling import STACK, TRITON, printed
+from support.compiling import STACK, TRITON, architectures, printed
 
 # Instructions per element at most, by operation and dtype: forward, backward.
 BOUNDS = {
@@ -50,7 +49,7 @@ json.dump(found, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@architectures(90, 80, 100)
 def test_kernels_are_as_lean_as_we_say(arch):
     found = printed(SCRIPT, str(arch), *BOUNDS)
     for name, by_dtype in BOUNDS.items():

@@ -1,7 +1,6 @@
 """Bounds of the registers that a thread of each kernel holds, for every operation, kind of target and layout of rows."""
 
-import pytest
-from support.compiling import STACK, printed
+from support.compiling import STACK, architectures, printed
 
 REGISTERS = 168  # three blocks of 128 threads per multiprocessor; a loss computes more per element, with fewer
 LOSS_REGISTERS = 128
@@ -55,7 +54,7 @@ json.dump(found, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("arch", [80, 120])
+@architectures(120, 80)
 def test_registers_suffice_however_rows_lie(arch):
     for name, kernels in printed(SCRIPT, str(arch)).items():
         assert kernels, "nothing was launched"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 import triton
 
@@ -14,9 +15,16 @@ TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 STACK = 32 if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0)  # bytes in one kernel of older compilers
 
 
+def architectures(other_runs, *ptx_runs):
+    """Parametrizes ``arch``: a PTX run compiles for its own architecture, where that is listed; any other run for the first."""
+    own = [pytest.param(arch, marks=[pytest.mark.kernels, pytest.mark.ptx_run(arch)]) for arch in ptx_runs]
+    return pytest.mark.parametrize("arch", [other_runs, *own])
+
+
 def printed(script, *arguments):
     """The JSON that a script prints, in a process whose Triton compiles."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    chosen = ("TRITON_INTERPRET", "DISABLE_PTXAS_OPT")  # by a run that interprets, and by a PTX run
+    env = {k: v for k, v in os.environ.items() if k not in chosen}
     env["PYTHONPATH"] = os.pathsep.join(["tests", "scripts", *filter(None, [env.get("PYTHONPATH")])])
     done = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
