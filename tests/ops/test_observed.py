@@ -9,9 +9,8 @@ import torch
 from support import cases, chunked_cases, loss_cases
 from support.device import DEVICE
 from support.loss_cases import every_loss
+from support.recording import Recorded
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -22,22 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import sigtorch
 
 pytestmark = pytest.mark.usefixtures("on_device")
-
-
-class Recorded(TorchDispatchMode):
-    """Names the operators of ours that run, with weak references to the memory of their results."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.results = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.namespace == "sigtorch":
-            self.names.append(func._opname)
-            first = out if isinstance(out, torch.Tensor) else out[0]
-            self.results.append(StorageWeakRef(first.untyped_storage()))
-        return out
 
 
 def flops():

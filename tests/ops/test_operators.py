@@ -13,10 +13,9 @@ from support import chunked_cases
 from support.cases import CASES, contiguous, transposed
 from support.device import DEVICE
 from support.loss_cases import KINDS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
+from support.recording import Recorded
 from torch.autograd import forward_ad
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 import sigtorch
 
@@ -36,25 +35,6 @@ TESTS["triton"] = (*TESTS["auto"], "test_autograd_registration", "test_aot_dispa
 
 def operator(name):
     return getattr(torch.ops.sigtorch, name).default
-
-
-class Recorded(TorchDispatchMode):
-    """Keeps the operators of ours that run, with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "sigtorch":
-            self.calls.append(
-                (func, tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, args))
-            )
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def names(self):
-        return [func._opname for func, _ in self.calls]
 
 
 def recorded(call, inputs, backend="triton"):
