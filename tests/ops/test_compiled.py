@@ -3,17 +3,14 @@
 ``SIGTORCH_BACKEND=triton`` has CPU tensors take the operators that CUDA tensors take.
 """
 
-import contextlib
 import functools
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.nn.functional as F
 from functorch.compile import min_cut_rematerialization_partition
 from support import cases, chunked_cases, loss_cases
 from support.device import DEVICE, TORCH
-from torch import distributed
+from support.graphs import compiled, every_choice
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -27,34 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
 ]
 OPAQUE = {"glu": "glu", "glu-first": "glu", "swiglu-packed": "swiglu_packed"}  # a compiler fuses all others as well
-
-
-class Graphs:
-    """A backend that keeps the graphs, and hands them to another one."""
-
-    def __init__(self, backend):
-        self.graphs, self.backend = [], torch._dynamo.lookup_backend(backend)
-        torch._dynamo.reset()
-
-    def __call__(self, graph, inputs):
-        self.graphs.append(graph)
-        return self.backend(graph, inputs)
-
-    @property
-    def targets(self):
-        (graph,) = self.graphs
-        return [node.target for node in graph.graph.nodes if node.op in ("call_function", "call_method")]
-
-    @property
-    def ours(self):
-        """The names of the operators of ours in the only graph."""
-        return [t.name().removeprefix("sigtorch::") for t in self.targets if getattr(t, "namespace", "") == "sigtorch"]
-
-
-def compiled(function, backend="aot_eager"):
-    """The function compiled whole, and its graphs."""
-    graphs = Graphs(backend)
-    return torch.compile(function, fullgraph=True, backend=graphs), graphs
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
@@ -82,9 +51,6 @@ def check_loss(loss, kind, reduction, options, backend):
     assert graphs.ours == ([loss.__name__] if backend == "triton" or DEVICE == "cuda" else [])
     torch.testing.assert_close(value.double(), oracle, rtol=2e-5, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], expected, rtol=2e-4, atol=1e-6)
-
-
-every_choice = pytest.mark.parametrize("backend", ["triton", "auto"])
 
 
 @every_choice
@@ -331,80 +297,3 @@ def test_the_variable_alone_chooses(variable):
     with sigtorch.use_backend("triton"):
         whole(torch.randn(3, 4))
     assert not graphs.ours
-
-
-class Block(torch.nn.Module):
-    """A feed-forward block as models have it."""
-
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = torch.nn.Linear(8, 12), torch.nn.Linear(6, 8)
-
-    def forward(self, x):
-        gate, value = self.up(x).chunk(2, -1)
-        return x * torch.sigmoid(self.down(F.silu(gate) * value))
-
-
-@every_choice
-def test_a_patched_model_compiles_to_the_same_graph(backend, variable):
-    variable(backend)
-    model, x = Block(), torch.randn(4, 8)
-    plain, before = compiled(model)
-    expected, targets = plain(x), before.targets
-    with sigtorch.patch(model):
-        patched, after = compiled(model)
-        torch.testing.assert_close(patched(x), expected)
-        assert after.targets == targets
-
-
-class Layer(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = torch.nn.Linear(8, 12), torch.nn.Linear(6, 8)
-
-    def forward(self, x, target):
-        return sigtorch.binary_cross_entropy_with_logits(self.down(sigtorch.swiglu(self.up(x))), target)
-
-
-@contextlib.contextmanager
-def one_process():
-    distributed.init_process_group(
-        "gloo" if DEVICE == "cpu" else "cpu:gloo,cuda:nccl",
-        store=distributed.HashStore(),
-        rank=0,
-        world_size=1,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-def in_ddp(model):
-    return torch.nn.parallel.DistributedDataParallel(model)
-
-
-def in_fsdp(model):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    fully_shard(model, mesh=init_device_mesh(DEVICE, (1,)))
-    return model
-
-
-@pytest.mark.parametrize("wrapped", [in_ddp, in_fsdp])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PyTorch's own, of its own
-def test_in_parallel_training(wrapped, variable):
-    variable("triton")
-    torch._dynamo.reset()
-    model, x, target = Layer(), torch.randn(4, 8), torch.rand(4, 8)
-    model(x, target).backward()
-    expected = [p.grad for p in model.parameters()]
-    model.zero_grad()
-    with one_process():
-        whole = torch.compile(wrapped(model), backend="aot_eager")
-        whole(x, target).backward()
-        found = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
-        for mine, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(mine, theirs)
