@@ -54,10 +54,9 @@ def check_loss(loss, kind, reduction, options, backend):
 
 
 @every_choice
-@pytest.mark.parametrize("kind", loss_cases.KINDS)
-@pytest.mark.parametrize("reduction", loss_cases.REDUCTIONS)
+@pytest.mark.parametrize(("kind", "reduction"), loss_cases.KINDS_AND_REDUCTIONS)
 @loss_cases.every_loss
-def test_losses(loss, reduction, kind, backend, variable):
+def test_losses(loss, kind, reduction, backend, variable):
     variable(backend)
     check_loss(loss, kind, reduction, lambda n, like: {}, backend)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from support import chunked_cases
 from support.cases import CASES, contiguous, transposed
 from support.device import DEVICE
-from support.loss_cases import KINDS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
+from support.loss_cases import KINDS, KINDS_AND_REDUCTIONS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
 from support.recording import Recorded
 from torch.autograd import forward_ad
 from torch.library import opcheck
@@ -29,8 +29,8 @@ SUMMED = ("binary_cross_entropy_with_logits", "sigmoid_focal_loss")
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
 BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
 ALL = (*ELEMENTWISE, *SUMMED, *CHUNKED, *BACKWARD)
-TESTS = {"auto": ("test_schema", "test_faketensor")}  # what depends on the body: here a formula
-TESTS["triton"] = (*TESTS["auto"], "test_autograd_registration", "test_aot_dispatch_dynamic")
+BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
+WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 
 
 def operator(name):
@@ -46,13 +46,14 @@ def recorded(call, inputs, backend="triton"):
     return seen
 
 
-def checked(seen, differentiated, backend):
+def checked(seen, differentiated, backend, whole):
     """Has PyTorch check each operator with what it was given; those arguments of forward that are listed want a gradient."""
+    tests = WHOLE if whole and backend == "triton" else BODY
     for func, args in seen.calls:
         wants = () if func._opname.endswith("_backward") else differentiated
         given = [a.requires_grad_() if place in wants else a for place, a in enumerate(args)]
         with sigtorch.use_backend(backend):
-            opcheck(func, tuple(given), test_utils=TESTS[backend])
+            opcheck(func, tuple(given), test_utils=tests)
 
 
 every_backend = pytest.mark.parametrize("backend", ["auto", "triton"])
@@ -65,15 +66,15 @@ def test_elementwise_as_pytorch_checks_it(case, strides, backend):
     inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6), torch.float32, DEVICE)]
     seen = recorded(case.ours, inputs)
     assert len(seen.calls) == 2, "one operator a pass"
-    checked(seen, range(len(inputs)), backend)
+    checked(seen, range(len(inputs)), backend, whole=strides is contiguous)
 
 
-def check_loss(loss, kind, reduction, options, backend):
+def check_loss(loss, kind, reduction, options, backend, whole):
     x, target = make((3, 6), torch.float32, kind, DEVICE)
     given = options(6, lambda n: torch.rand(n))
     seen = recorded(lambda x: loss(x, suit(target, given), reduction=reduction, **given), [x])
     assert seen.names == [loss.__name__, f"{loss.__name__}_backward"]
-    checked(seen, [0], backend)
+    checked(seen, [0], backend, whole)
 
 
 @every_backend
@@ -81,14 +82,15 @@ def check_loss(loss, kind, reduction, options, backend):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @every_loss
 def test_losses_as_pytorch_checks_them(loss, reduction, kind, backend):
-    check_loss(loss, kind, reduction, lambda n, like: {}, backend)
+    whole = (kind, reduction) in KINDS_AND_REDUCTIONS
+    check_loss(loss, kind, reduction, lambda n, like: {}, backend, whole)
 
 
 @every_backend
 @pytest.mark.parametrize(("loss", "options"), OPTIONS)
 def test_options_as_pytorch_checks_them(loss, options, backend):
-    check_loss(loss, "index", "mean", options, backend)
-    check_loss(loss, "soft", "none", options, backend)
+    check_loss(loss, "index", "mean", options, backend, whole=True)
+    check_loss(loss, "soft", "none", options, backend, whole=False)
 
 
 @every_backend
@@ -99,7 +101,7 @@ def test_losses_in_chunks_as_pytorch_checks_them(case, dtype, backend):
     seen = recorded(case.ours, inputs)
     assert set(seen.names) <= set(CHUNKED)
     assert len(seen.calls) == 1, "gradients come with the loss"
-    checked(seen, (), backend)  # needs_grad says which are wanted
+    checked(seen, (), backend, whole=True)  # needs_grad says which are wanted
 
 
 @every_backend
@@ -129,19 +131,19 @@ def _smoothed(x, t, w):
 
 
 DIRECT = {
-    "sigmoid": (operator("sigmoid"), torch.sigmoid, [(3, 4)]),
-    "sigmoid_from_input": (operator("sigmoid_from_input"), torch.sigmoid, [(3, 4)]),
+    "sigmoid": (operator("sigmoid"), torch.sigmoid, [(2, 3)]),
+    "sigmoid_from_input": (operator("sigmoid_from_input"), torch.sigmoid, [(2, 3)]),
     "sigmoid_gate": (
-        operator("sigmoid_gate"), lambda x, g, r: torch.sigmoid(g) * x + r, [(3, 4), (1, 4), (4,)],
+        operator("sigmoid_gate"), lambda x, g, r: torch.sigmoid(g) * x + r, [(2, 3), (1, 3), (3,)],
     ),
     "sigmoid_lerp": (
-        operator("sigmoid_lerp"), lambda x, y, g: torch.sigmoid(g) * x + torch.sigmoid(-g) * y, [(3, 4)] * 3,
+        operator("sigmoid_lerp"), lambda x, y, g: torch.sigmoid(g) * x + torch.sigmoid(-g) * y, [(2, 3)] * 3,
     ),
-    "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 3)]),
-    "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(3, 4), (3, 1)]),
-    "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :3]) * x[:, 3:], [(3, 6)]),
-    "binary_cross_entropy_with_logits": (_bce, _smoothed, [(3, 4), (3, 4), (4,)]),
-    "sigmoid_focal_loss": (_focal, lambda x, t, w: focal_oracle(x, t, weight=w), [(3, 4), (3, 4), (4,)]),
+    "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 2)]),
+    "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(2, 3), (2, 1)]),
+    "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :2]) * x[:, 2:], [(2, 4)]),
+    "binary_cross_entropy_with_logits": (_bce, _smoothed, [(2, 3), (2, 3), (3,)]),
+    "sigmoid_focal_loss": (_focal, lambda x, t, w: focal_oracle(x, t, weight=w), [(2, 3), (2, 3), (3,)]),
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ FOCAL_RTOL = {**BCE_RTOL, torch.float32: 1e-5}
 KINDS = ("soft", "hard", "uint8", "bool", "index")
 REDUCTIONS = ("none", "mean", "sum")
 MARKER_DIMS = 12  # at least, of the tensor by which a backward pass knows what its forward saved
+# Each kind and each reduction once, for what takes long and would see no more in their product
+KINDS_AND_REDUCTIONS = [*((kind, "mean") for kind in KINDS), ("soft", "none"), ("soft", "sum")]
 LOSSES = (binary_cross_entropy_with_logits, sigmoid_focal_loss)
 
 every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
