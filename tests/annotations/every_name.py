@@ -1,4 +1,5 @@
 """A program that uses every public name, for type checkers, and runs."""
+# mypy: warn-return-any, warn-unused-ignores, disallow-untyped-calls
 
 import torch
 from torch import Tensor

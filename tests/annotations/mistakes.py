@@ -1,4 +1,5 @@
 """Mistakes that a type checker rejects, each line after the first block. Never run."""
+# mypy: warn-return-any, warn-unused-ignores, disallow-untyped-calls
 
 import torch
 
