@@ -80,7 +80,7 @@ def test_split_holds_the_same_scans_out():
 def test_interpreted_kernels_in_bfloat16_from_the_input(tmp_path):
     options = ("--device", "cpu", "--epochs", 1, "--batch", 1437, "--layers", 12, "--seed", 7)
     choices = ("--backend", "triton", "--dtype", "bfloat16", "--save", "input")
-    done = run("train_digits.py", *options, *choices, "--out", tmp_path, TRITON_INTERPRET="1")
+    done = fork("train_digits.py", *options, *choices, "--out", tmp_path, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert "triton" in done.stdout
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
@@ -140,7 +140,7 @@ def test_derive_draws_both_pictures(tmp_path):
 
 
 def test_derive_measures_the_losses(tmp_path):
-    done = run("derive.py", "--losses", "--out", tmp_path / "images", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    done = fork("derive.py", "--losses", "--out", tmp_path / "images", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     for text in ("PyTorch, pos_weight=3", "162.0%", "torchvision", "on cpu"):
         assert text in done.stdout
@@ -151,7 +151,7 @@ def test_derive_measures_the_losses(tmp_path):
 
 
 def test_from_scratch_learns():
-    done = run("from_scratch.py")
+    done = fork("from_scratch.py")
     assert done.returncode == 0, done.stderr
     accuracies = [float(line.split()[-1].rstrip("%")) for line in done.stdout.splitlines()]
     assert len(accuracies) == 6
