@@ -2,13 +2,12 @@
 
 import builtins
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
+from support.fresh import outcomes
 from support.refusing import refused
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,25 +57,6 @@ def test_triton_forced_where_it_cannot_be(monkeypatch, device):
             for f in DECISIONS:
                 f.cache_clear()
             refused(kind, lambda: sigtorch.sigmoid(torch.randn(3)), *quoted)
-
-
-def test_without_an_engine_a_cpu_tensor_is_out_of_reach():
-    code = "import sigtorch, torch\nwith sigtorch.use_backend('triton'): sigtorch.sigmoid(torch.randn(3))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"TRITON_INTERPRET": "0", "PATH": ""}
-    )
-    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: backend 'triton' cannot reach a tensor on cpu")
-
-
-def test_works_where_triton_is_missing():
-    code = (
-        "import sys; sys.modules['triton'] = None\n"
-        "import torch, sigtorch\n"
-        "x = torch.randn(3, requires_grad=True); sigtorch.sigmoid(x, save='input').sum().backward()\n"
-        "print(sigtorch.backend_of(x), x.grad is not None)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "aten True\n", done.stderr
 
 
 def test_a_cuda_tensors_keys_are_plain():
@@ -161,27 +141,26 @@ def test_auto_says_that_triton_is_broken(on_cuda, monkeypatch):
         assert _backend.select(*on_cuda([torch.float32])) == "aten"
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [("raise OSError('libtriton:\\n cannot open')", "OSError: libtriton: cannot open"), ("", "AttributeError: ")],
-    ids=["broken", "too old"],
-)
-def test_why_triton_cannot_be_imported_is_a_line(source, said, tmp_path):
-    for name in ("__init__", "language"):
-        (tmp_path / "triton").mkdir(exist_ok=True)
-        (tmp_path / "triton" / f"{name}.py").write_text(source)
-    code = "import sigtorch, torch\nwith sigtorch.use_backend('triton'): sigtorch.sigmoid(torch.randn(3))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"RuntimeError: backend 'triton' was asked for, but triton cannot be imported: {said}"), last
-
-
+ON_THE_CPU = "import sigtorch, torch\nwith sigtorch.use_backend('triton'): sigtorch.sigmoid(torch.randn(3))"
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch, sigtorch
+x = torch.randn(3, requires_grad=True)
+sigtorch.sigmoid(x, save="input").sum().backward()
+print(sigtorch.backend_of(x), x.grad is not None)
+"""
+WITH_ANOTHER_TRITON = """
+import sys
+sys.path.insert(0, {folder!r})
+{then}
+"""
+OF_ANOTHER_TRITON = {"broken": "raise OSError('libtriton:\\n cannot open')", "too old": ""}
 PROBE = """
 import sys
 sys.path.insert(0, "scripts")
 {before}
-from sigtorch import _backend, _eligible
+from sigtorch import _backend
 print(_backend._probe(0))
 """
 BELIEVED = """
@@ -196,27 +175,54 @@ standin.install({arch})
 """
     + BELIEVED
 )
+# What runs before the probe, its environment, and what its answer speaks of.
+PROBED = {
+    "no device": ("", {}, "RuntimeError: "),
+    "no compiler": (BELIEVED, {"CC": "/nowhere/cc", "TRITON_LIBCUDA_PATH": "/nowhere"}, "/nowhere/cc"),
+    "no driver": (BELIEVED, {}, "libcuda"),
+    "a chip newer than the assembler": (STAND_IN.format(arch=999), {}, "sm_999"),
+    "none": (STAND_IN.format(arch=90), {}, "None"),
+    "interpreted": ("", {"TRITON_INTERPRET": "1"}, "None"),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The programs below, after they ran."""
+    programs = {"engine": (ON_THE_CPU, {"TRITON_INTERPRET": "0", "PATH": ""}), "missing": (WITHOUT_TRITON, os.environ)}
+    for kind, source in OF_ANOTHER_TRITON.items():
+        folder = tmp_path_factory.mktemp("another")
+        (folder / "triton").mkdir()
+        for name in ("__init__", "language"):
+            (folder / "triton" / f"{name}.py").write_text(source)
+        programs[kind] = WITH_ANOTHER_TRITON.format(folder=str(folder), then=ON_THE_CPU), os.environ
+    for name, (before, variables, _) in PROBED.items():
+        fresh = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+        programs[name] = PROBE.format(before=before), {**os.environ, **fresh, **variables}
+    return outcomes(programs)
+
+
+def test_without_an_engine_a_cpu_tensor_is_out_of_reach(ended):
+    last = ended["engine"].raised.strip().splitlines()[-1]
+    assert last.startswith("ValueError: backend 'triton' cannot reach a tensor on cpu")
+
+
+def test_works_where_triton_is_missing(ended):
+    assert ended["missing"].printed == "aten True\n", ended["missing"].raised
 
 
 @pytest.mark.parametrize(
-    ("before", "env", "said"),
-    [
-        ("", {}, "RuntimeError: "),
-        (BELIEVED, {"CC": "/nowhere/cc", "TRITON_LIBCUDA_PATH": "/nowhere"}, "/nowhere/cc"),
-        (BELIEVED, {}, "libcuda"),
-        (STAND_IN.format(arch=999), {}, "sm_999"),
-        (STAND_IN.format(arch=90), {}, "None"),
-        ("", {"TRITON_INTERPRET": "1"}, "None"),
-    ],
-    ids=["no device", "no compiler", "no driver", "a chip newer than the assembler", "none", "interpreted"],
+    ("kind", "said"), [("broken", "OSError: libtriton: cannot open"), ("too old", "AttributeError: ")]
 )
+def test_why_triton_cannot_be_imported_is_a_line(kind, said, ended):
+    last = ended[kind].raised.strip().splitlines()[-1]
+    assert last.startswith(f"RuntimeError: backend 'triton' was asked for, but triton cannot be imported: {said}"), last
+
+
+@pytest.mark.parametrize(("name", "said"), [(name, said) for name, (_, _, said) in PROBED.items()], ids=PROBED)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a stand-in for a driver that is there")
-def test_why_triton_fails_is_a_line(before, env, said, tmp_path):
-    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), **env}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROBE.format(before=before)], env=env, capture_output=True, text=True
-    )
-    assert said in done.stdout.splitlines()[-1], done.stderr  # Triton itself may print before
+def test_why_triton_fails_is_a_line(name, said, ended):
+    assert said in ended[name].printed.splitlines()[-1], ended[name].raised  # Triton itself may print before
 
 
 def test_plain_means_that_nothing_watches():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import train_digits
-from support.scripting import assert_picture, assert_refuses, fork, read_csv, run
+from support.scripting import assert_picture, assert_refuses, fork, read_csv
 
 TINY = ("--device", "cpu", "--epochs", "2", "--layers", "12", "9")
 
