@@ -328,6 +328,13 @@ def test_nothing_is_imported_before_ctrl_c_is_one_line(script):
     assert [name.name for name in imports[0].names] == ["_start"]
 
 
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_a_script_ends_by_running(script):
+    """A process that a test forks does this itself."""
+    end = '\nif __name__ == "__main__":\n    _start.escape_what_it_lacks()\n    main()\n'
+    assert (SCRIPTS / script).read_text().endswith(end)
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     command = [sys.executable, "-c", "import _start; 1 / 0"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

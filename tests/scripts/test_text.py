@@ -1,4 +1,4 @@
-"""The text and the imbalanced training as their users run them: in a process of their own, most of them forked."""
+"""The text and the imbalanced training as their users run them: in a process of their own, which is forked."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import train_imbalanced
 import train_text
-from support.scripting import assert_picture, assert_refuses, fork, read_csv, run, table
+from support.scripting import assert_picture, assert_refuses, fork, read_csv, table
 
 TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "4")
 
@@ -161,7 +161,7 @@ def test_imbalanced_refuses(options, capsys):
 @pytest.fixture(scope="module")
 def imbalanced(tmp_path_factory):
     out = tmp_path_factory.mktemp("imbalanced") / "made"
-    done = run(
+    done = fork(
         "train_imbalanced.py", "--seeds", 3, "--steps", 100, "--percent", 6, "--out", out, PYTHONIOENCODING="ascii"
     )
     assert done.returncode == 0, done.stderr

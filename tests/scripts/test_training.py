@@ -1,4 +1,4 @@
-"""The training scripts as their users run them: in a process of their own, on tiny settings; most of them are forked."""
+"""The training scripts as their users run them: in a process of their own, which is forked, on tiny settings."""
 
 import pytest
 import torch

@@ -147,7 +147,7 @@ def _forked(script, arguments, env, cwd, file):
 
 
 def _main(script, *arguments):
-    """Calls a script's main function."""
+    """Does what a script ends with."""
     sys.argv = [str(SCRIPTS / script), *arguments]
     warnings.simplefilter("error")
     for said in IGNORED:
@@ -155,6 +155,7 @@ def _main(script, *arguments):
     module = importlib.import_module(Path(script).stem)
     if script == "train_text.py":
         module.SAMPLE = SAMPLED
+    module._start.escape_what_it_lacks()
     module.main()
 
 
