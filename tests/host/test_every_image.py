@@ -1,9 +1,9 @@
-"""Compiles and launches the losses of images in every layout, and the loss of a chunk of logits."""
+"""Compiles and launches the losses of images in every layout and dtype, and the loss of a chunk of logits."""
 
 import pytest
 import torch
 from support.cases import DTYPES
-from support.launching import for_a_stand_in, launches
+from support.launching import by_release, for_a_stand_in, launches
 from support.loss_cases import IMAGES, LOSSES, images
 from without_gpu import standin
 
@@ -12,8 +12,7 @@ from sigtorch.kernels import chunked_losses
 pytestmark = for_a_stand_in
 
 
-@pytest.mark.parametrize("layout", IMAGES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), by_release(DTYPES, IMAGES, (torch.bfloat16, "channels_last")), ids=str)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 def test_losses_of_images(loss, dtype, layout):
     for reduction, given in (("none", {}), ("mean", {"ignore_index": 255, "weight": torch.rand(5, 1, 1).to(dtype)})):
