@@ -73,15 +73,18 @@ def on_device():
 
 
 def pytest_collection_modifyitems(config, items):
-    _deselect_other_ptx_runs(config, items)
+    ptx_arch = config.getoption("ptx_arch", None)  # an option of a plugin, without which most runs are
+    elsewhere = [item for item in items if not _belongs(item, ptx_arch)]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
     items.sort(key=lambda item: LONGEST.isdisjoint(item.path.with_suffix("").parts[-2:]))
     for item in items:
         if item.get_closest_marker("gpu") and DEVICE == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def _deselect_other_ptx_runs(config, items):
-    ptx_arch = config.getoption("ptx_arch", None)  # an option of a plugin that most runs do without
-    others = [i for i in items if (run := i.get_closest_marker("ptx_run")) and run.args != (ptx_arch,)]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+def _belongs(item, ptx_arch):
+    """Tells whether a run has the test: by what its marks say of PTX runs, of which ``ptx_arch`` is the architecture."""
+    if own := item.get_closest_marker("ptx_run"):
+        return own.args == (ptx_arch,)
+    return ptx_arch in (None, 90) or not item.get_closest_marker("any_arch")

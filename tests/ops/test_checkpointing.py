@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sigtorch
 from sigtorch import _backend
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.any_arch]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = [pytest.mark.usefixtures("on_device"), pytest.mark.any_arch]
 
 
 def flops():

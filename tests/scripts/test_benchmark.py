@@ -204,6 +204,7 @@ def test_benchmark_tells_what_a_call_costs_the_host():
 
 
 @pytest.mark.kernels
+@pytest.mark.any_arch
 @pytest.mark.parametrize("op", CASES)
 def test_the_hosts_time_of_an_operator_is_of_the_same_work(op):
     """One operator forward and one backward, as under a dispatch mode, and the same gradients."""
