@@ -41,8 +41,12 @@ class FromInputs(Function):
         return cls.operators if runner == "operator" else cls.passes_of(runner)
 
     @staticmethod
+    def check(*args: Any) -> None:
+        """Raises a mistake in what an operator was called with, in place of the formula's own error: by default none."""
+
+    @staticmethod
     def fuses(*args: Any) -> bool:
-        """Tells whether the passes take these arguments: by default tensors of one shape. Raises for what no formula takes."""
+        """Tells whether the passes take these arguments: by default tensors of one shape."""
         shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
         return all(shape == shapes[0] for shape in shapes)
 
@@ -99,6 +103,7 @@ class Bodies:
 
     def forward(self, *args: Any) -> torch.Tensor:
         function, tensors = self.function, [a for a in args if isinstance(a, torch.Tensor)]
+        function.check(*args)
         runner = self._runner(tensors) if function.fuses(*args) else "aten"
         out = function.formula(*args) if runner == "aten" else function.passes(runner).forward(*args)
         return _operators.laid_out(function.lead(*args), out)
@@ -109,6 +114,7 @@ class Bodies:
 
     def backward(self, grad: torch.Tensor, *args: Any) -> Any:
         function, tensors, rest = self.function, args[: self.count], args[self.count :]
+        function.check(*args)
         runner = self._runner((grad, *tensors)) if function.fuses(*args) else "aten"
         if runner != "aten":
             grads = function.passes(runner).backward(grad, *args)

@@ -241,9 +241,8 @@ class GLUFunction(FromInputs):
         return Passes(glu_forward, glu_backward)
 
     @staticmethod
-    def fuses(x: torch.Tensor, dim: int) -> bool:
+    def check(x: torch.Tensor, dim: int) -> None:
         _checks.check_halves("torch.ops.sigtorch.glu", "input", x, dim)
-        return True
 
     @staticmethod
     def lead(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -272,9 +271,8 @@ class SwiGLUPackedFunction(FromInputs):
         return Passes(swiglu_packed_forward, swiglu_packed_backward)
 
     @staticmethod
-    def fuses(x: torch.Tensor) -> bool:
+    def check(x: torch.Tensor) -> None:
         _checks.check_halves("torch.ops.sigtorch.swiglu_packed", "input", x, -1)
-        return True
 
     @staticmethod
     def lead(x: torch.Tensor) -> torch.Tensor:
