@@ -104,6 +104,7 @@ STRIDES = (transposed, sliced, stepped, expanded, channels_last)
 
 
 @every_engine
+@pytest.mark.any_arch
 @every_loss
 @pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
 def test_any_strides(loss, strides, backend, device):
@@ -149,6 +150,7 @@ def test_weights_broadcast(shape, backend, device):
 
 
 @every_engine
+@pytest.mark.any_arch
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [(torch.int64, ()), (torch.int64, (4, 6)), (torch.int32, (6,)), (torch.uint8, (4, 6)), (torch.bool, (6,))],
