@@ -6,7 +6,7 @@ import pytest
 import torch
 import train_imbalanced
 import train_text
-from support.scripting import assert_picture, assert_refuses, fork, read_csv, table
+from support.scripting import VALIDATED, assert_picture, assert_refuses, fork, read_csv, table
 
 TINY = ("--device", "cpu", "--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "4")
 
@@ -68,12 +68,13 @@ def test_text_picture(compared):
     assert_picture(compared[1] / "curves.png")
 
 
-def test_text_weights_give_the_loss_again(compared):
+def test_text_weights_give_the_loss_again(compared, monkeypatch):
     _, out = compared
     saved = torch.load(out / "model.pt", weights_only=True)
     args, text = train_text.parse(TINY)
     model = train_text.GPT(args.dim, args.layers, args.heads, "torch")  # plain PyTorch reads it, too
     model.load_state_dict(saved["model"])
+    monkeypatch.setattr(train_text, "VALIDATION_WINDOWS", VALIDATED)
     found = train_text.evaluate(model, text, args)
     assert found == pytest.approx(float(read_csv(out / "metrics.csv")[6]["validation_bits_per_byte"]), rel=1e-4)
     assert saved["config"].items() >= {"dim": 16, "steps": 14, "data": None}.items()

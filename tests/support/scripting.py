@@ -36,7 +36,8 @@ IGNORED = (
     "The .grad attribute of a Tensor",
     "`torch.jit.script_method` is deprecated",
 )
-SAMPLED = 20  # bytes that a forked train_text writes at its end: 400 take longer than the training
+# Of a forked train_text, whose own numbers take longer than the training: bytes that it writes, and held-out windows.
+SAMPLED, VALIDATED = 20, 128
 
 
 def environment(**variables):
@@ -154,7 +155,7 @@ def _main(script, *arguments):
         warnings.filterwarnings("ignore", said)
     module = importlib.import_module(Path(script).stem)
     if script == "train_text.py":
-        module.SAMPLE = SAMPLED
+        module.SAMPLE, module.VALIDATION_WINDOWS = SAMPLED, VALIDATED
     module._start.escape_what_it_lacks()
     module.main()
 
