@@ -373,25 +373,14 @@ def dfocal_of_class(
     return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)
 
 
-# A pair of a chunk of logits, as a negative. -inf marks a positive, whose loss and gradient are 0 for any scale.
+# A pair of a chunk of logits.
 
 
 @triton.jit
-def _scored(x, scale, bias):
-    return tl.where(x == float("-inf"), x, fma(x, tl.cast(scale, x.dtype), bias))
-
-
-@triton.jit
-def negative(x, scale, bias, PRECISE: tl.constexpr):
-    """Returns the loss, softplus(z) with z = scale * x + bias."""
-    z = _scored(x, scale, bias)
-    return tl.maximum(z, 0.0) + _log1p(exp_neg(tl.abs(z), PRECISE))
-
-
-@triton.jit
-def dnegative(x, scale, bias, PRECISE: tl.constexpr):
-    """Returns the gradient and the loss, softplus(z)."""
-    z = _scored(x, scale, bias)
+def pair(z, positive, PRECISE: tl.constexpr):
+    """Returns the gradient and the loss of a logit: softplus(z), of a positive softplus(-z)."""
     e = exp_neg(tl.abs(z), PRECISE)
     r = reciprocal(1.0 + e)
-    return tl.where(z < 0, e * r, r), tl.maximum(z, 0.0) + _log1p(e)
+    y = tl.where(positive, -z, z)
+    slope = tl.where(y < 0, e * r, r)
+    return tl.where(positive, -slope, slope), tl.maximum(y, 0.0) + _log1p(e)

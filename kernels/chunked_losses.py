@@ -1,48 +1,329 @@
-"""The loss of a chunk of logits, and its gradient in place: one kernel reads and writes each logit once."""
+"""The step between the products of a chunk of logits: one kernel reads each logit once, and writes its gradient in place.
+
+It finds the positives itself, and adds up the loss and the gradients of scale and bias in a fixed order: no atomics.
+"""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+import triton
+import triton.language as tl
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._layout import Operand, exact
-from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import launch_map_and_sum, launch_sum
+from sigtorch.kernels._layout import SHORT_ROW, Operand, decode_stride, encode_strides
+from sigtorch.kernels._plan import Call, plan
+from sigtorch.kernels._reduce import LOSS_TILE, LOSS_WARPS, SCALE
+
+LEAVES_FACTOR = False  # a chunk's step multiplies by the factor, and sums the gradient of the scale
+PROGRAMS = 4096  # at most, on any device: their number is part of the order of a sum
+NARROW, WIDE = (LOSS_TILE // 16, 16), (LOSS_TILE // 128, 128)  # tiles of short and of longer rows
+FAR = tl.constexpr(2**30)  # further than any column of a tile
+LARGE = 2**30  # from here on an encoded place is an integer of 64 bits
 
 
-def negatives(
-    logits: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, positives: torch.Tensor
-) -> torch.Tensor:
-    """Returns the summed loss of all pairs as negatives, without those at ``positives``, whose logits are overwritten."""
-    inputs = _marked(logits, scale, bias, positives)
-    total, _ = launch_sum(_math.negative, inputs, logits, 1, logits.dtype)
-    return total
+class Positives(NamedTuple):
+    """How a kernel finds the positives of a tile: a Triton function, and what that reads."""
+
+    function: Any
+    tensors: tuple[Operand, Operand] = (1, 1)  # 1 is not read
+    strides: tuple[int, int] = (0, 0)
+    tile: tuple[int, int] = WIDE  # where rows are no shorter
 
 
-def negatives_with_gradient(
-    logits: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    positives: torch.Tensor,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns that loss and the gradients of the logits: in place, or in a new tensor if dtype is another one."""
-    inputs = _marked(logits, scale, bias, positives)
-    out = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
-    if logits.shape[1] > 1:
-        losses = launch_map_and_sum(_math.dnegative, inputs, (out,))
-    else:  # the bias has the shape of the logits: nothing is summed
-        losses = torch.empty_like(logits)
-        launch_map(_math.dnegative, inputs, (out, losses))
-    return losses.sum(dtype=torch.float64), out
+def on_diagonal() -> Positives:
+    """Returns the positives of pairs: where row and column are the same."""
+    return Positives(_on_diagonal)
 
 
-def _marked(
-    logits: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, positives: torch.Tensor
-) -> tuple[Operand, ...]:
-    """Returns the kernel's inputs: logits with -inf at positives, the scale, and a bias per row."""
-    if len(positives):
-        logits.view(-1).index_fill_(0, positives, -torch.inf)
-    rows = (len(logits), 1)
-    bias = logits.new_zeros(rows) if bias is None else bias.expand(rows).contiguous()
-    return exact((logits, 1 if scale is None else scale, bias), logits)
+def listed(keys: torch.Tensor, rows: int, cols: int) -> Positives:
+    """Returns the positives whose row * cols + column are listed, sorted and distinct."""
+    ends = torch.arange(rows + 1, device=keys.device).mul_(cols)
+    starts = torch.searchsorted(keys, ends, out_int32=len(keys) < 2**31)
+    return Positives(_listed, (keys, starts), (cols, 0))
+
+
+def in_matrix(targets: torch.Tensor) -> Positives:
+    """Returns the positives of a bool matrix, of columns and rows."""
+    return Positives(_in_matrix, (targets.view(torch.uint8), 1), targets.stride(), (32, LOSS_TILE // 32))
+
+
+# Which pairs of a tile are positives. Row and col are the tile's first, m and n count from there. Of pairs outside of the
+# chunk, which the mask excludes, any answer will do.
+
+
+@triton.jit
+def _on_diagonal(_, __, ___, ____, row, col, m, n, mask):
+    ahead = tl.minimum(tl.maximum(row - col, -FAR), FAR)
+    return m + ahead.to(tl.int32) == n
+
+
+@triton.jit
+def _listed(keys_ptr, starts_ptr, cols, _, row, col, m, n, mask):
+    """Looks for each row's keys between the tile's first and last column; adjoining rows have few."""
+    inside = tl.max(mask.to(tl.int32), 1, keep_dims=True) > 0
+    first = tl.load(starts_ptr + row + m, mask=inside, other=0).to(tl.int64)
+    last = tl.load(starts_ptr + row + m + 1, mask=inside, other=0).to(tl.int64)
+    key = (row + m) * cols + col
+    first = _lower_bound(keys_ptr, first, last, key)
+    last = _lower_bound(keys_ptr, first, last, key + n.shape[1])
+    most = tl.max(last - first)
+    positive = m + n < 0
+    number = most * 0
+    while number < most:
+        some = first + number < last
+        at = tl.load(keys_ptr + first + number, mask=some, other=0) - key
+        positive |= tl.where(some, at, -1).to(tl.int32) == n
+        number += 1
+    return positive
+
+
+@triton.jit
+def _lower_bound(keys_ptr, first, last, key):
+    """Returns where the first key not below this one is, in each range of first and last."""
+    length = tl.max(last - first)
+    while length > 0:
+        middle = (first + last) // 2
+        some = first < last
+        below = some & (tl.load(keys_ptr + middle, mask=some, other=0) < key)
+        first = tl.where(below, middle + 1, first)
+        last = tl.where(below, last, middle)
+        length = length // 2
+    return first
+
+
+@triton.jit
+def _in_matrix(targets_ptr, _, col_stride, row_stride, row, col, m, n, mask):
+    ptr = targets_ptr + row * row_stride + col * col_stride
+    return tl.load(ptr + m.to(tl.int64) * row_stride + n.to(tl.int64) * col_stride, mask=mask, other=0) != 0
+
+
+class Form(NamedTuple):
+    """Properties that a kernel is compiled for, beside the function that finds positives and its tile's shape."""
+
+    has_scale: bool
+    has_bias: bool
+    has_weights: bool
+    sums_scale: bool
+    sums_rows: bool
+    stores: bool
+    vector: int  # elements of one access
+
+
+@triton.jit(
+    do_not_specialize=["rows", "vectors", "tiles", "bias_stride", "weight_stride", "first_stride", "second_stride"]
+)
+def _chunk_kernel(
+    inputs,
+    outputs,
+    rows,
+    vectors,
+    tiles,
+    bias_stride,
+    weight_stride,
+    first_stride,
+    second_stride,
+    POSITIVE: tl.constexpr,
+    FORM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Runs every block of rows whose number is this program's, modulo their number, in so many tiles of columns.
+
+    Outputs are pointers to sums, (programs, 2): of the loss, and of the scale's gradient if FORM.sums_scale; to the
+    gradients' sums over each row, (splits, rows), if FORM.sums_rows; and to gradients times the factor, if FORM.stores.
+    The sums are added to what is there.
+    """
+    logits_ptr, top, left, factor_ptr, scale_ptr, bias_ptr, weight_ptr, first_ptr, second_ptr = inputs
+    dtype: tl.constexpr = logits_ptr.dtype.element_ty
+    top = tl.cast(decode_stride(top), tl.int64) - 1
+    left = tl.cast(decode_stride(left), tl.int64) - 1
+    m = tl.arange(0, BLOCK_M)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    cols = vectors.to(tl.int64) * FORM.vector
+    start = tl.program_id(1).to(tl.int64) * tiles * BLOCK_N
+    end = tl.minimum(start + tiles * BLOCK_N, cols)
+    scale = tl.load(scale_ptr) if FORM.has_scale else tl.cast(1, dtype)
+    factor = tl.load(factor_ptr) if FORM.stores else tl.cast(1, dtype)
+    losses = tl.zeros([BLOCK_M, BLOCK_N], dtype)
+    products = tl.zeros([BLOCK_M, BLOCK_N], dtype)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M
+    while row < rows:
+        inside = m < rows - row
+        bias = tl.zeros([BLOCK_M, 1], dtype)
+        if FORM.has_bias:
+            bias += tl.load(bias_ptr + (top + row + m) * bias_stride, mask=inside, other=0.0)
+        if FORM.has_weights:
+            weight = tl.load(weight_ptr + (top + row + m) * weight_stride, mask=inside, other=0.0)
+        slopes = tl.zeros([BLOCK_M, BLOCK_N], dtype)
+        col = start
+        while col < end:
+            mask = tl.max_constancy(inside & (n < cols - col), [1, FORM.vector])
+            at = (row + m) * cols + col
+            x = tl.load(logits_ptr + at + n, mask=mask, other=0.0)
+            positive = mask & POSITIVE(
+                first_ptr, second_ptr, first_stride, second_stride, top + row, left + col, m, n, mask
+            )
+            z = tl.where(mask, _math.fma(x, scale, bias), float("-inf"))  # of which all is 0
+            slope, loss = _math.pair(z, positive, True)
+            if FORM.has_weights:
+                slope = tl.where(positive, slope * weight, slope)
+                loss = tl.where(positive, loss * weight, loss)
+            losses += loss * SCALE
+            if FORM.sums_scale:
+                products += slope * x * SCALE
+            if FORM.sums_rows:
+                slopes += slope
+            if FORM.stores:
+                grad_ptr = outputs[-1] + at + n
+                tl.store(grad_ptr, _math.rounded(slope * factor, grad_ptr.dtype.element_ty), mask=mask)
+            col += BLOCK_N
+        if FORM.sums_rows:
+            ptr = outputs[1] + tl.program_id(1).to(tl.int64) * rows + row + m
+            tl.store(ptr, tl.load(ptr, mask=inside) + tl.sum(slopes, 1, keep_dims=True), mask=inside)
+        row += tl.num_programs(0) * BLOCK_M
+    ptr = outputs[0] + 2 * (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1))
+    tl.store(ptr, tl.load(ptr) + _total(losses))
+    if FORM.sums_scale:
+        tl.store(ptr + 1, tl.load(ptr + 1) + _total(products))
+
+
+@triton.jit
+def _total(block):
+    """Adds up a block of multiples of SCALE: a row in its own dtype, the rows in float64, which is slow on many GPUs."""
+    return tl.sum(tl.sum(block, 1).to(tl.float64), 0) * (1.0 / SCALE)
+
+
+class Step:
+    """The step between the products, for all chunks of a loss; it holds their sums.
+
+    Args:
+        like: a tensor of the logits' dtype and device.
+        positives: as one of the functions above returns them.
+        scale: 0-d, or None; logits are scale * products + bias.
+        bias: 0-d or one a row; or None.
+        weights: of the positives in each row; or None.
+        factor: 0-d; gradients are multiplied by it.
+        sums_scale: True to sum the scale's gradient.
+    """
+
+    def __init__(
+        self,
+        like: torch.Tensor,
+        positives: Positives,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        factor: torch.Tensor,
+        sums_scale: bool,
+    ) -> None:
+        self.positives, self.sums_scale = positives, sums_scale
+        given = (factor, scale, bias, weights)
+        self.numbers = tuple(1 if t is None else t for t in given)  # 1 is not read
+        self.sums = like.new_zeros((PROGRAMS, 2), dtype=torch.float64)
+
+    def sums_of_rows(self, rows: int, cols: int) -> torch.Tensor:
+        """Returns zeros for a part of the rows: ``add`` adds the logits' gradients to it, their sum over dim 0 is the bias'."""
+        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile)
+        return self.sums.new_zeros((splits, rows), dtype=self.numbers[0].dtype)
+
+    def add(
+        self, logits: torch.Tensor, top: int, left: int, sums_of_rows: torch.Tensor | None, dtype: torch.dtype | None
+    ) -> torch.Tensor | None:
+        """Adds a chunk whose first row is top, and first column left, to the sums.
+
+        Returns the gradients of its logits times the factor: in place, or in a new tensor if dtype is another one. If it is
+        None, there are none.
+        """
+        outputs = [self.sums]
+        if sums_of_rows is not None:
+            outputs.append(sums_of_rows)
+        grad = None
+        if dtype is not None:
+            grad = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
+            outputs.append(grad)
+        places = encode_strides((top + 1, left + 1))  # odd and above 1: Triton specialises on neither
+        inputs = (logits, *places, *self.numbers, *self.positives.tensors)
+        sums = self.sums_scale, sums_of_rows is not None, grad is not None
+        settings = self.positives.strides, self.positives.tile, sums, (top >= LARGE, left >= LARGE)
+        ready, inputs = plan(_chunk_call, self.positives.function, inputs, tuple(outputs), settings)
+        ready.launch(inputs, tuple(outputs))
+        return grad
+
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the loss so far and, if it is summed, the scale's gradient, in float64."""
+        loss, grad_scale = self.sums.sum(0)
+        return loss, grad_scale if self.sums_scale else None
+
+
+def _tiling(rows: int, cols: int, tile: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int], int]:
+    """Returns the shape of a tile, the grid, whose second axis splits the columns, and the tiles across a split."""
+    block_m, block_n = shape = NARROW if cols <= SHORT_ROW else tile
+    down, across = min(PROGRAMS, triton.cdiv(rows, block_m)), triton.cdiv(cols, block_n)
+    tiles = triton.cdiv(across, max(1, PROGRAMS // down))
+    return shape, (down, triton.cdiv(across, tiles), 1), tiles
+
+
+def _chunk_call(
+    fn: Any,
+    inputs: tuple[Operand, ...],
+    outputs: tuple[torch.Tensor, ...],
+    strides: tuple[int, int],
+    tile: tuple[int, int],
+    flags: tuple[bool, bool, bool],
+    _: tuple[bool, bool],
+) -> Call:
+    logits, _, _, _, *numbers, _, _ = inputs
+    rows, cols = logits.shape
+    (block_m, block_n), grid, tiles = _tiling(rows, cols, tile)
+    vector = 16 // logits.element_size()
+    vector = vector if cols % vector == 0 else 1
+    given = [isinstance(t, torch.Tensor) for t in numbers]
+    bias_stride, weight_stride = (
+        t.stride(0) if has and t.dim() else 0 for t, has in zip(numbers[1:], given[1:], strict=True)
+    )
+    sizes = rows, cols // vector, tiles, bias_stride, weight_stride, *strides
+    return Call(_chunk_kernel, grid, (*sizes, fn, Form(*given, *flags, vector), block_m, block_n), warps=LOSS_WARPS)
+
+
+@triton.jit(do_not_specialize=["rows", "cols"])
+def _units_kernel(inputs, outputs, rows, cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Finds the unit of each row, below its largest element over 2^14, and divides the row by it."""
+    grad_ptr, units_ptr = inputs
+    out_ptr = outputs[0]
+    double: tl.constexpr = grad_ptr.dtype.element_ty == tl.float64
+    INT: tl.constexpr = tl.int64 if double else tl.int32
+    MANTISSA: tl.constexpr = 52 if double else 23
+    BIAS: tl.constexpr = 1023 if double else 127
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    largest = tl.zeros([BLOCK_M, BLOCK_N], grad_ptr.dtype.element_ty)
+    col = tl.cast(0, tl.int64)
+    while col < cols:
+        x = tl.load(grad_ptr + m * cols + col + n, mask=(m < rows) & (n < cols - col), other=0.0)
+        largest = tl.maximum(largest, tl.where(x == x, tl.abs(x), float("inf")))
+        col += BLOCK_N
+    exponent = tl.max(largest, 1, keep_dims=True).to(INT, bitcast=True) >> MANTISSA
+    exponent = tl.where(exponent == 2 * BIAS + 1, BIAS + 14, tl.maximum(exponent, BIAS - 101)) - 14
+    tl.store(units_ptr + m, (exponent << MANTISSA).to(largest.dtype, bitcast=True), mask=m < rows)
+    inverse = ((2 * BIAS - exponent) << MANTISSA).to(largest.dtype, bitcast=True)
+    col = tl.cast(0, tl.int64)
+    while col < cols:
+        mask = (m < rows) & (n < cols - col)
+        x = tl.load(grad_ptr + m * cols + col + n, mask=mask, other=0.0)
+        tl.store(out_ptr + m * cols + col + n, (x * inverse).to(out_ptr.dtype.element_ty), mask=mask)
+        col += BLOCK_N
+
+
+def write_in_units(grad: torch.Tensor, out: torch.Tensor, units: torch.Tensor) -> None:
+    """Writes the units of grad's rows, powers of two, to units, and grad / units, below 2^15, to out."""
+    if len(grad):
+        ready, inputs = plan(_units_call, None, (grad, units), (out,))  # units, a slice, may be aligned in any way
+        ready.launch(inputs, (out,))
+
+
+def _units_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
+    rows, cols = inputs[0].shape
+    block_m, block_n = NARROW if cols <= SHORT_ROW else WIDE
+    return Call(_units_kernel, (triton.cdiv(rows, block_m), 1, 1), (rows, cols, block_m, block_n), warps=LOSS_WARPS)

@@ -322,7 +322,7 @@ def test_inference_mode(case):
 @every_case
 def test_many_samples_come_in_chunks_too(case, backend, device, monkeypatch):
     """The last of which has one column alone, of seven samples or of seven pairs."""
-    for table, number in ((products.CHUNK_ELEMENTS, 12), (products.CHUNK_ROWS, 4)):
+    for table, number in ((products.CHUNK_BYTES, 96), (products.CHUNK_ROWS, 4)):
         monkeypatch.setitem(table, torch.device(device).type, number)
     for n, chunk_size in ((11, None), (11, 5), (7, None), (3, 3)):
         check(case, case.make(n, device=device), backend, chunk_size=chunk_size)

@@ -243,24 +243,31 @@ def _check_matrix(where: str, value: torch.Tensor, samples: int, labels: int) ->
         raise ValueError(f"{where}: target must have shape ({samples}, {labels}), got {tuple(value.shape)}")
 
 
-def check_form(where: str, csr: CSR, labels: int) -> None:
-    """Refuses row pointers that fall and labels out of range; a GPU is waited for once."""
+def is_formed(csr: CSR, labels: int) -> torch.Tensor:
+    """Returns whether row pointers rise and labels are in range, on the tensors' device."""
     crow, col = csr
     rises = (crow[0] == 0) & (crow[-1] == len(col)) & (crow[1:] >= crow[:-1]).all()  # a difference may wrap
-    if not rises & ((col >= 0) & (col < labels)).all():
-        raise _error_malformed(where, crow, col, labels)
+    return rises & ((col >= 0) & (col < labels)).all()
 
 
 def check_csr(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
-    """Returns label * samples + sample of each positive, sorted; refuses a malformed CSR."""
-    check_form(where, csr, labels)
-    label, sample = pairs(csr, samples)
-    key = sample.add_(label, alpha=samples).sort().values
+    """Returns label * samples + sample of each positive, sorted; refuses a malformed CSR. A GPU is waited for once."""
+    crow, col = csr
+    sample = samples_of(crow.long().contiguous(), 0, len(col), samples)
+    key = sample.add_(col, alpha=samples).sort().values  # of a malformed one without a meaning, but no error
     twice = key[1:] == key[:-1]
-    if bool(twice.any()):
-        again = int(key[1:][twice][0])
-        raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
-    return key
+    if is_formed(csr, labels) & ~twice.any():
+        return key
+    if not is_formed(csr, labels):
+        raise _error_malformed(where, crow, col, labels)
+    again = int(key[1:][twice][0])
+    raise ValueError(f"{where}: sample {again % samples} names label {again // samples} twice")
+
+
+def samples_of(crow: torch.Tensor, start: int, count: int, samples: int) -> torch.Tensor:
+    """Returns the sample of so many positives from the start on; one in range whatever the row pointers are."""
+    place = torch.arange(start, start + count, device=crow.device)
+    return torch.searchsorted(crow, place, right=True).sub_(1).clamp_(0, samples - 1)
 
 
 def _error_malformed(where: str, crow: torch.Tensor, col: torch.Tensor, labels: int) -> ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -24,7 +25,6 @@ from sigtorch.ops.chunked_losses.products import (
     has_units,
     multiply_in_units,
     unrounded,
-    write_in_units,
 )
 
 if TYPE_CHECKING:
@@ -110,17 +110,18 @@ def loss_and_gradients(work: Work, tile: Tile, needs: Needs, operands: Operands)
     with unrounded(rows):
         # In a group, another process may need the gradient of its cols.
         sums = Sums(work, tile, needs._replace(cols=needs.cols or work.any_wants_cols_grad), rows, scale, bias)
-        grad_cols = sums.add(cols, work.find) if work.group is None else ring.around(work.group, sums, cols)
-    grad_scale = None if sums.grad_scale is None else sums.grad_scale / work.divisor
+        grad_cols = sums.add(cols) if work.group is None else ring.around(work.group, sums, cols)
+    loss, grad_scale = sums.totals()
+    grad_scale = None if grad_scale is None else grad_scale / work.divisor
     grad_bias = None if sums.grad_bias is None else sums.grad_bias.div_(work.divisor)
     if grad_bias is not None and bias is not None and not bias.dim():
         grad_bias = grad_bias.sum()
     found = (sums.grad_rows, grad_cols, grad_scale, grad_bias)
     gradients = [
-        _as_saved(t, g, units) if needed and g is not None and t is not None else Gradient()
+        _as_saved(sums.steps, t, g, units) if needed and g is not None and t is not None else Gradient()
         for t, g, units, needed in zip(operands, found, (sums.row_units, None, None, None), needs, strict=True)
     ]
-    return Result((sums.loss / work.divisor).to(work.dtype), gradients)
+    return Result((loss / work.divisor).to(work.dtype), gradients)
 
 
 def saved_dtype(t: torch.Tensor) -> torch.dtype:
@@ -128,13 +129,13 @@ def saved_dtype(t: torch.Tensor) -> torch.dtype:
     return torch.float32 if t.dtype == torch.float16 and not has_units(t) else t.dtype
 
 
-def _as_saved(t: torch.Tensor, grad: torch.Tensor, units: Number) -> Gradient:
+def _as_saved(steps: ModuleType, t: torch.Tensor, grad: torch.Tensor, units: Number) -> Gradient:
     """Returns the gradient of t, with t's strides."""
     grad = grad.reshape(t.shape).to(t.device)
     if has_units(t) and units is None:
         wide, grad = grad, torch.empty_like(t)
         units = wide.new_empty(len(t), 1)
-        write_in_units(wide, grad, units)
+        steps.write_in_units(wide, grad, units)
     return Gradient(with_strides_of(t, grad.to(saved_dtype(t))), units)
 
 

@@ -15,12 +15,10 @@ from sigtorch.ops.chunked_losses import checks, operators
 from sigtorch.ops.chunked_losses.checks import CSR
 from sigtorch.ops.chunked_losses.function import Result, breaks_graphs, loss_and_gradients, loss_of, needs_of
 from sigtorch.ops.chunked_losses.products import (
-    POSITIVES,
-    SHARE,
-    Find,
     Needs,
     Operands,
     Work,
+    steps,
     tile_of,
     unrounded,
     work_for,
@@ -28,8 +26,9 @@ from sigtorch.ops.chunked_losses.products import (
 
 OP = "linear_binary_cross_entropy"
 Target = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-# A CSR with more than one positive in this many logits becomes a bool matrix: sorting takes 32 bytes for each positive.
-DENSE_FROM = 16
+# A CSR with more positives than these, and than one in so many logits, becomes a bool matrix, a part of them at a time:
+# sorting takes 32 bytes for each.
+FEW, DENSE_FROM, PARTS = 2**10, 16, 8
 
 
 def _is_sparse(input: Any, linear_weight: Any, target: Any, **kwargs: Any) -> bool:
@@ -132,15 +131,15 @@ def _in_chunks(
     where = f"{work.op}()"
     labels, samples = operands.rows.shape[0], operands.cols.shape[0]
     tile = tile_of(work, operands.rows, operands.cols, chunk_size)
-    if isinstance(positives, CSR) and len(positives.col) > max(POSITIVES, samples * labels // DENSE_FROM):
+    if isinstance(positives, CSR) and len(positives.col) > max(FEW, samples * labels // DENSE_FROM):
         positives = _matrix_in_parts(where, positives, samples, labels)
-    find: Find
+    step = steps(work.runner)
     if isinstance(positives, CSR):
-        find = _Sparse(checks.check_csr(where, positives, samples, labels), tile.rows, labels, samples)
+        found = step.listed(checks.check_csr(where, positives, samples, labels), labels, samples)
     else:
-        find = _Dense(positives)
+        found = step.in_matrix(positives)
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
-    return loss_and_gradients(replace(work, find=find, weights=weights), tile, needs, operands)
+    return loss_and_gradients(replace(work, positives=found, weights=weights), tile, needs, operands)
 
 
 def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:
@@ -174,34 +173,6 @@ OPERATOR = operators.define(
 )  # fmt: skip
 
 
-class _Sparse:
-    """Finds the positives of a chunk among all, which are ordered by label. Rows of a chunk are labels, columns samples."""
-
-    def __init__(self, at: torch.Tensor, size: int, labels: int, samples: int) -> None:
-        self.at, self.size, self.samples = at, size, samples
-        starts = torch.arange(0, labels + size, size, device=at.device) * samples
-        self.starts = torch.searchsorted(at, starts).tolist()  # read once: each read waits for the device
-
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        number = top // self.size
-        at = self.at[self.starts[number] : self.starts[number + 1]] - top * self.samples
-        if right - left == self.samples:
-            return at
-        row, column = torch.div(at, self.samples, rounding_mode="floor"), at % self.samples
-        inside = (column >= left) & (column < right)  # its result has a size that the device must tell
-        return (row * (right - left) + column - left)[inside]
-
-
-class _Dense:
-    """Finds the positives of a chunk in a bool matrix of samples and labels."""
-
-    def __init__(self, targets: torch.Tensor) -> None:
-        self.targets = targets
-
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        return self.targets[left:right, top:bottom].t().reshape(-1).nonzero().view(-1)
-
-
 def _traced_matrix(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
     """Returns a CSR as a bool matrix, by operators that can be traced."""
     if all(map(checks.readable, csr)):
@@ -213,14 +184,14 @@ def _traced_matrix(where: str, csr: CSR, samples: int, labels: int) -> torch.Ten
 
 def _matrix_in_parts(where: str, csr: CSR, samples: int, labels: int) -> torch.Tensor:
     """Returns a CSR of many positives as a bool matrix, writing a part of them at a time."""
-    checks.check_form(where, csr, labels)
     crow, col = csr.crow.long().contiguous(), csr.col  # contiguous, or searchsorted warns
     matrix = torch.zeros(samples, labels, dtype=torch.bool, device=col.device)
-    place = torch.arange(len(col), device=col.device)
-    for label, at in zip(*(t.split(max(POSITIVES, len(col) // SHARE)) for t in (col, place)), strict=True):
-        matrix[torch.searchsorted(crow, at, right=True).sub_(1), label] = True
-    if int(matrix.count_nonzero()) < len(col):
-        checks.check_csr(where, csr, samples, labels)  # raises for a label that is named twice
+    for start in range(0, len(col), max(FEW, len(col) // PARTS)):
+        label = col[start : start + max(FEW, len(col) // PARTS)]
+        sample = checks.samples_of(crow, start, len(label), samples)
+        matrix[sample, label.clamp(0, labels - 1)] = True  # malformed ones are looked at below, once
+    if not checks.is_formed(csr, labels) & (matrix.count_nonzero() == len(col)):
+        checks.check_csr(where, csr, samples, labels)  # raises
     return matrix
 
 

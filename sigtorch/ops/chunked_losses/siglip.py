@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,7 +21,7 @@ from sigtorch.ops.chunked_losses.function import (
     loss_of,
     needs_of,
 )
-from sigtorch.ops.chunked_losses.products import Needs, Operands, Work, tile_of, unrounded, work_for
+from sigtorch.ops.chunked_losses.products import Needs, Operands, Work, steps, tile_of, unrounded, work_for
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -96,7 +97,7 @@ def siglip_loss(
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
         "siglip_loss", image_features, text_features, numbers,
-        find=_Diagonal(image_features.device), divisor=n, group=group, any_wants_cols_grad=any_wants_cols_grad,
+        divisor=n, group=group, any_wants_cols_grad=any_wants_cols_grad,
     )  # fmt: skip
     if work.runner == "aten":
         if group is not None:
@@ -118,13 +119,18 @@ def siglip_loss(
         return OPERATOR(*operands, *settings, [*needs_of(operands)])[0]  # type: ignore[no-any-return]
     compute: Compute = partial(_by_operator, settings)
     if work.runner != "operator":
-        compute = partial(loss_and_gradients, work, tile_of(work, image_features, text_features, chunk_size))
+        compute = partial(_in_chunks, work, chunk_size)
     return loss_of(work.op, group, compute, operands)
 
 
 def _exact(number: float, device: torch.device) -> torch.Tensor:
     """Returns a tensor of float64, independent of the default dtype and device."""
     return torch.full((), number, dtype=torch.float64, device=device)
+
+
+def _in_chunks(work: Work, chunk_size: int | None, needs: Needs, operands: Operands) -> Result:
+    work = replace(work, positives=steps(work.runner).on_diagonal())
+    return loss_and_gradients(work, tile_of(work, operands.rows, operands.cols, chunk_size), needs, operands)
 
 
 def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:
@@ -145,30 +151,16 @@ def _run(
     checks.check_chunk_size(where, chunk_size)
     work = Work(
         "siglip_loss", divisor=image.shape[0], dtype=dtype, narrow=product_dtype,
-        runner=operators.runner(image, text, scale, bias), find=_Diagonal(image.device),
+        runner=operators.runner(image, text, scale, bias),
     )  # fmt: skip
     operands = Operands(image, text, *(t if t is None else t.to(image.device) for t in (scale, bias)))
-    return loss_and_gradients(work, tile_of(work, image, text, chunk_size), Needs(*needs), operands)
+    return _in_chunks(work, chunk_size, Needs(*needs), operands)
 
 
 OPERATOR = operators.define(
     "siglip_loss", "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias",
     ("image_features", "text_features", "logit_scale", "logit_bias"), _run, waits=False,
 )  # fmt: skip
-
-
-class _Diagonal:
-    """Finds the positives of a chunk, where row and column are the same."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __call__(self, top: int, bottom: int, left: int, right: int) -> torch.Tensor | None:
-        first, last, width = max(top, left), min(bottom, right), right - left
-        if first >= last:
-            return None
-        corner = (first - top) * width + first - left
-        return torch.arange(corner, corner + (last - first) * (width + 1), width + 1, device=self.device)
 
 
 def _formula(work: Work, image: torch.Tensor, text: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
