@@ -225,7 +225,7 @@ class Step:
 
     def sums_of_rows(self, rows: int, cols: int) -> torch.Tensor:
         """Returns zeros for a part of the rows: ``add`` adds the logits' gradients to it, their sum over dim 0 is the bias'."""
-        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile)
+        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile, self.numbers[0].dtype)
         return self.sums.new_zeros((splits, rows), dtype=self.numbers[0].dtype)
 
     def add(
@@ -257,12 +257,15 @@ class Step:
         return loss, grad_scale if self.sums_scale else None
 
 
-def _tiling(rows: int, cols: int, tile: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int], int]:
+def _tiling(
+    rows: int, cols: int, tile: tuple[int, int], dtype: torch.dtype
+) -> tuple[tuple[int, int], tuple[int, int, int], int]:
     """Returns the shape of a tile, the grid, whose second axis splits the columns, and the tiles across a split."""
-    block_m, block_n = shape = NARROW if cols <= SHORT_ROW else tile
+    block_m, block_n = NARROW if cols <= SHORT_ROW else tile
+    block_m = block_m * 4 // dtype.itemsize  # numbers of float64 take twice the registers
     down, across = min(PROGRAMS, triton.cdiv(rows, block_m)), triton.cdiv(cols, block_n)
     tiles = triton.cdiv(across, max(1, PROGRAMS // down))
-    return shape, (down, triton.cdiv(across, tiles), 1), tiles
+    return (block_m, block_n), (down, triton.cdiv(across, tiles), 1), tiles
 
 
 def _chunk_call(
@@ -276,7 +279,7 @@ def _chunk_call(
 ) -> Call:
     logits, _, _, _, *numbers, _, _ = inputs
     rows, cols = logits.shape
-    (block_m, block_n), grid, tiles = _tiling(rows, cols, tile)
+    (block_m, block_n), grid, tiles = _tiling(rows, cols, tile, logits.dtype)
     vector = 16 // logits.element_size()
     vector = vector if cols % vector == 0 else 1
     given = [isinstance(t, torch.Tensor) for t in numbers]

@@ -29,13 +29,25 @@ def many_rows(dtype):
                     continue
                 given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
                 yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
-        x = torch.randn(shape, requires_grad=True)
-        yield f"loss of a chunk {shape}", partial(chunk, dtype=dtype), [x]
+        for kind in KINDS:
+            for wide in {torch.float32, torch.float64 if dtype == torch.float32 else torch.float32}:
+                x = torch.randn(shape, dtype=wide, requires_grad=True)
+                out = wide if dtype == torch.float32 else dtype
+                yield f"loss of a chunk {shape} {kind} {wide}", partial(chunk, kind=kind, out=out), [x]
 
-def chunk(x, dtype):
-    one, bias, at = torch.ones(()), torch.ones(len(x), 1), torch.arange(3)
-    chunked_losses.negatives(x.detach().clone(), one, bias, at)
-    chunked_losses.negatives_with_gradient(x.detach().clone(), one, bias, at, dtype)
+KINDS = {
+    "diagonal": lambda rows, cols: chunked_losses.on_diagonal(),
+    "list": lambda rows, cols: chunked_losses.listed(torch.arange(0, rows * cols, 7), rows, cols),
+    "matrix": lambda rows, cols: chunked_losses.in_matrix(torch.ones(cols, rows, dtype=torch.bool)),
+}
+
+def chunk(x, kind, out):
+    one, each, logits = x.new_ones(()), x.new_ones(len(x)), x.detach().clone()
+    for scale, bias, weights in ((one, one, None), (None, each, None), (one, each, each)):
+        step = chunked_losses.Step(one, KINDS[kind](*x.shape), scale, bias, weights, one, scale is not None)
+        step.add(logits, 0, 0, step.sums_of_rows(*x.shape), out)
+        step.add(logits, 0, 0, None, None)
+    chunked_losses.write_in_units(logits, torch.empty_like(logits, dtype=torch.float16), torch.empty_like(logits[:, :1]))
     return x * 1
 
 def of_images(dtype):
