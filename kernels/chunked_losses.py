@@ -137,11 +137,12 @@ def _chunk_kernel(
     """
     logits_ptr, top, left, factor_ptr, scale_ptr, bias_ptr, weight_ptr, first_ptr, second_ptr = inputs
     dtype: tl.constexpr = logits_ptr.dtype.element_ty
+    VECTOR: tl.constexpr = FORM.vector
     top = tl.cast(decode_stride(top), tl.int64) - 1
     left = tl.cast(decode_stride(left), tl.int64) - 1
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    cols = vectors.to(tl.int64) * FORM.vector
+    cols = vectors.to(tl.int64) * VECTOR
     start = tl.program_id(1).to(tl.int64) * tiles * BLOCK_N
     end = tl.minimum(start + tiles * BLOCK_N, cols)
     scale = tl.load(scale_ptr) if FORM.has_scale else tl.cast(1, dtype)
@@ -159,7 +160,7 @@ def _chunk_kernel(
         slopes = tl.zeros([BLOCK_M, BLOCK_N], dtype)
         col = start
         while col < end:
-            mask = tl.max_constancy(inside & (n < cols - col), [1, FORM.vector])
+            mask = tl.max_constancy(inside & (n < cols - col), [1, VECTOR])
             at = (row + m) * cols + col
             x = tl.load(logits_ptr + at + n, mask=mask, other=0.0)
             positive = mask & POSITIVE(

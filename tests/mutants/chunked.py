@@ -63,7 +63,7 @@ SLIPS = [
         "a scale that is a number in float32",
     ),
     Slip(
-        SIGLIP,
+        RING,
         "        memo[id(self.group)] = self.group\n",
         "",
         GROUPS,

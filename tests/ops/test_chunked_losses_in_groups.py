@@ -3,12 +3,7 @@
 import copy
 import math
 import os
-import socket
-import tempfile
 import time
-import traceback
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,48 +11,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from support.cases import HALF, assert_rounded_once
 from support.device import TORCH
-from support.forking import forks
+from support.grouping import group_of
 from torch.testing import assert_close
 
 import sigtorch
 from sigtorch.ops.chunked_losses import products, ring
 
 EACH, D = 5, 4
-
-
-def group_of(work, processes, timeout=60, **given):
-    """Returns the answers of work(rank, **given) in each process, or the last line of what it raised; None of one that died."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        started = [
-            forks().Process(target=_member, args=(work, rank, processes, port, timeout, folder, given), daemon=True)
-            for rank in range(processes)
-        ]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join(120)
-            assert process.exitcode is not None, "a process hangs"
-        files = [Path(folder, str(rank)) for rank in range(processes)]
-        return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
-
-
-def _member(work, rank, processes, port, timeout, folder, given):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(processes))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-    try:
-        answer = work(rank, **given)
-    except Exception as error:
-        answer = "".join(traceback.format_exception_only(error)).strip()
-    torch.save(answer, Path(folder, str(rank)))
-    if not isinstance(answer, str):
-        dist.barrier()
-        time.sleep(0.2)  # gloo's threads free what they sent last
-        dist.destroy_process_group()
-    os._exit(0)
 
 
 class Towers(torch.nn.Module):

@@ -90,6 +90,31 @@ def error_group(where: str) -> RuntimeError:
     )
 
 
+def error_refused(where: str, ranks: Sequence[int]) -> RuntimeError:
+    named = "process" if len(ranks) == 1 else "processes"
+    return RuntimeError(
+        f"{where}: {named} {', '.join(map(str, ranks))} of the group refused the arguments, and says why"
+    )
+
+
+def error_disagreeing(where: str, seen: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{where}: every process of a group must give inputs of one shape, one dtype and one reduction, got {', '.join(seen)}"
+    )
+
+
+def error_other_inputs(where: str, rank: int) -> ValueError:
+    return ValueError(f"{where}: every process of a group must give the same inputs, process {rank} has others than 0")
+
+
+def error_no_labels(where: str) -> ValueError:
+    return ValueError(f"{where}: there are no labels in any process of the group")
+
+
+def error_weights_differentiated(where: str) -> RuntimeError:
+    return RuntimeError(f"{where}: pos_weight gets no gradient in a group, got one that requires it")
+
+
 def error_uneven(where: str, seen: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> ValueError:
     listed = ", ".join(f"{u} {dtype}" if u == v else f"{u} with {v} {dtype}" for u, v, dtype in seen)
     return ValueError(f"{where}: every process of a group must give features of one shape and dtype, got {listed}")
@@ -154,7 +179,8 @@ def _holds(compare: Callable[[Any, Any], Any], a: int, b: int) -> bool:
 # Linear layers.
 
 
-def check_layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any) -> None:
+def check_layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any, alone: bool = True) -> None:
+    """Refuses what is no linear layer; if it is not alone, but has a share of the labels, it may have none."""
     given = {"input": input, "linear_weight": weight, "linear_bias": bias, "pos_weight": pos_weight}
     check_floating(
         where, **{name: t for name, t in given.items() if t is not None or name in ("input", "linear_weight")}
@@ -162,7 +188,7 @@ def check_layer(where: str, input: Any, weight: Any, bias: Any, pos_weight: Any)
     if input.dim() != 2 or weight.dim() != 2 or not _same(input.shape[1:], weight.shape[1:]):
         seen = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: input must have shape (N, D) and linear_weight (L, D), got {seen}")
-    if not _some(input.shape[0]) or not _some(weight.shape[0]):
+    if not _some(input.shape[0]) or (alone and not _some(weight.shape[0])):
         seen = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
         raise ValueError(f"{where}: there are no samples or no labels, got {seen}")
     labels = weight.shape[:1]

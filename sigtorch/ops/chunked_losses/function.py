@@ -112,6 +112,8 @@ def loss_and_gradients(work: Work, tile: Tile, needs: Needs, operands: Operands)
         sums = Sums(work, tile, needs._replace(cols=needs.cols or work.any_wants_cols_grad), rows, scale, bias)
         grad_cols = sums.add(cols) if work.group is None else ring.around(work.group, sums, cols)
     loss, grad_scale = sums.totals()
+    if work.shares is not None:
+        loss, grad_cols = work.shares.summed(loss, grad_cols)
     grad_scale = None if grad_scale is None else grad_scale / work.divisor
     grad_bias = None if sums.grad_bias is None else sums.grad_bias.div_(work.divisor)
     if grad_bias is not None and bias is not None and not bias.dim():

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from sigtorch import _checks
+from sigtorch._checks import FLOATS
 from sigtorch.ops.chunked_losses import checks, operators
 from sigtorch.ops.chunked_losses.checks import CSR
 from sigtorch.ops.chunked_losses.function import Result, breaks_graphs, loss_and_gradients, loss_of, needs_of
@@ -23,6 +24,11 @@ from sigtorch.ops.chunked_losses.products import (
     unrounded,
     work_for,
 )
+from sigtorch.ops.chunked_losses.ring import HasGroup
+from sigtorch.ops.chunked_losses.shares import Share, Shares, fingerprint
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 OP = "linear_binary_cross_entropy"
 Target = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -31,11 +37,11 @@ Target = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 FEW, DENSE_FROM, PARTS = 2**10, 16, 8
 
 
-def _is_sparse(input: Any, linear_weight: Any, target: Any, **kwargs: Any) -> bool:
-    return isinstance(target, torch.Tensor) and target.layout == torch.sparse_csr
+def _needs_break(input: Any, linear_weight: Any, target: Any, group: ProcessGroup | None = None, **kwargs: Any) -> bool:
+    return group is not None or (isinstance(target, torch.Tensor) and target.layout == torch.sparse_csr)
 
 
-@breaks_graphs(_is_sparse)
+@breaks_graphs(_needs_break)
 def linear_binary_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,
@@ -45,6 +51,7 @@ def linear_binary_cross_entropy(
     pos_weight: torch.Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     chunk_size: int | None = None,
+    group: ProcessGroup | None = None,
 ) -> torch.Tensor:
     r"""Computes the binary cross-entropy of a linear layer's outputs without ever holding all of them.
 
@@ -55,7 +62,7 @@ def linear_binary_cross_entropy(
 
     Some callers get a formula in PyTorch's operators, which holds all logits: exported, traced and transformed code,
     tensor subclasses such as DTensor, the backend ``"aten"``, and a pos_weight that requires a gradient.
-    For ``torch.compile`` the loss is one operator; a sparse CSR tensor breaks the graph.
+    For ``torch.compile`` the loss is one operator; a sparse CSR tensor and a group break the graph.
 
     Args:
         input: shape (N, D), floating.
@@ -66,6 +73,11 @@ def linear_binary_cross_entropy(
         pos_weight: weight of the positives, broadcastable to (L,).
         reduction: ``"mean"``, over all N times L logits, or ``"sum"``.
         chunk_size: labels in a chunk; by default as many as suit the device.
+        group: a process group of ``torch.distributed``, such as ``torch.distributed.group.WORLD``. Each process holds a
+            share of the labels, of any size: their rows of linear_weight, their linear_bias and pos_weight, and target
+            among them. All give the same input. Every process gets the loss of all labels, and the gradient of input
+            that they all have; other gradients are its own. Every process must call the loss and backward equally
+            often, with the same incoming gradient.
 
     Returns:
         A scalar of the dtype of input and linear_weight; under autocast float32 for half types. It can be differentiated
@@ -74,8 +86,9 @@ def linear_binary_cross_entropy(
     Raises:
         TypeError: an argument that is no tensor, or has a dtype not listed above; DTensors beside plain tensors or a CSR.
         ValueError: shapes that do not fit, an empty batch, an unknown reduction, a malformed CSR, a label out of range, a
-            chunk size below 1, several devices.
-        RuntimeError: differentiated twice; a sparse CSR tensor in exported, traced or transformed code, which takes its
+            chunk size below 1, several devices; processes that give different inputs, or get different gradients.
+        RuntimeError: differentiated twice; a group with tensor subclasses, in transformed code, or where another process
+            refused its arguments; a sparse CSR tensor in exported, traced or transformed code, which takes its
             indices in a tuple.
 
     Source:
@@ -89,7 +102,27 @@ def linear_binary_cross_entropy(
         tensor(0.6931)
     """
     where = "linear_binary_cross_entropy()"
-    checks.check_layer(where, input, linear_weight, linear_bias, pos_weight)
+    checks.check_group(where, group)
+    options = linear_bias, pos_weight, reduction, chunk_size
+    if group is None:
+        return _loss(where, None, input, linear_weight, target, *options)
+    with Shares(where, group, input, means=reduction == "mean") as shares:
+        return _loss(where, shares, input, linear_weight, target, *options)
+
+
+def _loss(
+    where: str,
+    shares: Shares | None,
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: Target,
+    linear_bias: torch.Tensor | None,
+    pos_weight: torch.Tensor | None,
+    reduction: Literal["mean", "sum"],
+    chunk_size: int | None,
+) -> torch.Tensor:
+    """Checks the arguments and computes the loss, of all shares of the labels if there are any."""
+    checks.check_layer(where, input, linear_weight, linear_bias, pos_weight, alone=shares is None)
     checks.check_reduction(where, reduction)
     chunk_size = checks.check_chunk_size(where, chunk_size)
     samples, labels = input.shape[0], linear_weight.shape[0]
@@ -97,9 +130,13 @@ def linear_binary_cross_entropy(
     given = positives if isinstance(positives, CSR) else (positives,)
     others = [t for t in (linear_bias, pos_weight, *given) if t is not None]
     work = work_for(
-        OP, linear_weight, input, others,
-        divisor=samples * labels if reduction == "mean" else 1,
-    )  # fmt: skip
+        OP, linear_weight, input, others, divisor=samples * labels if reduction == "mean" else 1, shares=shares
+    )
+    if shares is not None:
+        if work.runner not in ("triton", "cpu"):
+            raise checks.error_group(where)
+        if pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled():
+            raise checks.error_weights_differentiated(where)
     if work.runner == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
         try:
             if isinstance(positives, CSR):
@@ -117,7 +154,7 @@ def linear_binary_cross_entropy(
             return OPERATOR(input, linear_weight, linear_bias, *settings, [*needs_of(operands)])[0]  # type: ignore[no-any-return]
         return loss_of(work.op, None, partial(_by_operator, settings), operands)
     compute = partial(_in_chunks, work, positives, pos_weight, chunk_size)
-    return loss_of(work.op, None, compute, operands)
+    return loss_of(work.op, None if shares is None else shares.group, compute, operands)
 
 
 def _in_chunks(
@@ -131,7 +168,7 @@ def _in_chunks(
     where = f"{work.op}()"
     labels, samples = operands.rows.shape[0], operands.cols.shape[0]
     tile = tile_of(work, operands.rows, operands.cols, chunk_size)
-    if isinstance(positives, CSR) and len(positives.col) > max(FEW, samples * labels // DENSE_FROM):
+    if isinstance(positives, CSR) and labels and len(positives.col) > max(FEW, samples * labels // DENSE_FROM):
         positives = _matrix_in_parts(where, positives, samples, labels)
     step = steps(work.runner)
     if isinstance(positives, CSR):
@@ -139,7 +176,18 @@ def _in_chunks(
     else:
         found = step.in_matrix(positives)
     weights = None if pos_weight is None else pos_weight.detach().to(work.wide).expand(labels)
+    if work.shares is not None:
+        work = _agreed(work, work.shares, operands, needs)
     return loss_and_gradients(replace(work, positives=found, weights=weights), tile, needs, operands)
+
+
+def _agreed(work: Work, shares: Shares, operands: Operands, needs: Needs) -> Work:
+    """Returns the settings of a loss of all labels, once all processes have agreed on them."""
+    (samples, features), labels = operands.cols.shape, len(operands.rows)
+    dtypes = FLOATS.index(work.narrow), FLOATS.index(work.dtype)
+    share = Share(False, samples, features, *dtypes, shares.means, labels, needs.cols, *fingerprint(operands.cols))
+    labels, any_wants_grad = shares.agree(share)
+    return replace(work, divisor=samples * labels if shares.means else 1, any_wants_cols_grad=any_wants_grad)
 
 
 def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:
@@ -213,22 +261,24 @@ def _formula(
         return (values.sum() / work.divisor).to(work.dtype)
 
 
-class LinearBCE(torch.nn.Linear):
+class LinearBCE(HasGroup, torch.nn.Linear):
     """A :class:`torch.nn.Linear` over labels that computes :func:`sigtorch.linear_binary_cross_entropy` of its outputs.
 
     Args:
         in_features: D.
-        num_labels: L.
+        num_labels: L; with a group, those of this process.
         bias: True for a layer with a bias.
         device: of the parameters.
         dtype: of the parameters.
         chunk_size: labels in a chunk; by default as many as suit the device.
         reduction: ``"mean"`` or ``"sum"``.
         pos_weight: weight of the positives, broadcastable to (L,); a buffer.
+        group: a process group, each of which has a layer of its own with a share of the labels. DDP must not average them:
+            keep the layer out of what it wraps.
 
     Raises:
         TypeError, ValueError: a chunk size that is no whole number, or below 1; an unknown reduction; a pos_weight that is
-            no tensor.
+            no tensor; a group that is no process group.
 
     Example:
         >>> layer = sigtorch.nn.LinearBCE(64, 100_000)
@@ -251,25 +301,34 @@ class LinearBCE(torch.nn.Linear):
         chunk_size: int | None = None,
         reduction: Literal["mean", "sum"] = "mean",
         pos_weight: torch.Tensor | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(in_features, num_labels, bias, device, dtype)
         where = "LinearBCE()"
         self.chunk_size = checks.check_chunk_size(where, chunk_size)
         checks.check_reduction(where, reduction)
         self.reduction: Literal["mean", "sum"] = reduction
+        checks.check_group(where, group)
+        self.group = group
         if pos_weight is not None:
             checks.check_floating(where, pos_weight=pos_weight)
         self.register_buffer("pos_weight", pos_weight)
 
     def forward(self, input: torch.Tensor, target: Target | None = None) -> torch.Tensor:
-        """Returns the loss; without a target the logits, as a linear layer does."""
+        """Returns the loss; without a target the logits, of this process's labels, as a linear layer does."""
         if target is None:
             return super().forward(input)
         return linear_binary_cross_entropy(
             input, self.weight, target,
             linear_bias=self.bias, pos_weight=self.pos_weight, reduction=self.reduction, chunk_size=self.chunk_size,
+            group=self.group,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        options = {"chunk_size": self.chunk_size, "reduction": self.reduction, "pos_weight": self.pos_weight}
+        options: dict[str, Any] = {
+            "chunk_size": self.chunk_size,
+            "reduction": self.reduction,
+            "pos_weight": self.pos_weight,
+        }
+        options |= {} if self.group is None else {"group": self.group}
         return f"{super().extra_repr()}, {_checks.shown(**options)}"

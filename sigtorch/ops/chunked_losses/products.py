@@ -22,6 +22,8 @@ from sigtorch._once import once
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from sigtorch.ops.chunked_losses.shares import Shares
+
 # Bytes of a chunk's logits, as many as stay in a CPU's cache or fill a GPU; and the fewest rows of a chunk.
 CHUNK_BYTES, CHUNK_ROWS = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 2**10, "cuda": 2**12}
 # Of few logits a chunk is a third, so that it takes less memory than eager code; of fewer than FEW_ELEMENTS, all.
@@ -62,7 +64,8 @@ class Work:
     runner: _backend.Runner  # of the step between the products
     positives: Any = None  # as a step's module makes them
     weights: Number = None  # of the positives in each row; None for ones
-    group: ProcessGroup | None = None  # each process holds a part of rows and cols
+    group: ProcessGroup | None = None  # each process holds a part of rows and cols, which pass by all others
+    shares: Shares | None = None  # or of the rows alone
     any_wants_cols_grad: bool = False  # any process of the group
 
     @property

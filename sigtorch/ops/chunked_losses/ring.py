@@ -5,7 +5,8 @@ A process holds two blocks of cols at a time. A block's gradient is complete onc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from sigtorch.ops.chunked_losses.products import Sums, rounding
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Self = TypeVar("Self", bound="HasGroup")  # typing's own came with Python 3.11
 DIMS = 8  # dimensions of a shape that are sent to the others
 
 
@@ -50,7 +52,7 @@ def any_wants_cols_grad(where: str, group: ProcessGroup, rows: torch.Tensor, col
     shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
     wanted = cols.requires_grad and torch.is_grad_enabled()
     mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), wanted)
-    seen = _gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
+    seen = gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
     if any(other[:-1] != seen[0][:-1] for other in seen):
         raise checks.error_uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
     return any(other[-1] for other in seen)
@@ -62,12 +64,12 @@ def _shape(padded: list[int]) -> tuple[int, ...]:
 
 def check_same_gradient(op: str, group: ProcessGroup, grad: torch.Tensor) -> None:
     """Raises in every process if they differ: the gradients of cols are sums over all processes already."""
-    seen = _gathered(group, grad.detach().double().reshape(1)).flatten()
+    seen = gathered(group, grad.detach().double().reshape(1)).flatten()
     if not seen.isclose(seen[0], rtol=0, atol=0, equal_nan=True).all():  # NaN in all of them is a step to skip
         raise checks.error_unequal(op, seen.tolist())
 
 
-def _gathered(group: ProcessGroup, mine: torch.Tensor) -> torch.Tensor:
+def gathered(group: ProcessGroup, mine: torch.Tensor) -> torch.Tensor:
     """Returns a row from each process."""
     every = [torch.empty_like(mine) for _ in range(group.size())]
     torch.distributed.all_gather(every, mine, group=group)
@@ -90,3 +92,15 @@ def _exchange(group: ProcessGroup, *pairs: tuple[torch.Tensor | None, torch.Tens
 def _wait(transfers: list[Any]) -> None:
     for transfer in transfers:
         transfer.wait()
+
+
+class HasGroup:
+    """A module that holds a process group, which its copies share: none can be copied."""
+
+    group: ProcessGroup | None
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        memo[id(self.group)] = self.group
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -176,7 +175,7 @@ def _formula(work: Work, image: torch.Tensor, text: torch.Tensor, scale: Any, bi
         return (F.softplus(torch.where(pairs, -z, z), threshold=50).sum() / work.divisor).to(work.dtype)
 
 
-class SigLIPLoss(torch.nn.Module):
+class SigLIPLoss(ring.HasGroup, torch.nn.Module):
     """Computes :func:`sigtorch.siglip_loss`; forward has the arguments of open_clip's ``SigLipLoss``.
 
     Args:
@@ -234,13 +233,6 @@ class SigLIPLoss(torch.nn.Module):
             image_features, text_features, logit_scale, logit_bias, chunk_size=self.chunk_size, group=self.group
         )
         return {"contrastive_loss": loss} if output_dict else loss
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SigLIPLoss:
-        """Copies all but the group, which cannot be copied."""
-        memo[id(self.group)] = self.group
-        copied = type(self).__new__(type(self))
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
 
     def extra_repr(self) -> str:
         return _checks.shown(chunk_size=self.chunk_size, group=self.group)
