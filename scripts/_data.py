@@ -28,8 +28,13 @@ def shuffled(seed: int, step: int, batch: int, samples: int) -> Tensor:
     return torch.cat([_order(seed, epoch, samples)[places[places // samples == epoch] % samples] for epoch in epochs])
 
 
-def share(batch: Tensor, accumulate: int) -> list[Tensor]:
-    """The samples that this process takes of a batch, in as many parts as gradients are accumulated over."""
+def share(batch: Tensor, accumulate: int, parallel: str = "ddp") -> list[Tensor]:
+    """The samples that this process takes of a batch, in as many parts as gradients are accumulated over.
+
+    Processes that share labels take all samples each.
+    """
+    if parallel == "labels":
+        return list(batch.view(accumulate, -1))
     return list(batch.view(accumulate, size(), -1)[:, rank()])
 
 

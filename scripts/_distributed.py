@@ -100,14 +100,18 @@ def together(do: Callable[[], T]) -> list[T]:
     return [answer for answer, _ in said]
 
 
-def spread(model: nn.Module, units: Iterable[nn.Module], parallel: str, device: torch.device) -> nn.Module:
+def spread(
+    model: nn.Module, units: Iterable[nn.Module], parallel: str, device: torch.device, own: Iterable[str] = ()
+) -> nn.Module:
     """The model to call in training: of one process the model itself, else copies of it (ddp) or shards (fsdp).
 
-    Shards are gathered unit by unit, and what belongs to none of the units all at once.
+    Shards are gathered unit by unit, and what belongs to none of the units all at once. ``own`` are the parameters of which
+    no copy is like another (labels).
     """
     if size() == 1:
         return model
-    if parallel == "ddp":
+    if parallel in ("ddp", "labels"):
+        model._ddp_params_and_buffers_to_ignore = [*own]  # as DistributedDataParallel looks for them
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (size(),))
     for module in (*units, model):
@@ -128,12 +132,12 @@ def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextMana
     return contextlib.nullcontext()
 
 
-def weights_of(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters, in shards where there are: an evaluation leaves some of them gathered."""
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, in shards where there are: an evaluation leaves some of them gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    return list(model.parameters())
+    return dict(model.named_parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -110,7 +110,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_options(
-    parser: argparse.ArgumentParser, script: str, *, out: str, save: bool = False, dtypes: Iterable[str] = TRAINED
+    parser: argparse.ArgumentParser,
+    script: str,
+    *,
+    out: str,
+    save: bool = False,
+    dtypes: Iterable[str] = TRAINED,
+    parallel: Iterable[str] = _distributed.PARALLEL,
 ) -> None:
     """Add what every training script takes; save only where there are sigmoids to choose it for."""
     add, flag = parser.add_argument, {"action": "store_true"}
@@ -136,7 +142,7 @@ def add_options(
         help="parts that a batch is computed in (%(default)s)",
     )
     add("--clip", type=positive_float, metavar="NORM", help="largest norm of the gradient (%(default)s)")
-    add("--parallel", choices=_distributed.PARALLEL, default="ddp", help="what processes share (%(default)s)")
+    add("--parallel", choices=parallel, default="ddp", help="what processes share (%(default)s)")
     add("--out", type=folder, default=out, help="folder for all that it writes (%(default)s)")
     add("--checkpoint-every", type=positive_int, metavar="STEPS", help="(only at the end, or when a signal comes)")
     add("--resume", **flag, help="go on from the newest complete checkpoint in --out")
@@ -145,7 +151,8 @@ def add_options(
 
 def check(parser: Parser, args: argparse.Namespace, samples: int) -> None:
     """Refuse in one line what does not go together, or does not work here; set the device."""
-    shares, batch = _distributed.size() * args.accumulate, args.batch
+    of_samples = 1 if args.parallel == "labels" else _distributed.size()
+    shares, batch = of_samples * args.accumulate, args.batch
     processes = f"{_distributed.size()} process{'es' * (_distributed.size() > 1)}"
     if samples < _distributed.size():
         parser.error(f"{processes} need a sample each to train on, and the number of samples is {samples}")

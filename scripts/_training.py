@@ -18,6 +18,7 @@ import _checkpoint
 import _data
 import _distributed
 import _options
+import _shares
 import torch
 from _measure import peak_memory
 from _output import Row, give_up, logging, progress, save_weights, warn, write_csv
@@ -72,7 +73,8 @@ class Run:
         if args.compile:
             for part in parts or [model]:
                 part.forward = torch.compile(part.forward)
-        self.called = _distributed.spread(model, parts, args.parallel, args.device)
+        self.shared = _shares.names(model)
+        self.called = _distributed.spread(model, parts, args.parallel, args.device, self.shared)
         self.optimizer = job.optimizer(model.parameters())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, job.factor)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.dtype == "float16")
@@ -105,7 +107,7 @@ class Run:
 
     def warm_up(self) -> None:
         """Compile and load what a step needs, and leave everything as it was."""
-        self.backward(_data.share(self.job.batch_of(1), self.args.accumulate))
+        self.backward(_data.share(self.job.batch_of(1), self.args.accumulate, self.args.parallel))
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -133,8 +135,8 @@ class Run:
 
     def _clip(self) -> Tensor:
         """Scale the gradients down where --clip says so, and return their norm before."""
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        gradients = {name: t.grad for name, t in self.model.named_parameters() if t.grad is not None}
+        norm = _shares.norm(gradients, self.shared)
         if self.args.clip is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.args.clip, norm)
         return _distributed.whole(norm)
@@ -195,7 +197,7 @@ class Run:
     def tensors(self) -> Row:
         """The tensors that a checkpoint keeps: the same for any number of processes."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer}
+        return _shares.wholes({"model": model, "optimizer": optimizer}, self.shared)
 
     def values(self) -> Row:
         """The plain values that a checkpoint keeps."""
@@ -204,7 +206,7 @@ class Run:
 
     def restore(self, tensors: Row, values: Row) -> None:
         """Restore what ``tensors`` and ``values`` returned; a learning rate that was given anew holds."""
-        rates = self.schedule.base_lrs
+        rates, tensors = self.schedule.base_lrs, _shares.own(tensors, self.shared)
         set_state_dict(
             self.model, self.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
         )
@@ -219,6 +221,9 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """All weights, on the CPU; in the first process alone."""
+        if self.shared:
+            whole = {name: _distributed.whole(t).cpu() for name, t in self.tensors()["model"].items()}
+            return whole if _distributed.rank() == 0 else {}
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def summary(self) -> Row:
@@ -255,7 +260,7 @@ def train(runs: Sequence[Run], job: Job, args: argparse.Namespace) -> None:
         for number in range(start + 1, job.steps + 1):
             try:
                 for run in runs if number % 2 else reversed(runs):
-                    run.step(number, _data.share(job.batch_of(number), args.accumulate), bool(caught))
+                    run.step(number, _data.share(job.batch_of(number), args.accumulate, args.parallel), bool(caught))
                     if len(runs) > 1:
                         run.settle()
                 for run in runs if job.measured(number) else ():
@@ -302,7 +307,9 @@ def save(runs: Sequence[Run], number: int, args: argparse.Namespace, former: Pat
     """Write a checkpoint of finite weights and the metrics so far, and return the last good checkpoint."""
     for run in runs:
         run.settle()
-        norm = nn.utils.get_total_norm([weight.detach() for weight in _distributed.weights_of(run.model)])
+        norm = _shares.norm(
+            {name: weight.detach() for name, weight in _distributed.weights_of(run.model).items()}, run.shared
+        )
         if not _distributed.whole(norm).isfinite():
             raise FloatingPointError(f"the weights are no numbers after step {number}")
     tensors = {str(place): run.tensors() for place, run in enumerate(runs)}

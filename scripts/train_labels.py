@@ -2,8 +2,10 @@
 
 It reads the Python standard library, or with --data a file or folder. A sample is a place: the words before it go in, and
 the pairs of neighbours among the words behind it are its labels, of all pairs that the text has twice. A twentieth is held
-out. Beside precision it draws what a step holds in memory, against eager PyTorch with a matrix of targets.
-Example: ``python scripts/train_labels.py --steps 300``
+out. Beside precision it draws what a step holds in memory, against eager PyTorch with a matrix of targets. Several processes
+share the samples of a batch, or with --parallel labels the labels, which may then be too many for one.
+Examples: ``python scripts/train_labels.py --steps 300``
+``torchrun --standalone --nproc-per-node 2 scripts/train_labels.py --parallel labels``
 """
 
 import _start  # isort: skip
@@ -22,6 +24,7 @@ import _distributed
 import _folder
 import _options
 import _output
+import _shares
 import _training
 import torch
 import train_text
@@ -66,27 +69,32 @@ def load(place: Path | None) -> Text:
     return Text(numbers, torch.tensor([common.get(pair, -1) for pair in pairs]), len(common), held_out)
 
 
-def sample(text: Text, starts: Tensor, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The words before these places, and the labels behind them, as row pointers and columns."""
+def sample(
+    text: Text, starts: Tensor, device: torch.device, labels: range | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The words before these places, and the labels behind them, as row pointers and columns: of all or of some labels."""
     before = text.words[starts[:, None] + torch.arange(BEFORE)]
     behind = text.pairs[starts[:, None] + BEFORE + torch.arange(BEHIND - 1)].sort(1).values
-    known = behind >= 0
+    labels = range(text.labels) if labels is None else labels
+    known = (behind >= labels.start) & (behind < labels.stop)
     known[:, 1:] &= behind[:, 1:] != behind[:, :-1]
     crow = F.pad(known.sum(1).cumsum(0), (1, 0))
-    return _data.move_to(before, device), tuple(_data.move_to(t, device) for t in (crow, behind[known]))
+    return _data.move_to(before, device), tuple(_data.move_to(t, device) for t in (crow, behind[known] - labels.start))
 
 
 class Model(nn.Module):
     """Words to one hidden feature, and that to labels; given these it answers with the loss, else with the logits."""
 
-    def __init__(self, dim: int, labels: int, run: str, chunk: int | None):
+    def __init__(self, dim: int, labels: int, run: str, chunk: int | None, parallel: str = "ddp"):
         super().__init__()
         self.embedding = nn.Embedding(WORDS, dim)
         self.places = nn.Linear(BEFORE * dim, dim)
         self.mlp = train_text.RUNS[run][0](dim, 2 * dim)
-        self.head = sigtorch.nn.LinearBCE(dim, labels, chunk_size=chunk, reduction="sum")
+        nn.init.normal_(self.embedding.weight, std=0.3)  # before what may have a size of its own in each process
+        group = _shares.group(parallel)
+        own = labels if group is None else len(_shares.rows(labels))
+        self.head = sigtorch.nn.LinearBCE(dim, own, chunk_size=chunk, reduction="sum", group=group)
         self.run = run
-        nn.init.normal_(self.embedding.weight, std=0.3)
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, -math.log(labels / 3))  # few of them are positive
 
@@ -114,7 +122,7 @@ def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> dict[str
     hits = torch.zeros(max(RANKS))
     for part in starts.split(64):
         words, (crow, columns) = sample(text, part, args.device)
-        first = model(words).topk(max(RANKS)).indices.cpu()
+        first = first_labels(model(words), text, args)
         rows = torch.arange(len(part)).repeat_interleave(crow.cpu().diff())
         right = torch.zeros(len(part), text.labels, dtype=torch.bool).index_put(
             (rows, columns.cpu()), torch.tensor(True)
@@ -123,12 +131,23 @@ def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> dict[str
     return {f"precision_at_{k}": (hits[:k].sum() / k / PLACES).item() for k in RANKS}
 
 
+def first_labels(logits: Tensor, text: Text, args: argparse.Namespace) -> Tensor:
+    """The labels of the largest logits, among those of all processes if they share the labels."""
+    values, labels = (t.cpu() for t in logits.topk(min(max(RANKS), logits.shape[1])))
+    if _shares.group(args.parallel) is None:
+        return labels
+    every = _distributed.gather((values, labels + _shares.rows(text.labels).start))
+    values, labels = (torch.cat(parts, 1) for parts in zip(*every, strict=True))
+    return labels.gather(1, values.topk(max(RANKS)).indices)
+
+
 def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
     """The task: the labels of places drawn anew for every step."""
     every = math.ceil(args.steps / MEASUREMENTS)
+    labels = None if _shares.group(args.parallel) is None else _shares.rows(text.labels)
 
     def loss(model: nn.Module, places: Tensor) -> Tensor:
-        return model(*sample(text, places, args.device)) / len(places)
+        return model(*sample(text, places, args.device, labels)) / len(places)
 
     def measure(model: nn.Module, step: int, mean: float) -> _output.Row:
         return {"step": step, "train_loss": mean} | evaluate(model, text, args)
@@ -205,7 +224,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     add("--steps", type=whole, default=300, help="(%(default)s)")
     add("--chunk", type=whole, metavar="LABELS", help="of a chunk of logits (what suits the device)")
     add("--lr", type=_options.positive_float, default=5e-3, help="highest learning rate (%(default)s)")
-    _options.add_options(parser, __file__, out="runs/labels")
+    _options.add_options(parser, __file__, out="runs/labels", parallel=(*_distributed.PARALLEL, "labels"))
     args = parser.parse_args(argv)
     if args.dim > 4096:
         parser.error(f"argument --dim: {args.dim} features are more than 4,096")
@@ -213,6 +232,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
         text = load(args.data)
     except (OSError, ValueError) as error:
         parser.error(f"argument --data: {error}")
+    if _shares.group(args.parallel) is not None:
+        if args.compare:
+            parser.error("argument --compare: PyTorch's operators need all labels in one process")
+        if args.dtype == "float16":
+            parser.error(
+                "argument --dtype: processes that share labels have no common scale for float16; take bfloat16"
+            )
     args.samples = len(text.words) - text.held_out - BEFORE - BEHIND
     if args.samples < args.batch:
         parser.error(f"argument --batch: {args.batch} places a step, of {max(0, args.samples)} to train on")
@@ -223,7 +249,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
 def start(name: str, job: _training.Job, text: Text, args: argparse.Namespace) -> _training.Run:
     """A run at its first step, with the weights that --seed gives."""
     _options.seed_everything(args.seed)
-    model = Model(args.dim, text.labels, name, args.chunk).to(args.device)
+    model = Model(args.dim, text.labels, name, args.chunk, args.parallel).to(args.device)
     if name == "patched":
         print(sigtorch.patch(model))
     return _training.Run(name, model, job, args)

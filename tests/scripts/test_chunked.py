@@ -1,5 +1,7 @@
 """The trainings with losses in chunks, at a small size: one process and two, what they leave, what they refuse."""
 
+import shutil
+
 import pytest
 import torch
 import train_labels
@@ -29,6 +31,32 @@ def test_two_processes_learn_what_one_does(script, options, chunk, tmp_path):
     rows = [read_csv(tmp_path / str(n) / "metrics.csv") for n in (1, 2)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     assert_picture(tmp_path / "2" / "curves.png")
+
+
+def test_processes_that_share_labels_learn_what_one_does(tmp_path):
+    """Of a batch that they could not divide, clipped by the norm of all; another number of them goes on."""
+    options = (*LABELS, "--batch", 15, "--clip", 0.5, "--parallel", "labels", "--checkpoint-every", STEPS // 2)
+    whole = tmp_path / "1"
+    trained("train_labels.py", options, whole)
+    for before, after in ((2, 3), (3, 1), (1, 2)):
+        out = tmp_path / f"{before} to {after}"
+        trained("train_labels.py", (*options, "--steps", STEPS), out, before)
+        assert losses(out, STEPS) == pytest.approx(losses(whole, STEPS), rel=1e-5)
+        same_weights(out, whole)
+        shutil.rmtree(next((out / "checkpoints").glob(f"step-*{STEPS}")))
+        trained("train_labels.py", (*options, "--resume"), out, after)
+        assert losses(out, STEPS) == pytest.approx(losses(whole, STEPS), rel=1e-5)
+        same_weights(out, whole)
+        rows = [read_csv(folder / "metrics.csv")[-1] for folder in (out, whole)]
+        assert rows[0]["precision_at_5"] == rows[1]["precision_at_5"]
+
+
+def same_weights(out, other):
+    mine, theirs = (torch.load(folder / "model.pt", weights_only=True)["model"] for folder in (out, other))
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():  # as a whole: Adam makes much of the rounding of a gradient near 0
+        assert weight.shape == theirs[name].shape
+        assert (weight - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
 
 
 @pytest.mark.parametrize(("script", "options"), [("train_siglip.py", SIGLIP), ("train_labels.py", LABELS)])
