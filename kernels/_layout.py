@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -65,6 +65,19 @@ class Layout(NamedTuple):
     stride_sets: tuple[int, ...]  # one per operand: its set of strides
     kinds: tuple[int, ...]  # one per operand
     vector: int  # elements of one access; all row strides are multiples of it
+
+
+class LossPass(NamedTuple):
+    """Functions of ``_loss_math.py``, by which a kernel does one pass of a loss."""
+
+    returns: Any  # what the pass returns: ``value``, ``gradient`` or ``gradient_and_value``
+    loss: Any  # such as ``bce``
+    target: Any  # how the target is read: ``dense``, ``mask`` or ``class_index``
+
+
+def functions_of(fn: Any) -> tuple[Any, Any, Any]:
+    """Returns FN, LOSS and TARGET of a kernel for a pass of a loss or for a scalar function."""
+    return fn if isinstance(fn, LossPass) else (fn, None, None)
 
 
 class Form(NamedTuple):

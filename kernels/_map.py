@@ -15,6 +15,7 @@ from sigtorch.kernels._layout import (
     Operand,
     encode_strides,
     form_of,
+    functions_of,
     layout_of,
     tile_shape,
 )
@@ -31,6 +32,8 @@ def _map_kernel(
     rows,
     cols,
     FN: tl.constexpr,
+    LOSS: tl.constexpr,
+    TARGET: tl.constexpr,
     FORM: tl.constexpr,
     ROWS_FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,7 +49,7 @@ def _map_kernel(
     col = tl.program_id(2 if ROWS_FIRST else 0).to(tl.int64) * BLOCK_N
     tile = Tile(batch, row, col, m, n, rows, cols)
     unused = row  # run_tile() wants accumulators
-    run_tile(inputs, outputs, strides, tile, FN, FORM, None, unused, unused)
+    run_tile(inputs, outputs, strides, tile, FN, LOSS, TARGET, FORM, None, unused, unused)
 
 
 def launch_map(
@@ -60,7 +63,7 @@ def launch_map(
     """Writes fn of the inputs into the outputs.
 
     Args:
-        fn: a scalar function of ``_math.py``, with one result per output.
+        fn: a scalar function of ``_math.py``, or the pass of a loss, with one result per output.
         inputs: tensors that broadcast to the outputs' shape, numbers, or ``INDEX``: an element's index along the outputs'
             last dimension.
         outputs: freshly allocated tensors of one shape, with the same strides, that do not overlap.
@@ -82,5 +85,5 @@ def _map_call(
     grid = (down, layout.batches, across) if rows_first else (across, layout.batches, down)
     form = form_of(layout, inputs, [t.dtype for t in outputs], target_input)
     strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    arguments = (*strides, layout.rows, layout.cols, fn, form, rows_first, block_m, block_n)
+    arguments = (*strides, layout.rows, layout.cols, *functions_of(fn), form, rows_first, block_m, block_n)
     return Call(_map_kernel, grid, arguments, warps=warps)

@@ -11,7 +11,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LOG2_E_HIGH = tl.constexpr(1.4426950216293335)  # float32(log2 e)
 LOG2_E_LOW = tl.constexpr(1.9259629911266175e-08)  # log2(e) - LOG2_E_HIGH
 LN_2 = tl.constexpr(0.6931471805599453)
-SMALL = tl.constexpr(2.0**-126)  # the smallest normal float32
 # Minimax on [0, 1/9], within 5e-9: 2 atanh(y) = y * (2 + z * (C1 + C2 z + C3 z^2 + C4 z^3)) with z = y^2.
 C1 = tl.constexpr(0.66666416)
 C2 = tl.constexpr(0.40021534)
@@ -192,12 +191,8 @@ def dsigmoid_lerp(grad, x, y, gate, PRECISE: tl.constexpr):
     return grad_x, grad * rest, grad_x * rest * (x - y)
 
 
-# The losses of one logit x and its target t, and their gradients. t weighs the positive class, 1 - t the negative one.
-# With e = exp(-|x|), no sum cancels for t in [0, 1].
-
-
 @triton.jit
-def _log1p(e):
+def log1p(e):
     """Returns log(1 + e) for e in [0, 1], also where e is so small that 1 + e would lose its digits."""
     if e.dtype == tl.float64:
         u = 1.0 + e
@@ -207,170 +202,6 @@ def _log1p(e):
         z = y * y
         p = fma(z, fma(z, fma(z, C4, C3), C2), C1)
         return y * fma(z, p, 2.0)
-
-
-@triton.jit
-def _power(q, gamma, sign, PRECISE: tl.constexpr):
-    """Returns q ** gamma; for a negative q, from a target outside of [0, 1], |q| ** gamma times sign."""
-    if q.dtype == tl.float64:
-        p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))
-    elif gamma == 2.0:  # all threads take the same branch
-        p = q * q
-    else:
-        # Mantissa and exponent apart: one approximate log2 of both has too large a relative error at q = 1e-15.
-        bits = tl.maximum(tl.abs(q), SMALL).to(tl.int32, bitcast=True)
-        exponent = ((bits >> 23) - 127).to(tl.float32)
-        mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        high = gamma * exponent
-        low = fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
-        p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)
-    return tl.where(q < 0, p * sign, p)
-
-
-@triton.jit
-def _target_of_class(index, column, background, classes):
-    """Returns 1 in the column that a class index names, else 0; background and ``classes`` name none, others give NaN."""
-    t = tl.where((index == column) & (index != background), 1.0, 0.0)
-    known = ((index >= 0) & (index <= classes)) | (index == background)
-    return tl.where(known, t, float("nan"))
-
-
-@triton.jit
-def _target_of_mask(t):
-    """Returns a uint8 target that is 0 or 1; any other gives NaN."""
-    return tl.where(t <= 1, t, float("nan"))
-
-
-@triton.jit
-def _smoothed(t, keep):
-    """Returns t with label smoothing 1 - keep."""
-    return fma(t, keep, 0.5 * (1.0 - keep))
-
-
-@triton.jit
-def _term_weights(t, pos_weight, keep):
-    """Returns the weights of softplus(-x) and softplus(x); keep is 1 minus the label smoothing, and keep = 1 compiles away."""
-    negative = 1.0 - t
-    if t.dtype == tl.float64:  # noqa: SIM114, Triton's `or` is of two constexprs or of two tensors
-        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
-    elif keep != 1.0:
-        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
-    return pos_weight * t, negative
-
-
-@triton.jit
-def bce(divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    """Returns weight / divisor * (positive * softplus(-x) + negative * softplus(x))."""
-    t = t.to(x.dtype)
-    e = exp_neg(tl.abs(x), PRECISE)
-    positive, negative = _term_weights(t, pos_weight, keep)
-    far = tl.where(x >= 0, negative, positive) * tl.abs(x)
-    return weight * (1.0 / divisor) * fma(positive + negative, _log1p(e), far)
-
-
-@triton.jit
-def dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    """Returns grad * weight / divisor * (negative * sigmoid(x) - positive * sigmoid(-x))."""
-    t = t.to(x.dtype)
-    e = exp_neg(tl.abs(x), PRECISE)
-    positive, negative = _term_weights(t, pos_weight, keep)
-    slope = tl.where(x >= 0, fma(-positive, e, negative), fma(negative, e, -positive))
-    return grad * (1.0 / divisor) * weight * (slope * reciprocal(1.0 + e))
-
-
-@triton.jit
-def _apply_pos_weight(x, near, far, pos_weight):
-    """Returns the weights near and far with the positive class weighted, and their sum."""
-    if pos_weight is None:
-        return near, far, 1.0
-    else:
-        near, far = tl.where(x >= 0, pos_weight * near, near), tl.where(x >= 0, far, pos_weight * far)
-        return near, far, near + far
-
-
-@triton.jit
-def focal(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
-    """Returns weight / divisor * (pos * t + neg * (1 - t)) * q ** gamma * bce with q = t * (1 - s) + (1 - t) * s."""
-    t = t.to(x.dtype)
-    e = exp_neg(tl.abs(x), PRECISE)
-    near = tl.where(x >= 0, t, 1.0 - t)  # the weight of the class that the sign of x predicts
-    far = tl.where(x >= 0, 1.0 - t, t)
-    q = fma(near, e, far) * reciprocal(1.0 + e)
-    near, far, both = _apply_pos_weight(x, near, far, pos_weight)
-    cross_entropy = fma(far, tl.abs(x), both * _log1p(e))
-    factor = weight * (1.0 / divisor) * fma(pos, t, neg * (1.0 - t))
-    return factor * (_power(q, gamma, sign, PRECISE) * cross_entropy)
-
-
-@triton.jit
-def dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
-    """Returns grad times focal's derivative: q' = (1 - 2t) * s * (1 - s), and bce' is the slope."""
-    t = t.to(x.dtype)
-    e = exp_neg(tl.abs(x), PRECISE)
-    r = reciprocal(1.0 + e)
-    near = tl.where(x >= 0, t, 1.0 - t)
-    far = tl.where(x >= 0, 1.0 - t, t)
-    sum_ = fma(near, e, far)
-    q = sum_ * r
-    # sigmoid(x) * sigmoid(-x) / q; e cancels if it is a factor of q.
-    ratio = tl.where(far == 0, r, e * r) * reciprocal(tl.where(far == 0, near, sum_))
-    near, far, both = _apply_pos_weight(x, near, far, pos_weight)
-    cross_entropy = fma(far, tl.abs(x), both * _log1p(e))
-    slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
-    slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
-    factor = grad * (1.0 / divisor) * weight * fma(pos, t, neg * (1.0 - t))
-    return factor * (_power(q, gamma, sign, PRECISE) * slope)
-
-
-@triton.jit
-def bce_of_mask(divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    return bce(divisor, x, _target_of_mask(t), weight, pos_weight, keep, PRECISE)
-
-
-@triton.jit
-def dbce_of_mask(grad, divisor, x, t, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    return dbce(grad, divisor, x, _target_of_mask(t), weight, pos_weight, keep, PRECISE)
-
-
-@triton.jit
-def focal_of_mask(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
-    return focal(divisor, x, _target_of_mask(t), weight, pos, neg, gamma, sign, pos_weight, PRECISE)
-
-
-@triton.jit
-def dfocal_of_mask(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
-    return dfocal(grad, divisor, x, _target_of_mask(t), weight, pos, neg, gamma, sign, pos_weight, PRECISE)
-
-
-@triton.jit
-def bce_of_class(divisor, x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr):
-    return bce(divisor, x, _target_of_class(index, column, background, classes), weight, pos_weight, keep, PRECISE)
-
-
-@triton.jit
-def dbce_of_class(
-    grad, divisor, x, index, column, background, classes, weight, pos_weight, keep, PRECISE: tl.constexpr
-):
-    t = _target_of_class(index, column, background, classes)
-    return dbce(grad, divisor, x, t, weight, pos_weight, keep, PRECISE)
-
-
-@triton.jit
-def focal_of_class(
-    divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, pos_weight=None,
-    PRECISE: tl.constexpr = True,
-):  # fmt: skip
-    t = _target_of_class(index, column, background, classes)
-    return focal(divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)
-
-
-@triton.jit
-def dfocal_of_class(
-    grad, divisor, x, index, column, background, classes, weight, pos, neg, gamma, sign, pos_weight=None,
-    PRECISE: tl.constexpr = True,
-):  # fmt: skip
-    t = _target_of_class(index, column, background, classes)
-    return dfocal(grad, divisor, x, t, weight, pos, neg, gamma, sign, pos_weight, PRECISE)
 
 
 # A pair of a chunk of logits.
@@ -383,4 +214,4 @@ def pair(z, positive, PRECISE: tl.constexpr):
     r = reciprocal(1.0 + e)
     y = tl.where(positive, -z, z)
     slope = tl.where(y < 0, e * r, r)
-    return tl.where(positive, -slope, slope), tl.maximum(y, 0.0) + _log1p(e)
+    return tl.where(positive, -slope, slope), tl.maximum(y, 0.0) + log1p(e)

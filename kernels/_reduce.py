@@ -20,6 +20,7 @@ from sigtorch.kernels._layout import (
     encode_strides,
     exact,
     form_of,
+    functions_of,
     layout_of,
     tile_shape,
 )
@@ -71,7 +72,7 @@ def _map_and_sum_kernel(
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         tile = Tile(batch, row, col, m, n, rows, cols)
         unused = number  # nothing is counted
-        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, FORM, 1.0, total, unused)
+        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, None, None, FORM, 1.0, total, unused)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
@@ -144,14 +145,16 @@ def _sum_kernel(
     rows,
     cols,
     FN: tl.constexpr,
+    LOSS: tl.constexpr,
+    TARGET: tl.constexpr,
     FORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Runs every tile whose number is this program's, modulo the number of programs.
 
-    The output holds the programs' sums: (programs,). If some elements are ignored, it is (2 * programs,): behind the sums,
-    how many elements each program did not ignore.
+    FN's last result is summed, the others are written into the outputs. The last output holds the programs' sums: (programs,).
+    If some elements are ignored, it is (2 * programs,): behind the sums, how many elements each program did not ignore.
     """
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
@@ -168,9 +171,9 @@ def _sum_kernel(
             row = number // across % down * BLOCK_M
             col = number % across * BLOCK_N
         tile = Tile(batch, row, col, m, n, rows, cols)
-        total, count = run_tile(inputs, (), strides, tile, FN, FORM, SCALE, total, count)
+        total, count = run_tile(inputs, outputs[:-1], strides, tile, FN, LOSS, TARGET, FORM, SCALE, total, count)
         number += tl.num_programs(0)
-    ptr = outputs[0] + tl.program_id(0)
+    ptr = outputs[-1] + tl.program_id(0)
     tl.store(ptr, _sum(total) * (1.0 / SCALE))
     if FORM.target_input is not None:
         tl.store(ptr + tl.num_programs(0), _sum(count))
@@ -228,20 +231,23 @@ def launch_sum(
     dtype: torch.dtype,
     *,
     target_input: int | None = None,
+    gradient: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Operand]:
     """Returns the sum of fn over all elements, divided, and the divisor.
 
     Args:
-        fn: a scalar function of ``_math.py``, with one result.
+        fn: a scalar function of ``_math.py``, or the pass of a loss. Its only result, or the second, is summed.
         inputs: as for ``launch_map``, broadcastable to like's shape.
         like: the tensor whose shape and order of elements the kernel follows.
         divisor: a number or a 0-d tensor; None for the count of elements that are not ignored, at least 1.
         dtype: of the result.
         target_input: the input whose elements are ignored where they equal the last input, a number.
+        gradient: freshly allocated, for fn's first result; the kernel then follows it in place of like.
     """
-    ready, inputs = plan(_sum_call, fn, exact(inputs, like), (like,), (dtype, target_input))
+    written = () if gradient is None else (gradient,)
+    ready, inputs = plan(_sum_call, fn, exact(inputs, like), written or (like,), (dtype, target_input))
     partials = torch.empty(ready.call.partials, dtype=torch.float64, device=like.device)
-    ready.launch(inputs, (partials,))
+    ready.launch(inputs, (*written, partials))
     total = torch.empty((), dtype=dtype, device=like.device)
     outputs: tuple[torch.Tensor, ...] = (total,)
     if divisor is None:
@@ -266,9 +272,10 @@ def _sum_call(
     block_m, block_n = tile_shape(layout, LOSS_TILE)
     tiles = layout.batches * triton.cdiv(layout.rows, block_m) * triton.cdiv(layout.cols, block_n)
     programs = min(tiles, LOSS_PROGRAMS)
-    form = form_of(layout, inputs, [dtype], target_input)
+    # The only output is the gradient, or stands for x.
+    form = form_of(layout, inputs, [dtype, *(t.dtype for t in outputs)], target_input)
     strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    arguments = (*strides, layout.batches, layout.rows, layout.cols, fn, form, block_m, block_n)
+    arguments = (*strides, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
     partials = programs if target_input is None else 2 * programs
     return Call(_sum_kernel, (programs, 1, 1), arguments, partials, LOSS_WARPS if block_m == 1 else WARPS)
 

@@ -1,7 +1,8 @@
 """Tiles: what a kernel does for one block of elements, (BLOCK_M, BLOCK_N): load, compute, store, add up.
 
 ``inputs`` and ``outputs`` are tuples of pointers and numbers, ``strides`` a pair of encoded tuples (of batches, of rows),
-``FN`` a scalar function of ``_math.py``, and ``FORM`` the ``_layout.Form`` that tells how each operand is read.
+``FN`` a scalar function of ``_math.py``, and ``FORM`` the ``_layout.Form`` that tells how each operand is read. If there is a
+LOSS, it and TARGET are functions of ``_loss_math.py``, and FN is what a pass returns of them.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from sigtorch.kernels._layout import KINDS, decode_stride
 from sigtorch.kernels._math import rounded, widened
 
 PER_ROW, PER_COLUMN, PER_ELEMENT, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = map(tl.constexpr, KINDS)
+COMMON = tl.constexpr(8)  # operands that every loss has
 
 
 class Tile(NamedTuple):
@@ -36,7 +38,7 @@ class Masks(NamedTuple):
 
 
 @triton.jit
-def run_tile(inputs, outputs, strides, tile, FN, FORM: tl.constexpr, SCALE, total, count):
+def run_tile(inputs, outputs, strides, tile, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, total, count):
     """Writes FN of a tile of the inputs into the outputs.
 
     If there is a SCALE, FN's last result is no output: times SCALE, it is added to ``total``, and 1 to ``count`` for each
@@ -44,34 +46,44 @@ def run_tile(inputs, outputs, strides, tile, FN, FORM: tl.constexpr, SCALE, tota
     """
     # Masked accesses are only as wide as the compiler can prove of their masks, so only the last tiles are masked.
     if (tile.row + tile.m.shape[0] <= tile.rows) & (tile.col + tile.n.shape[1] <= tile.cols):
-        total, count = _run_tile(inputs, outputs, strides, tile, FN, FORM, SCALE, total, count, MASKED=False)
+        total, count = _run_tile(
+            inputs, outputs, strides, tile, Masks(None, None, None), FN, LOSS, TARGET, FORM, SCALE, total, count
+        )
     else:
-        total, count = _run_tile(inputs, outputs, strides, tile, FN, FORM, SCALE, total, count, MASKED=True)
+        total, count = _run_tile(
+            inputs, outputs, strides, tile, _masks(tile, FORM.vector), FN, LOSS, TARGET, FORM, SCALE, total, count
+        )
     return total, count
 
 
 @triton.jit
-def _run_tile(inputs, outputs, strides, tile, FN, FORM: tl.constexpr, SCALE, total, count, MASKED: tl.constexpr):
-    masks = _masks(tile, FORM.vector) if MASKED else Masks(None, None, None)
+def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, total, count):
     values = ()
     for i in tl.static_range(len(inputs)):
         value = _load(inputs[i], strides, tile, masks, FORM.stride_sets[i], FORM.kinds[i], FORM)
         values = values + (value,)  # noqa: RUF005, Triton's tuples take no star
-    if FORM.target_input is not None:  # ignored elements give 0, even for inf or NaN
-        taken = values[FORM.target_input] != values[-1]
-        results = tl.where(taken, FN(*values[:-1], PRECISE=FORM.precise), 0.0)
-        if SCALE is not None:
-            count += tl.where(taken & masks.elements if MASKED else taken, 1.0, 0.0)
-    else:
+    taken = None if FORM.target_input is None else values[FORM.target_input] != values[-1]
+    if LOSS is None:
         results = FN(*values, PRECISE=FORM.precise)
+    else:
+        own = values[COMMON:] if taken is None else values[COMMON:-1]
+        results = FN(*values[:COMMON], own, LOSS, TARGET, PRECISE=FORM.precise)
     for i in tl.static_range(len(outputs)):
         ptr = pointers(outputs[i], strides, tile, FORM.stride_sets[len(inputs) + i], PER_ELEMENT, FORM.vector)
         result = results if SCALE is None and len(outputs) == 1 else results[i]
-        tl.store(ptr, rounded(result, ptr.dtype.element_ty), mask=masks.elements)
+        tl.store(ptr, rounded(_only(taken, result), ptr.dtype.element_ty), mask=masks.elements)
     if SCALE is not None:
-        last = (results[len(outputs)] if len(outputs) else results) * SCALE
-        total += tl.where(masks.elements, last, 0.0) if MASKED else last
+        last = _only(taken, results[len(outputs)] if len(outputs) else results) * SCALE
+        total += _only(masks.elements, last)
+        if taken is not None:
+            count += _only(masks.elements, tl.where(taken, 1.0, 0.0))
     return total, count
+
+
+@triton.jit
+def _only(mask, value):
+    """Returns value where the mask is set, else 0, even for inf or NaN; without a mask, value."""
+    return value if mask is None else tl.where(mask, value, 0.0)
 
 
 @triton.jit

@@ -1,4 +1,8 @@
-"""The losses' passes: forward reads each logit and target once, backward once more and writes the gradient."""
+"""The losses' passes.
+
+A sum reads each logit and target once, and writes the gradient beside it, where one is wanted. A loss of each element has a
+second pass for its gradient. A gradient that is written already is multiplied by the incoming one, in place.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,48 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sigtorch.kernels import _math
-from sigtorch.kernels._layout import INDEX, Operand, axes_of, exact, is_reachable
+from sigtorch.kernels import _loss_math
+from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_reachable
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_sum
+from sigtorch.kernels._scale import launch_scale
 
 
-class Scalars(NamedTuple):
-    """A loss of one element and its derivative, functions from ``_math.py``."""
+class LossPasses(NamedTuple):
+    """The passes of a loss over one kind of target."""
 
-    forward: Any
-    backward: Any
+    value: LossPass
+    gradient: LossPass
+    gradient_and_value: LossPass
 
 
-def _by_dtype(dense: Scalars, mask: Scalars, class_index: Scalars) -> dict[torch.dtype, Scalars]:
-    """The scalar functions of a loss, by the dtype of its target."""
+def _passes(loss: Any, target: Any) -> LossPasses:
+    returns = (_loss_math.value, _loss_math.gradient, _loss_math.gradient_and_value)
+    return LossPasses(*(LossPass(fn, loss, target) for fn in returns))
+
+
+def _by_dtype(loss: Any) -> dict[torch.dtype, LossPasses]:
+    """The passes of a loss, by the dtype of its target."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return {**dict.fromkeys((*floats, torch.bool), dense), torch.uint8: mask, torch.int64: class_index}
+    dense = _passes(loss, _loss_math.dense)
+    return {
+        **dict.fromkeys((*floats, torch.bool), dense),
+        torch.uint8: _passes(loss, _loss_math.mask),
+        torch.int64: _passes(loss, _loss_math.class_index),
+    }
 
 
-BCE_SCALARS = _by_dtype(
-    dense=Scalars(_math.bce, _math.dbce),
-    mask=Scalars(_math.bce_of_mask, _math.dbce_of_mask),
-    class_index=Scalars(_math.bce_of_class, _math.dbce_of_class),
-)
-FOCAL_SCALARS = _by_dtype(
-    dense=Scalars(_math.focal, _math.dfocal),
-    mask=Scalars(_math.focal_of_mask, _math.dfocal_of_mask),
-    class_index=Scalars(_math.focal_of_class, _math.dfocal_of_class),
-)
-# The index of the target among the inputs: forward reads divisor, x, target, ...; backward grad, divisor, x, target, ...
-FORWARD_TARGET, BACKWARD_TARGET = 2, 3
+BCE_PASSES = _by_dtype(_loss_math.bce)
+FOCAL_PASSES = _by_dtype(_loss_math.focal)
+TARGET_INPUT = 3  # among the operands of every loss: the incoming gradient, the divisor, the logits, the target, ...
+
+
+class Result(NamedTuple):
+    """A forward pass' results."""
+
+    value: torch.Tensor
+    gradient: torch.Tensor | None  # if the loss asks for it; of a mean that ignores elements, times their count
+    divisor: Operand | None  # of backward: the count of the elements if a mean ignores some, else the normalizer
 
 
 def loss_forward(
@@ -46,22 +61,29 @@ def loss_forward(
     weight: Operand | None,
     pos_weight: Operand | None,
     normalizer: Operand | None,
-) -> tuple[torch.Tensor, Operand | None]:
-    """Returns the loss, and backward's normalizer: the count of the elements if a mean ignores some.
+) -> Result:
+    """Computes the loss; loss has the settings of the call, a ``Loss`` from ``ops/losses/loss.py``.
 
-    loss has the settings of the call, a ``Loss`` from ``ops/losses/loss.py``. Classes are the last dimension of x.
+    Classes are the last dimension of x.
     """
-    x = _reducible(loss, x, target)
-    fn, operands = loss.kernels()[target.dtype].forward, _operands(loss, x, target, weight, pos_weight)
-    target_input = None if loss.ignore_index is None else FORWARD_TARGET
-    if loss.reduction != "none":
-        counted = target_input is not None and loss.reduction == "mean"
-        divisor = None if counted else _divisor(loss, x, normalizer)
-        total, divisor = launch_sum(fn, (1, *operands), x, divisor, loss.dtype, target_input=target_input)
-        return total, divisor if counted else normalizer
-    out = _result(x, target, loss.dtype)
-    launch_map(fn, exact((_divisor(loss, x, normalizer), *operands), x), (out,), target_input=target_input)
-    return out, normalizer
+    passes, target_input = loss.passes()[target.dtype], _target_input(loss)
+    divisor = None if loss.counts else _divisor(loss, x, normalizer)
+    if loss.reduction == "none":
+        operands = _operands(loss, x, target, weight, pos_weight)
+        out = _result(x, target, loss.dtype)
+        launch_map(passes.value, exact((1, divisor, *operands), x), (out,), target_input=target_input)
+        return Result(out, None, normalizer)
+    if loss.with_gradient:
+        gradient = _result(x, target, x.dtype)
+        inner, fn = 1 if divisor is None else divisor, passes.gradient_and_value
+    else:
+        x, gradient = _reducible(x, target), None
+        inner, fn = 1, passes.value
+    operands = _operands(loss, x, target, weight, pos_weight)
+    total, divisor = launch_sum(
+        fn, (1, inner, *operands), x, divisor, loss.dtype, target_input=target_input, gradient=gradient
+    )
+    return Result(total, gradient, divisor if loss.counts else normalizer)
 
 
 def loss_backward(
@@ -76,31 +98,39 @@ def loss_backward(
     """Returns the gradient of x, with the strides of x."""
     grad_x = _result(x, target, x.dtype)
     operands = _operands(loss, x, target, weight, pos_weight)
-    target_input = None if loss.ignore_index is None else BACKWARD_TARGET
     inputs = exact((grad, _divisor(loss, x, normalizer), *operands), x)
-    launch_map(loss.kernels()[target.dtype].backward, inputs, (grad_x,), target_input=target_input)
+    launch_map(loss.passes()[target.dtype].gradient, inputs, (grad_x,), target_input=_target_input(loss))
     return grad_x
+
+
+def loss_scale(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+    """Multiplies a gradient that forward wrote by the incoming one, and divides it by a count, in place."""
+    launch_scale(gradient, grad, count)
+
+
+def _target_input(loss: Any) -> int | None:
+    return None if loss.ignore_index is None else TARGET_INPUT
 
 
 def _operands(
     loss: Any, x: torch.Tensor, target: torch.Tensor, weight: Operand | None, pos_weight: Operand | None
 ) -> tuple[Operand, ...]:
-    """The operands of a loss' scalar function after the divisor, then the number to ignore, if there is one.
+    """The operands of a pass after the divisor, then the number to ignore, if there is one.
 
     A class index comes with the index of the column that it is compared with, INDEX.
     """
-    # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.
+    # An int 1 is a default, or not used: Triton compiles it as a constant, and drops the multiplication.
     rest = (1 if weight is None else weight, *loss.operands(pos_weight))
     if loss.ignore_index is not None:
         rest = *rest, float(loss.ignore_index)
     if target.dtype == torch.int64:
         return x, target.unsqueeze(-1), INDEX, float(loss.background_index), float(x.shape[-1]), *rest
-    return x, target, *rest
+    return x, target, 1, 1, 1, *rest
 
 
-def _reducible(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Returns x, or a contiguous copy if the reduction kernel cannot follow its strides: it has no output to lead it."""
-    if loss.reduction == "none" or x.is_contiguous():
+def _reducible(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns x, or a contiguous copy if the kernel of a sum cannot follow its strides: it has no output to lead it."""
+    if x.is_contiguous():
         return x
     indexed = target.dtype == torch.int64  # the axis of the classes is found by its stride, which must be its alone
     can_lead = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)

@@ -69,6 +69,11 @@ def eager_focal(x: Tensor, t: Tensor) -> Tensor:
     return ((0.25 * t + 0.75 * (1 - t)) * loss).mean()
 
 
+def one_pass(size: int) -> tuple[float, float]:
+    """Logits and targets read, and the gradient written, by forward; float16 takes two passes, of 2 and 3 sizes."""
+    return 3 * size, 0
+
+
 CASES = {
     "sigmoid": Case(normal(1), torch.sigmoid, sigtorch.sigmoid, lambda size: (2 * size, 3 * size)),
     "sigmoid-save-input": Case(
@@ -101,12 +106,12 @@ CASES = {
         logits,
         F.binary_cross_entropy_with_logits,
         sigtorch.binary_cross_entropy_with_logits,
-        lambda size: (2 * size, 3 * size),
+        one_pass,
     ),
     "focal": Case(
         logits,
         eager_focal,
         lambda x, t: sigtorch.sigmoid_focal_loss(x, t, reduction="mean"),
-        lambda size: (2 * size, 3 * size),
+        one_pass,
     ),
 }

@@ -18,10 +18,14 @@ BUSY_CYCLES = 50_000_000  # some 25 ms, in which the host gets ahead
 
 
 def passes_of(function: Callable[..., Tensor], inputs: Sequence[Any]) -> dict[str, Step]:
-    """The three things to time; backward runs over and over on one graph."""
+    """The three things to time; backward runs over and over on one graph.
+
+    A summed loss of sigtorch computes its gradient in forward, and for each later backward pass anew: only forward and
+    backward together show what a training step takes.
+    """
     wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     out = function(*inputs)
-    grad = torch.randn_like(out)
+    grad = torch.randn_like(out) if out.dim() else torch.ones_like(out)
     return {
         "forward": lambda: function(*inputs),
         "backward": lambda: torch.autograd.grad(out, wanted, grad, retain_graph=True),

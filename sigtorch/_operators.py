@@ -33,10 +33,11 @@ def _library() -> Library:
 class Gradient(NamedTuple):
     """The autograd of an operator.
 
-    ``save(ctx, args, output)`` keeps what backward needs; ``backward(ctx, *grads)`` returns a gradient for each argument.
+    ``save(ctx, args, output)`` keeps what backward needs, and may return another output for the caller;
+    ``backward(ctx, *grads)`` returns a gradient for each argument.
     """
 
-    save: Callable[..., None]
+    save: Callable[..., Any]
     backward: Callable[..., Sequence[torch.Tensor | None]]
 
 
@@ -101,8 +102,8 @@ class Differentiated(Function):
     def forward(ctx: Any, overload: Any, gradient: Gradient, keyset: DispatchKeySet, *args: Any) -> Any:
         output = _below_autograd(overload, keyset, args)
         ctx.gradient = gradient
-        gradient.save(ctx, args, output)
-        return output
+        returned = gradient.save(ctx, args, output)
+        return output if returned is None else returned
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

@@ -12,8 +12,9 @@ from support.device import vast
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import sigtorch
-from sigtorch.kernels import _layout, _map, _math, _reduce, gates
+from sigtorch.kernels import _layout, _map, _reduce, gates
 from sigtorch.kernels._plan import Plan, plan
+from sigtorch.kernels.losses import BCE_PASSES
 
 pytestmark = pytest.mark.kernels
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -249,8 +250,8 @@ def test_a_sum_of_almost_two_to_the_31_elements(device):
         pytest.skip("needs an engine that runs some programs of many: see scripts/without_gpu/ptx")
     x = vast(2**31 - 1000)
     target = vast(2**30).view(torch.uint8)[: len(x)]
-    operands = (1, x, target, 1, 1, 1)
-    ready, inputs = plan(_reduce._sum_call, _math.bce, operands, (x,), (torch.float32, None))
+    operands = (1, 1, x, target, *[1] * 6)
+    ready, inputs = plan(_reduce._sum_call, BCE_PASSES[torch.bool].value, operands, (x,), (torch.float32, None))
     partials = torch.empty(ready.call.partials, dtype=torch.float64)
     gpu.programs = [(0, 0, 0), (-1, 0, 0)]
     try:

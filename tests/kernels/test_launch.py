@@ -16,6 +16,7 @@ import sigtorch
 from sigtorch.kernels import _map, _math, _plan, _probe, _reduce
 from sigtorch.kernels._layout import INDEX, layout_of
 from sigtorch.kernels._plan import Call, Plan, plan
+from sigtorch.kernels.losses import BCE_PASSES
 
 direct = pytest.mark.skipif(
     not hasattr(triton.knobs.runtime.launch_enter_hook, "calls"), reason="this Triton always launches publicly"
@@ -338,8 +339,9 @@ def test_a_plan_serves_like_operands(like):
 
 def test_a_sums_plan_depends_on_the_results_dtype(like):
     """No tensor shows it: partial sums are float64, whatever the result."""
-    operands, dtypes = (1, like.x, like.x, 1, 1, 1), (torch.float32, torch.bfloat16)
-    found = [plan(_reduce._sum_call, _math.bce, operands, (like.x,), (dtype, None)) for dtype in dtypes]
+    operands, dtypes = (1, 1, like.x, like.x, *[1] * 6), (torch.float32, torch.bfloat16)
+    value = BCE_PASSES[torch.float32].value
+    found = [plan(_reduce._sum_call, value, operands, (like.x,), (dtype, None)) for dtype in dtypes]
     assert len({ready for ready, _ in found}) == 2
 
 

@@ -1,8 +1,8 @@
-"""Slips in scalar functions: kernels/_math.py."""
+"""Slips in scalar functions: kernels/_math.py and kernels/_loss_math.py."""
 
 from mutants.slip import Slip
 
-FILE = "kernels/_math.py"
+FILE, LOSSES = "kernels/_math.py", "kernels/_loss_math.py"
 PTX = "-p without_gpu.ptx.plugin --ptx-arch 90 -m kernels"
 SIGMOID = "tests/ops/test_sigmoid.py -m kernels"
 GATES = "tests/kernels/test_kernels.py tests/ops/test_ops.py -k '(oracle or extreme) and gate'"
@@ -62,14 +62,14 @@ SLIPS = [
         "float64's log1p without its correction",
     ),
     Slip(
-        FILE,
+        LOSSES,
         "p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))",
         "p = tl.exp(gamma * tl.log(tl.abs(q)))",
         PRECISE,
         "0 to the power of 0 in float64",
     ),
     Slip(
-        FILE,
+        LOSSES,
         "p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)",
         "p = exp2(high + low)",
         PRECISE,
@@ -77,20 +77,29 @@ SLIPS = [
         "within the 1e-5 that is promised of a focal loss: the second keeps most of float32's digits",
     ),
     Slip(
-        FILE,
+        LOSSES,
         "    elif keep != 1.0:\n        t, negative = _smoothed(t, keep), _smoothed(negative, keep)",
         "    elif keep != 1.0:\n        t, negative = _smoothed(t, keep), negative",
         BCE,
         "negatives are not smoothed",
     ),
-    Slip(FILE, "fma(negative, e, -positive))\n", "fma(negative, e, positive))\n", BCE, "a sign of a BCE's gradient"),
-    Slip(FILE, "        return near, far, near + far", "        return near, far, 1.0", FOCAL, "a share that is not 1"),
+    Slip(LOSSES, "fma(negative, e, -positive))\n", "fma(negative, e, positive))\n", BCE, "a sign of a BCE's gradient"),
     Slip(
-        FILE,
+        LOSSES, "        return near, far, near + far", "        return near, far, 1.0", FOCAL, "a share that is not 1"
+    ),
+    Slip(
+        LOSSES,
         "ratio = tl.where(far == 0, r, e * r) * reciprocal(tl.where(far == 0, near, sum_))",
         "ratio = e * r * reciprocal(sum_)",
         PRECISE,
         "0 / 0 in a focal gradient far out",
+    ),
+    Slip(
+        LOSSES,
+        "return (1.0 / divisor) * weight * slope, weight * loss",
+        "return (1.0 / divisor) * slope, weight * loss",
+        BCE,
+        "a gradient beside its loss without the weight",
     ),
     Slip(
         FILE,

@@ -4,6 +4,7 @@ from mutants.slip import Slip
 
 PTX = "-p without_gpu.ptx.plugin --ptx-arch 90 -m kernels"
 KERNELS = "tests/kernels/test_kernels.py"
+ONE_PASS = "tests/ops/test_one_pass.py"
 STRIDES = f"{KERNELS} -k 'any_strides and (gate-token or glu-first or lerp)'"
 SUMS = f"{KERNELS} -k 'no_kernel_sums or ((oracle or few_programs) and (token or feature or channel))'"
 PROMOTE = f"{KERNELS} -k 'promote and (gate-residual or lerp)'"
@@ -51,17 +52,35 @@ TILE = [
     ),
     Slip(
         "kernels/_tile.py",
-        "results = tl.where(taken, FN(*values[:-1], PRECISE=FORM.precise), 0.0)",
-        "results = FN(*values[:-1], PRECISE=FORM.precise) * taken.to(tl.float32)",
+        "return value if mask is None else tl.where(mask, value, 0.0)",
+        "return value if mask is None else value * mask.to(tl.float32)",
         IGNORED,
         "ignored elements times 0, of which some are infinite",
     ),
     Slip(
         "kernels/_tile.py",
-        "total += tl.where(masks.elements, last, 0.0) if MASKED else last",
+        "total += _only(masks.elements, last)",
         "total += last",
         BLOCKS,
         "lanes behind the end are summed",
+    ),
+]
+
+SCALE = [
+    Slip("kernels/_scale.py", "if factor != 1.0:", "if factor > 1.0:", ONE_PASS, "a factor below 1 changes nothing"),
+    Slip(
+        "kernels/_scale.py",
+        "offsets < size - start",
+        "offsets <= size - start",
+        f"{PTX} {ONE_PASS} -k every_program",
+        "a write behind the end",
+    ),
+    Slip(
+        "kernels/_scale.py",
+        "start += tl.num_programs(0).to(tl.int64) * BLOCK",
+        "start += size",
+        f"{ONE_PASS} -k every_program",
+        "a program's second block is left",
     ),
 ]
 
@@ -169,4 +188,4 @@ REDUCE = [
     ),
 ]
 
-SLIPS = TILE + MAP + REDUCE
+SLIPS = TILE + SCALE + MAP + REDUCE

@@ -197,8 +197,8 @@ FAMILIES = [
     ),
     Slip(
         "kernels/losses.py",
-        'counted = target_input is not None and loss.reduction == "mean"',
-        "counted = target_input is not None",
+        "divisor = None if loss.counts else",
+        "divisor = None if loss.ignore_index is not None else",
         "tests/ops/test_loss_masks.py -m kernels -k 'cannot or no_target or numbers_to_ignore'",
         "a sum that ignores is divided",
     ),
@@ -213,8 +213,8 @@ FAMILIES = [
         "kernels/losses.py",
         'if loss.reduction == "mean" and normalizer is None:',
         'if loss.reduction == "mean":',
-        "tests/ops/test_loss_masks.py -k 'classes_may_be and triton'",
-        "backward divides by all, forward by those not ignored",
+        "tests/ops/test_losses.py -k 'matches_float64 and triton and ignoring'",
+        "a second pass divides by all, forward by those not ignored",
     ),
     Slip(
         "kernels/chunked_losses.py",

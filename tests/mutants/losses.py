@@ -10,7 +10,45 @@ IGNORED = "tests/ops/test_loss_masks.py -k '(anything or nothing_but) and not tr
 MASKS = "tests/ops/test_loss_masks.py -k '(no_target or numbers_to_ignore or classes_may) and not triton'"
 CONTRACTS = "tests/ops/test_loss_contracts.py -k 'not triton and not compiles and not gradcheck'"
 
+ONE_PASS = "tests/ops/test_one_pass.py"
+GRADIENT = "sigtorch/ops/losses/gradient.py"
+
 SLIPS = [
+    Slip(
+        GRADIENT,
+        "        ctx.is_spent = True\n",
+        "",
+        f"{ONE_PASS} -k twice",
+        "a second pass hands out what the first one's caller has changed",
+    ),
+    Slip(
+        GRADIENT,
+        "gradient = gradient.data  #",
+        "gradient = gradient  #",
+        f"{ONE_PASS} -k twice",
+        "a caller's write to a gradient forbids a second pass",
+    ),
+    Slip(
+        GRADIENT,
+        " and torch._C._autograd._top_saved_tensors_default_hooks(False) is None",
+        "",
+        f"{ONE_PASS} -k hook_keeps",
+        "what a hook keeps is multiplied in place",
+    ),
+    Slip(
+        GRADIENT,
+        " and x.dtype != torch.float16",
+        "",
+        "tests/ops/test_losses.py -k 'matches_float64 and triton'",
+        "small gradients of float16 lost before they are multiplied",
+    ),
+    Slip(
+        GRADIENT,
+        " and torch.is_grad_enabled()\n",
+        "\n",
+        f"{ONE_PASS} -k without_gradients",
+        "a gradient is written where none is wanted",
+    ),
     Slip(
         LOSS,
         "        target = target.masked_fill(ignored, 0)\n",

@@ -15,8 +15,8 @@ REFUSED = "tests/scripts/test_training.py tests/scripts/test_text.py tests/scrip
 LOOP = [
     Slip(
         TRAINING,
-        "        self.backward(_data.share(self.job.batch_of(1), self.args.accumulate))\n        self.optimizer.zero_grad()\n",
-        "        self.backward(_data.share(self.job.batch_of(1), self.args.accumulate))\n",
+        "self.args.parallel))\n        self.optimizer.zero_grad()\n        if",
+        "self.args.parallel))\n        if",
         "tests/scripts/test_options.py -k warming",
         "warming up leaves gradients",
     ),

@@ -11,7 +11,6 @@ from support.loss_cases import (
     IMAGES,
     KINDS,
     LOSSES,
-    MARKER_DIMS,
     OPTIONS,
     ORACLES,
     REDUCTIONS,
@@ -371,11 +370,14 @@ def test_programs_share_what_there_is(loss, device, plans, monkeypatch):
 
 @every_backend
 @every_loss
-def test_only_inputs_are_saved(loss, backend, device):
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_only_inputs_and_the_gradient_of_a_sum_are_saved(loss, backend, reduction, device):
     if backend == "aten" or (device == "cpu" and backend == "auto"):
         pytest.skip("PyTorch's operators save what autograd does")
     x, target = make((8, 16), torch.bfloat16, "uint8", device)
     saved = []
     with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), sigtorch.use_backend(backend):
-        loss(x, target)
-    assert [t.data_ptr() for t in saved if t.dim() < MARKER_DIMS] == [x.data_ptr(), target.data_ptr()]
+        loss(x, target, reduction=reduction)
+    inputs, kept = saved[1:3], saved[3:]  # after the marker
+    assert [t.data_ptr() for t in inputs] == [x.data_ptr(), target.data_ptr()]
+    assert [(t.shape, t.dtype) for t in kept] == ([] if reduction == "none" else [(x.shape, x.dtype)])

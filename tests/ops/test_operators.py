@@ -28,7 +28,8 @@ ELEMENTWISE = ("sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", 
 SUMMED = ("binary_cross_entropy_with_logits", "sigmoid_focal_loss")
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
 BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
-ALL = (*ELEMENTWISE, *SUMMED, *CHUNKED, *BACKWARD)
+SCALE = "scale_loss_gradient_"  # what backward runs where forward computed the gradient
+ALL = (*ELEMENTWISE, *SUMMED, *CHUNKED, *BACKWARD, SCALE)
 BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
 WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 
@@ -50,7 +51,7 @@ def checked(seen, differentiated, backend, whole):
     """Has PyTorch check each operator with what it was given; those arguments of forward that are listed want a gradient."""
     tests = WHOLE if whole and backend == "triton" else BODY
     for func, args in seen.calls:
-        wants = () if func._opname.endswith("_backward") else differentiated
+        wants = () if func._opname in (*BACKWARD, SCALE) else differentiated
         given = [a.requires_grad_() if place in wants else a for place, a in enumerate(args)]
         with sigtorch.use_backend(backend):
             opcheck(func, tuple(given), test_utils=tests)
@@ -69,11 +70,12 @@ def test_elementwise_as_pytorch_checks_it(case, strides, backend):
     checked(seen, range(len(inputs)), backend, whole=strides is contiguous)
 
 
-def check_loss(loss, kind, reduction, options, backend, whole):
-    x, target = make((3, 6), torch.float32, kind, DEVICE)
+def check_loss(loss, kind, reduction, options, backend, whole, dtype=torch.float32):
+    x, target = make((3, 6), dtype, kind, DEVICE)
     given = options(6, lambda n: torch.rand(n))
     seen = recorded(lambda x: loss(x, suit(target, given), reduction=reduction, **given), [x])
-    assert seen.names == [loss.__name__, f"{loss.__name__}_backward"]
+    is_kept = reduction != "none" and dtype != torch.float16
+    assert seen.names == [loss.__name__, SCALE if is_kept else f"{loss.__name__}_backward"]
     checked(seen, [0], backend, whole)
 
 
@@ -83,7 +85,8 @@ def check_loss(loss, kind, reduction, options, backend, whole):
 @every_loss
 def test_losses_as_pytorch_checks_them(loss, reduction, kind, backend):
     whole = (kind, reduction) in KINDS_AND_REDUCTIONS
-    check_loss(loss, kind, reduction, lambda n, like: {}, backend, whole)
+    dtype = torch.float16 if kind == "hard" else torch.float32
+    check_loss(loss, kind, reduction, lambda n, like: {}, backend, whole, dtype)
 
 
 @every_backend
@@ -105,7 +108,7 @@ def test_losses_in_chunks_as_pytorch_checks_them(case, dtype, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *SUMMED])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *SUMMED, *(f"{name}, with its gradient" for name in SUMMED)])
 def test_called_as_they_are(name, backend):
     """Value, gradient and second derivative of an operator that is called directly."""
     call, oracle, shapes = DIRECT[name]
@@ -116,20 +119,23 @@ def test_called_as_they_are(name, backend):
         assert torch.autograd.gradgradcheck(call, inputs)
 
 
-def _bce(x, t, w):
-    settings = "sum", torch.float64, -1, None, None, 0.25
-    return operator("binary_cross_entropy_with_logits")(x, t, w, None, None, *settings)[0]
+def _bce(x, t, w, *, with_gradient):
+    settings = "sum", torch.float64, -1, None, None, 0.25, with_gradient
+    loss, *_ = operator("binary_cross_entropy_with_logits")(x, t, w, None, None, *settings)
+    return loss
 
 
-def _focal(x, t, w):
-    settings = "none", torch.float64, -1, None, None, 0.25, 2.0
-    return operator("sigmoid_focal_loss")(x, t, w, None, None, *settings)[0]
+def _focal(x, t, w, *, reduction, with_gradient):
+    settings = reduction, torch.float64, -1, None, None, 0.25, 2.0, with_gradient
+    loss, *_ = operator("sigmoid_focal_loss")(x, t, w, None, None, *settings)
+    return loss
 
 
 def _smoothed(x, t, w):
     return (F.binary_cross_entropy_with_logits(x, t * 0.75 + 0.125, reduction="none") * w).sum()
 
 
+T, W = torch.rand(2, 3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
 DIRECT = {
     "sigmoid": (operator("sigmoid"), torch.sigmoid, [(2, 3)]),
     "sigmoid_from_input": (operator("sigmoid_from_input"), torch.sigmoid, [(2, 3)]),
@@ -142,8 +148,20 @@ DIRECT = {
     "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 2)]),
     "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(2, 3), (2, 1)]),
     "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :2]) * x[:, 2:], [(2, 4)]),
-    "binary_cross_entropy_with_logits": (_bce, _smoothed, [(2, 3), (2, 3), (3,)]),
-    "sigmoid_focal_loss": (_focal, lambda x, t, w: focal_oracle(x, t, weight=w), [(2, 3), (2, 3), (3,)]),
+    "binary_cross_entropy_with_logits": (
+        functools.partial(_bce, with_gradient=False), _smoothed, [(2, 3), (2, 3), (3,)],
+    ),
+    "binary_cross_entropy_with_logits, with its gradient": (
+        lambda x: _bce(x, T, W, with_gradient=True), lambda x: _smoothed(x, T, W), [(2, 3)],
+    ),
+    "sigmoid_focal_loss": (
+        functools.partial(_focal, reduction="none", with_gradient=False),
+        lambda x, t, w: focal_oracle(x, t, weight=w), [(2, 3), (2, 3), (3,)],
+    ),
+    "sigmoid_focal_loss, with its gradient": (
+        lambda x: _focal(x, T, W, reduction="mean", with_gradient=True),
+        lambda x: focal_oracle(x, T, weight=W, reduction="mean"), [(2, 3)],
+    ),
 }  # fmt: skip
 
 
@@ -200,7 +218,7 @@ def test_a_gradient_of_a_loss_in_chunks_has_to_be_asked_for(needs):
 def bce_of(target=None, weight=None, normalizer=None, reduction="sum", divisor=None):
     x = torch.randn(3, 4)
     target = torch.rand(3, 4) if target is None else target
-    settings = reduction, torch.float32, -1, None, divisor, 0.0
+    settings = reduction, torch.float32, -1, None, divisor, 0.0, False
     return operator("binary_cross_entropy_with_logits")(x, target, weight, None, normalizer, *settings)
 
 
@@ -234,6 +252,9 @@ MISTAKES = {
     "normalizer": (lambda: bce_of(normalizer=torch.tensor(2.0), reduction="mean"), "divides by the count"),
     "divisor": (lambda: bce_of(divisor=2.0, reduction="mean"), "divides by the count"),
     "both": (lambda: bce_of(normalizer=torch.tensor(2.0), divisor=2.0), "not both"),
+    "scaled": (lambda: operator(SCALE)(torch.zeros(3, 4)[:, :2], torch.ones(()), None), "must be dense"),
+    "factor": (lambda: operator(SCALE)(torch.zeros(3, 4), torch.ones(3), None), "grad must be a scalar"),
+    "scaled-count": (lambda: operator(SCALE)(torch.zeros(3, 4), torch.ones(()), torch.ones(3)), "count must be a scalar"),
     "count": (bce_backward_without_a_count, "takes the count that forward returned"),
     "linear-labels": (lambda: linear_of(LABELS.t()), "target must have shape"),
     "linear-dtype": (lambda: linear_of(LABELS.float()), "target must be a bool matrix"),

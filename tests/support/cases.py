@@ -98,7 +98,9 @@ def assert_rounded_once(mine, exact, atol=0.0):
         bound = 0.51 * last_place(exact, mine.dtype)
     smallest = 1e-14 if mine.dtype == torch.float64 else 128 * torch.finfo(torch.float32).tiny
     off = (mine.double() - exact).abs()
-    wrong = ~((off <= bound + max(atol, smallest)) | (mine == exact) | (mine.isnan() & exact.isnan()))
+    wrong = ~(
+        (off <= bound + torch.as_tensor(atol).clamp(min=smallest)) | (mine == exact) | (mine.isnan() & exact.isnan())
+    )
     if wrong.any():
         seen = ", ".join(f"{m!r} for {e!r}" for m, e in zip(mine[wrong][:3].tolist(), exact[wrong][:3].tolist()))
         raise AssertionError(

@@ -18,7 +18,7 @@ class Recorded(TorchDispatchMode):
         if ours:
             self.calls.append((func, tree_map(_copy, args)))
         out = func(*args, **(kwargs or {}))
-        if ours:
+        if ours and out is not None:
             first = out if isinstance(out, torch.Tensor) else out[0]
             self.results.append(StorageWeakRef(first.untyped_storage()))
         return out

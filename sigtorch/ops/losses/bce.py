@@ -57,10 +57,10 @@ class BCE(Loss):
 
     @staticmethod
     @once
-    def kernels() -> Any:
-        from sigtorch.kernels.losses import BCE_SCALARS
+    def passes() -> Any:
+        from sigtorch.kernels.losses import BCE_PASSES
 
-        return BCE_SCALARS
+        return BCE_PASSES
 
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
         # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.

@@ -262,6 +262,17 @@ def error_no_count(where: str) -> ValueError:
     )
 
 
+def check_scaled(where: str, gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+    """Checks what ``scale_loss_gradient_`` is given."""
+    if not torch.ops.aten.is_non_overlapping_and_dense(gradient):
+        raise ValueError(
+            f"{where}: gradient must be dense, got strides {gradient.stride()} for {tuple(gradient.shape)}"
+        )
+    for name, t in (("grad", grad), ("count", count)):
+        if t is not None and t.dim():
+            raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(t.shape)}")
+
+
 def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
     """Refuses a mask or a class index out of range, where looking costs no wait."""
     where = f"{loss.function}()"

@@ -73,10 +73,10 @@ class Focal(Loss):
 
     @staticmethod
     @once
-    def kernels() -> Any:
-        from sigtorch.kernels.losses import FOCAL_SCALARS
+    def passes() -> Any:
+        from sigtorch.kernels.losses import FOCAL_PASSES
 
-        return FOCAL_SCALARS
+        return FOCAL_PASSES
 
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
         # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.

@@ -46,6 +46,7 @@ class Loss(ABC):
     background_index: int = -1
     ignore_index: int | None = None  # that a target's dtype can hold
     divisor: float | None = None  # the normalizer where that is no tensor
+    with_gradient: bool = False  # whether forward computes the gradient too, of a reduced loss
 
     def __init_subclass__(cls) -> None:
         register_op(cls.function)
@@ -70,8 +71,8 @@ class Loss(ABC):
 
     @staticmethod
     @abstractmethod
-    def kernels() -> Any:
-        """Returns the table of scalar functions in ``kernels/losses.py``, by the target's dtype."""
+    def passes() -> Any:
+        """Returns the table of passes in ``kernels/losses.py``, by the target's dtype."""
 
     @abstractmethod
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:

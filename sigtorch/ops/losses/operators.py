@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,17 +12,27 @@ from sigtorch import _operators
 from sigtorch._autograd import Passes, formula_grads
 from sigtorch._backend import Runner, select
 from sigtorch.ops.losses import checks
+from sigtorch.ops.losses.gradient import LossPasses, Saved, keep, scaled
 from sigtorch.ops.losses.loss import Factors, Loss
 
 TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? normalizer"
-# The loss; its gradient, for now empty; and the count of a mean that ignores elements, empty for any other.
+# The loss; its gradient, empty if not asked for; and the count of a mean that ignores elements, empty for any other.
 RESULTS = "(Tensor loss, Tensor gradient, Tensor count)"
 
 
-def forward(loss: Loss, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None) -> tuple[Any, Any]:
-    """Calls a loss' operator; returns the loss, and backward's normalizer."""
-    value, _, count = loss.operators.forward(x, target, *factors, *loss.settings())
-    return value, count if loss.counts else Factors(*factors).normalizer
+class Result(NamedTuple):
+    """A forward pass' results."""
+
+    value: torch.Tensor
+    gradient: torch.Tensor | None
+    normalizer: torch.Tensor | None  # of backward: the count, if the loss counts
+
+
+def forward(loss: Loss, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None) -> Result:
+    """Calls a loss' operator."""
+    value, gradient, count = loss.operators.forward(x, target, *factors, *loss.settings(), loss.with_gradient)
+    normalizer = count if loss.counts else Factors(*factors).normalizer
+    return Result(value, gradient if loss.with_gradient else None, normalizer)
 
 
 def backward(
@@ -31,13 +42,43 @@ def backward(
     return loss.operators.backward(grad, x, target, *factors, *loss.settings())  # type: ignore[no-any-return]
 
 
+def scale(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+    """Calls the operator that multiplies a gradient from forward by the incoming one, and divides it by a count, in place."""
+    SCALE(gradient, grad, count)
+
+
+def _scale_body(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+    checks.check_scaled("torch.ops.sigtorch.scale_loss_gradient_", gradient, grad, count)
+    scalars = [grad] if count is None else [grad, count]
+    if select(gradient, beside=scalars) == "aten":
+        factor = grad if count is None else grad / count
+        gradient.data.mul_(factor)  # data: no write that autograd counts, which would forbid a second backward pass
+    else:
+        from sigtorch.kernels.losses import loss_scale
+
+        loss_scale(gradient, grad, count)
+
+
+SCALE = _operators.define(
+    "scale_loss_gradient_",
+    "(Tensor(a!) gradient, Tensor grad, Tensor? count) -> ()",
+    _scale_body,
+    lambda gradient, grad, count: None,
+)
+
+
+PASSES = LossPasses(forward, backward, scale)
+
+
 def define(kind: type[Loss]) -> None:
     """Defines the operators of a loss."""
     schema = ", ".join([TENSORS, *(f"{type_} {name}" for name, type_ in kind.SETTINGS.items())])
     name, bodies = kind.function, Bodies(kind)
     gradient = _operators.Gradient(bodies.save, bodies.differentiate)
     kind.operators = Passes(
-        _operators.define(name, f"({schema}) -> {RESULTS}", bodies.forward, bodies.forward_meta, gradient),
+        _operators.define(
+            name, f"({schema}, bool with_gradient) -> {RESULTS}", bodies.forward, bodies.forward_meta, gradient
+        ),
         _operators.define(
             f"{name}_backward", f"(Tensor grad, {schema}) -> Tensor", bodies.backward, bodies.backward_meta
         ),
@@ -51,27 +92,28 @@ class Bodies:
         self.kind, self.where = kind, f"torch.ops.sigtorch.{kind.function}"
 
     def forward(self, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        loss, factors = self._parsed(rest)
+        loss, factors = self._parsed_with_gradient(rest)
         checks.check_operands(self.where, loss, x, target, factors)
         if loss.reduction == "mean" and (factors.normalizer is not None or loss.divisor is not None):
             raise checks.error_mean_divided(self.where)
-        value: torch.Tensor
-        count: Any
         if _runner(loss, x, target, factors) == "aten":
             checks.check_values(loss, x, target)
-            value, count = loss.formula(x, target, factors), loss.count(x, target) if loss.counts else None
+            computed: Any = _computed(loss, x, target, factors)
         else:
             from sigtorch.kernels.losses import loss_forward
 
-            value, count = loss_forward(loss, x, target, *factors)
+            computed = loss_forward(loss, x, target, *factors)
+        value, gradient, count = computed
         if loss.reduction == "none":
             value = _operators.laid_out(x, value)
-        return value, x.new_empty(0), count.to(_count_dtype(x)) if loss.counts else x.new_empty(0)
+        gradient = x.new_empty(0) if gradient is None else _operators.laid_out(x, gradient)
+        return value, gradient, count.to(_count_dtype(x)) if loss.counts else x.new_empty(0)
 
     def forward_meta(self, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        loss, _ = self._parsed(rest)
+        loss, _ = self._parsed_with_gradient(rest)
         value = torch.empty_like(x, dtype=loss.dtype) if loss.reduction == "none" else x.new_empty((), dtype=loss.dtype)
-        return value, x.new_empty(0), x.new_empty((), dtype=_count_dtype(x)) if loss.counts else x.new_empty(0)
+        gradient = torch.empty_like(x) if loss.with_gradient else x.new_empty(0)
+        return value, gradient, x.new_empty((), dtype=_count_dtype(x)) if loss.counts else x.new_empty(0)
 
     def backward(self, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
         loss, factors = self._parsed(rest)
@@ -91,30 +133,55 @@ class Bodies:
     def backward_meta(self, grad: torch.Tensor, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         return torch.empty_like(x)
 
-    def save(self, ctx: Any, args: Sequence[Any], results: tuple[torch.Tensor, ...]) -> None:
+    def save(self, ctx: Any, args: Sequence[Any], results: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Keeps the gradient to itself: backward writes into it."""
         x, target, *rest = args
-        loss, factors = self._parsed(rest)
-        _, gradient, count = results
+        loss, factors = self._parsed_with_gradient(rest)
+        value, gradient, count = results
         if loss.counts:
             factors = factors._replace(normalizer=count)
         ctx.loss = loss
-        ctx.save_for_backward(x, target, *factors)
-        ctx.mark_non_differentiable(gradient, count)
+        ctx.save_for_backward(x, target, *factors, gradient if loss.with_gradient else None)
+        keep(ctx, gradient)
+        hidden = x.new_empty(0)
+        ctx.mark_non_differentiable(hidden, count)
+        return value, hidden, count
 
     def differentiate(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
-        x, target, *factors = ctx.saved_tensors
+        x, target, *factors, gradient = ctx.saved_tensors
         loss, (need, *needs) = ctx.loss, ctx.needs[: 2 + len(factors)]
         if torch.is_grad_enabled() or any(needs):
             grads = _formula_grads(loss, [need, *needs], (x, target, *factors), grad)
-        else:
+        elif gradient is None:
             grads = [backward(loss, grad, x, target, *factors), *[None] * len(needs)]
-        return *grads, *[None] * len(self.kind.SETTINGS)
+        else:
+            kept = Saved(x, target, Factors(*factors), gradient)
+            grads = [scaled(ctx, PASSES, grad, kept), *[None] * len(needs)]
+        return *grads, *[None] * (len(self.kind.SETTINGS) + 1)
+
+    def _parsed_with_gradient(self, rest: Sequence[Any]) -> tuple[Loss, Factors]:
+        *rest, with_gradient = rest
+        loss, factors = self._parsed(rest)
+        loss.with_gradient = with_gradient and loss.reduction != "none"
+        return loss, factors
 
     def _parsed(self, rest: Sequence[Any]) -> tuple[Loss, Factors]:
         """Splits the arguments after the target into the loss and its factors."""
         count = len(Factors._fields)
         settings = dict(zip(self.kind.SETTINGS, rest[count:], strict=True))
         return self.kind(**settings), Factors(*rest[:count])
+
+
+def _computed(loss: Loss, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> Result:
+    """Computes the formula, and its gradient, if that is asked for; of a mean that ignores elements, times their count."""
+    count = loss.count(x, target) if loss.counts else None
+    gradient: torch.Tensor | None = None
+    if loss.with_gradient:
+        summed = dataclasses.replace(loss, reduction="sum") if loss.counts else loss
+        one = torch.ones((), dtype=loss.dtype, device=x.device)
+        with _operators.differentiable():
+            (gradient,) = formula_grads([True], lambda x: summed.formula(x, target, factors), (x,), one)
+    return Result(loss.formula(x, target, factors), gradient, count)
 
 
 def _formula_grads(

@@ -9,17 +9,11 @@ import torch
 from torch.autograd import Function
 
 from sigtorch import _backend, _eligible
-from sigtorch._autograd import (
-    Passes,
-    backward_runner,
-    formula_grads,
-    marker,
-    saved,
-    with_strides_of,
-)
+from sigtorch._autograd import backward_runner, formula_grads, marker, saved, with_strides_of
 from sigtorch._backend import Runner
 from sigtorch._once import once
-from sigtorch.ops.losses import checks, operators
+from sigtorch.ops.losses import checks, gradient, operators
+from sigtorch.ops.losses.gradient import LossPasses
 from sigtorch.ops.losses.loss import Factors, Loss
 
 
@@ -82,12 +76,13 @@ def _fused(loss: Loss, runner: Runner, input: torch.Tensor, target: torch.Tensor
 
 
 def _apply(loss: Loss, runner: Runner, input: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
+    loss.with_gradient = gradient.is_wanted(loss, input)
     if runner == "compiled":
         if loss.divisor is not None:  # changes from batch to batch; a number given to an operator is compiled anew
             # A product, which is the one way to a tensor that PyTorch keeps dynamic.
             divisor = torch.ones((), dtype=loss.wide(input), device=input.device) * loss.divisor
             loss.divisor, factors = None, factors._replace(normalizer=divisor)
-        return operators.forward(loss, input, target, *factors)[0]
+        return operators.forward(loss, input, target, *factors).value
     return LossFunction.apply(loss, runner, input, target, *factors)  # type: ignore[no-any-return]
 
 
@@ -110,13 +105,13 @@ class LossFunction(Function):
 
     @staticmethod
     @once
-    def passes(runner: Runner) -> Passes:
+    def passes(runner: Runner) -> LossPasses:
         """Returns the passes; kernels are imported when the first tensor needs them."""
         if runner == "operator":
-            return Passes(operators.forward, operators.backward)
-        from sigtorch.kernels.losses import loss_backward, loss_forward
+            return operators.PASSES
+        from sigtorch.kernels.losses import loss_backward, loss_forward, loss_scale
 
-        return Passes(loss_forward, loss_backward)
+        return LossPasses(loss_forward, loss_backward, loss_scale)
 
     @staticmethod
     def forward(
@@ -130,16 +125,22 @@ class LossFunction(Function):
         normalizer: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.loss, ctx.runner = loss, runner
-        out, divisor = LossFunction.passes(runner).forward(loss, x, target, weight, pos_weight, normalizer)
-        ctx.save_for_backward(marker(loss.function), x, target, weight, pos_weight, divisor)
-        return out  # type: ignore[no-any-return]
+        value, grad_x, divisor = LossFunction.passes(runner).forward(loss, x, target, weight, pos_weight, normalizer)
+        ctx.save_for_backward(marker(loss.function), x, target, weight, pos_weight, divisor, grad_x)
+        gradient.keep(ctx, grad_x)
+        return value  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, target, *factors = saved(ctx, ctx.loss.function)
-        runner = backward_runner(ctx.runner, grad, x, target, *[t for t in factors if t is not None])
-        if runner != "aten":
-            grad_x = LossFunction.passes(runner).backward(ctx.loss, grad, x, target, *factors)
+        loss = ctx.loss
+        x, target, *factors, kept = saved(ctx, loss.function)
+        runner = backward_runner(ctx.runner, grad, *[t for t in (x, target, *factors, kept) if t is not None])
+        grad_x: torch.Tensor | None
+        if runner == "aten":
+            (grad_x,) = formula_grads([True], lambda x: loss.formula(x, target, Factors(*factors)), (x,), grad)
+        elif kept is None:
+            grad_x = LossFunction.passes(runner).backward(loss, grad, x, target, *factors)
         else:
-            (grad_x,) = formula_grads([True], lambda x: ctx.loss.formula(x, target, Factors(*factors)), (x,), grad)
+            saving = gradient.Saved(x, target, Factors(*factors), kept)
+            grad_x = gradient.scaled(ctx, LossFunction.passes(runner), grad, saving)
         return None, None, grad_x, *[None] * (1 + len(factors))

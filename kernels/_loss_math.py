@@ -1,0 +1,143 @@
+"""Scalar functions of the losses: gradient and loss of one logit, how a target is read, and what a pass returns.
+
+A loss is one function of a logit x and its target t, with the loss' own operands, that returns the gradient and the loss.
+t weighs the positive class, 1 - t the negative one. With e = exp(-|x|), no sum cancels for t in [0, 1]. A pass that needs one
+of the two drops the other, and the compiler all that led there.
+"""
+
+import triton
+import triton.language as tl
+
+from sigtorch.kernels._math import exp2, exp_neg, fma, log1p, reciprocal
+
+SMALL = tl.constexpr(2.0**-126)  # the smallest normal float32
+
+
+# What a pass returns. Operands: incoming gradient, divisor, logit, four of the target, weight, and those of the loss alone.
+
+
+@triton.jit
+def value(grad, divisor, x, target, column, background, classes, weight, operands, LOSS, TARGET, PRECISE: tl.constexpr):
+    """Returns the loss, weighted and divided."""
+    t = TARGET(target, column, background, classes).to(x.dtype)
+    _, loss = LOSS(x, t, *operands, PRECISE=PRECISE)
+    return weight * (1.0 / divisor) * loss
+
+
+@triton.jit
+def gradient(
+    grad, divisor, x, target, column, background, classes, weight, operands, LOSS, TARGET, PRECISE: tl.constexpr
+):
+    """Returns the gradient of x, weighted and divided, times the incoming one."""
+    t = TARGET(target, column, background, classes).to(x.dtype)
+    slope, _ = LOSS(x, t, *operands, PRECISE=PRECISE)
+    return grad * (1.0 / divisor) * weight * slope
+
+
+@triton.jit
+def gradient_and_value(
+    grad, divisor, x, target, column, background, classes, weight, operands, LOSS, TARGET, PRECISE: tl.constexpr
+):
+    """Returns the gradient of x, weighted and divided, and the loss, weighted but not divided: its sum is."""
+    t = TARGET(target, column, background, classes).to(x.dtype)
+    slope, loss = LOSS(x, t, *operands, PRECISE=PRECISE)
+    return (1.0 / divisor) * weight * slope, weight * loss
+
+
+# How a target is read. column is the index of x among the classes. Only a class index uses the last three.
+
+
+@triton.jit
+def dense(target, column, background, classes):
+    return target
+
+
+@triton.jit
+def mask(target, column, background, classes):
+    """Returns a uint8 target that is 0 or 1; any other gives NaN."""
+    return tl.where(target <= 1, target, float("nan"))
+
+
+@triton.jit
+def class_index(target, column, background, classes):
+    """Returns 1 in the column that a class index names, else 0; background and ``classes`` name none, others give NaN."""
+    t = tl.where((target == column) & (target != background), 1.0, 0.0)
+    known = ((target >= 0) & (target <= classes)) | (target == background)
+    return tl.where(known, t, float("nan"))
+
+
+# The losses.
+
+
+@triton.jit
+def _smoothed(t, keep):
+    """Returns t with label smoothing 1 - keep."""
+    return fma(t, keep, 0.5 * (1.0 - keep))
+
+
+@triton.jit
+def bce(x, t, pos_weight, keep, PRECISE: tl.constexpr):
+    """Returns the gradient and the loss, positive * softplus(-x) + negative * softplus(x).
+
+    keep is 1 minus the label smoothing, and keep = 1 compiles away.
+    """
+    e = exp_neg(tl.abs(x), PRECISE)
+    negative = 1.0 - t
+    if t.dtype == tl.float64:  # noqa: SIM114, Triton's `or` is of two constexprs or of two tensors
+        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
+    elif keep != 1.0:
+        t, negative = _smoothed(t, keep), _smoothed(negative, keep)
+    positive = pos_weight * t
+    far = tl.where(x >= 0, negative, positive) * tl.abs(x)
+    slope = tl.where(x >= 0, fma(-positive, e, negative), fma(negative, e, -positive))
+    return slope * reciprocal(1.0 + e), fma(positive + negative, log1p(e), far)
+
+
+@triton.jit
+def focal(x, t, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = True):
+    """Returns the gradient and the loss, (pos * t + neg * (1 - t)) * q ** gamma * bce with q = t * (1 - s) + (1 - t) * s.
+
+    In the gradient, q' = (1 - 2t) * s * (1 - s), and bce' is the slope.
+    """
+    e = exp_neg(tl.abs(x), PRECISE)
+    r = reciprocal(1.0 + e)
+    near = tl.where(x >= 0, t, 1.0 - t)  # the weight of the class that the sign of x predicts
+    far = tl.where(x >= 0, 1.0 - t, t)
+    sum_ = fma(near, e, far)
+    q = sum_ * r
+    # sigmoid(x) * sigmoid(-x) / q; e cancels if it is a factor of q.
+    ratio = tl.where(far == 0, r, e * r) * reciprocal(tl.where(far == 0, near, sum_))
+    near, far, both = _apply_pos_weight(x, near, far, pos_weight)
+    cross_entropy = fma(far, tl.abs(x), both * log1p(e))
+    slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
+    slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
+    factor = fma(pos, t, neg * (1.0 - t)) * _power(q, gamma, sign, PRECISE)
+    return factor * slope, factor * cross_entropy
+
+
+@triton.jit
+def _apply_pos_weight(x, near, far, pos_weight):
+    """Returns the weights near and far with the positive class weighted, and their sum."""
+    if pos_weight is None:
+        return near, far, 1.0
+    else:
+        near, far = tl.where(x >= 0, pos_weight * near, near), tl.where(x >= 0, far, pos_weight * far)
+        return near, far, near + far
+
+
+@triton.jit
+def _power(q, gamma, sign, PRECISE: tl.constexpr):
+    """Returns q ** gamma; for a negative q, from a target outside of [0, 1], |q| ** gamma times sign."""
+    if q.dtype == tl.float64:
+        p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))
+    elif gamma == 2.0:  # all threads take the same branch
+        p = q * q
+    else:
+        # Mantissa and exponent apart: one approximate log2 of both has too large a relative error at q = 1e-15.
+        bits = tl.maximum(tl.abs(q), SMALL).to(tl.int32, bitcast=True)
+        exponent = ((bits >> 23) - 127).to(tl.float32)
+        mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+        high = gamma * exponent
+        low = fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
+        p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)
+    return tl.where(q < 0, p * sign, p)
