@@ -30,6 +30,7 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
     partials: int = 0  # of a sum: how many parts of it the kernel writes
     warps: int = WARPS
+    options: tuple[tuple[str, Any], ...] = ()  # others of the compiler
 
 
 class Plan:
@@ -53,7 +54,9 @@ class Plan:
         """Launches by Triton's public interface; returns the compiled kernel."""
         call = self.call
         with torch.cuda.device_of(outputs[0]):
-            return call.kernel[call.grid](inputs, outputs, *call.arguments, num_warps=call.warps, **OPTIONS)
+            return call.kernel[call.grid](
+                inputs, outputs, *call.arguments, num_warps=call.warps, **OPTIONS, **dict(call.options)
+            )
 
 
 def plan(

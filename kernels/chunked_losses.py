@@ -13,12 +13,15 @@ import triton.language as tl
 
 from sigtorch.kernels import _math
 from sigtorch.kernels._layout import SHORT_ROW, Operand, decode_stride, encode_strides
-from sigtorch.kernels._plan import Call, plan
+from sigtorch.kernels._plan import OPTIONS, Call, plan
 from sigtorch.kernels._reduce import LOSS_TILE, LOSS_WARPS, SCALE
 
 LEAVES_FACTOR = False  # a chunk's step multiplies by the factor, and sums the gradient of the scale
 PROGRAMS = 4096  # at most, on any device: their number is part of the order of a sum
 NARROW, WIDE = (LOSS_TILE // 16, 16), (LOSS_TILE // 128, 128)  # tiles of short and of longer rows
+# Registers of a thread at most: left to itself, ptxas spills a few numbers to fit one more block on a multiprocessor. Whole
+# vectors of float32 in longer rows need few.
+REGISTERS, FEW_REGISTERS = 128, 80
 FAR = tl.constexpr(2**30)  # further than any column of a tile
 LARGE = 2**30  # from here on an encoded place is an integer of 64 bits
 
@@ -151,7 +154,7 @@ def _chunk_kernel(
     products = tl.zeros([BLOCK_M, BLOCK_N], dtype)
     row = tl.program_id(0).to(tl.int64) * BLOCK_M
     while row < rows:
-        inside = m < rows - row
+        inside = m < tl.minimum(rows - row, BLOCK_M).to(tl.int32)
         bias = tl.zeros([BLOCK_M, 1], dtype)
         if FORM.has_bias:
             bias += tl.load(bias_ptr + (top + row + m) * bias_stride, mask=inside, other=0.0)
@@ -160,7 +163,7 @@ def _chunk_kernel(
         slopes = tl.zeros([BLOCK_M, BLOCK_N], dtype)
         col = start
         while col < end:
-            mask = tl.max_constancy(inside & (n < cols - col), [1, VECTOR])
+            mask = tl.max_constancy(inside & (n < tl.minimum(end - col, BLOCK_N).to(tl.int32)), [1, VECTOR])
             at = (row + m) * cols + col
             x = tl.load(logits_ptr + at + n, mask=mask, other=0.0)
             positive = mask & POSITIVE(
@@ -288,7 +291,10 @@ def _chunk_call(
         t.stride(0) if has and t.dim() else 0 for t, has in zip(numbers[1:], given[1:], strict=True)
     )
     sizes = rows, cols // vector, tiles, bias_stride, weight_stride, *strides
-    return Call(_chunk_kernel, grid, (*sizes, fn, Form(*given, *flags, vector), block_m, block_n), warps=LOSS_WARPS)
+    registers = FEW_REGISTERS if vector == 4 and cols > SHORT_ROW else REGISTERS
+    options = (("maxnreg", registers),) if OPTIONS else ()  # the interpreter has no such option
+    arguments = *sizes, fn, Form(*given, *flags, vector), block_m, block_n
+    return Call(_chunk_kernel, grid, arguments, warps=LOSS_WARPS, options=options)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])

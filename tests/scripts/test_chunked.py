@@ -99,5 +99,14 @@ def test_what_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_labels.parse(["--data", str(tmp_path / "short")])
     assert "argument --data: " in capsys.readouterr().err
+    for options, said in (
+        (("--compare",), "argument --compare: PyTorch's operators need all labels in one process"),
+        (("--dtype", "float16"), "argument --dtype: processes that share labels have no common scale for float16"),
+    ):
+        given = (*LABELS, "--parallel", "labels", *options, "--out", tmp_path / "out")
+        assert_one_line(fork("train_labels.py", *given, processes=2), said, "train_labels.py")
+    with pytest.raises(SystemExit):
+        train_siglip.parse(["--parallel", "labels"])
+    assert "invalid choice: 'labels'" in capsys.readouterr().err
     ended = fork("train_siglip.py", *SIGLIP, "--compare", "--out", tmp_path / "out", processes=2)
     assert_one_line(ended, "PyTorch's operators compute the loss of one process", "train_siglip.py")
