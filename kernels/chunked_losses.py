@@ -20,8 +20,8 @@ LEAVES_FACTOR = False  # a chunk's step multiplies by the factor, and sums the g
 PROGRAMS = 4096  # at most, on any device: their number is part of the order of a sum
 NARROW, WIDE = (LOSS_TILE // 16, 16), (LOSS_TILE // 128, 128)  # tiles of short and of longer rows
 # Registers of a thread at most: left to itself, ptxas spills a few numbers to fit one more block on a multiprocessor. Whole
-# vectors of float32 in longer rows need few.
-REGISTERS, FEW_REGISTERS = 128, 80
+# vectors of float32 in longer rows need few, and numbers of float64 twice as many.
+REGISTERS, FEW_REGISTERS, DOUBLE_REGISTERS = 128, 80, 255
 FAR = tl.constexpr(2**30)  # further than any column of a tile
 LARGE = 2**30  # from here on an encoded place is an integer of 64 bits
 
@@ -229,7 +229,7 @@ class Step:
 
     def sums_of_rows(self, rows: int, cols: int) -> torch.Tensor:
         """Returns zeros for a part of the rows: ``add`` adds the logits' gradients to it, their sum over dim 0 is the bias'."""
-        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile, self.numbers[0].dtype)
+        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile)
         return self.sums.new_zeros((splits, rows), dtype=self.numbers[0].dtype)
 
     def add(
@@ -261,12 +261,9 @@ class Step:
         return loss, grad_scale if self.sums_scale else None
 
 
-def _tiling(
-    rows: int, cols: int, tile: tuple[int, int], dtype: torch.dtype
-) -> tuple[tuple[int, int], tuple[int, int, int], int]:
+def _tiling(rows: int, cols: int, tile: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int], int]:
     """Returns the shape of a tile, the grid, whose second axis splits the columns, and the tiles across a split."""
     block_m, block_n = NARROW if cols <= SHORT_ROW else tile
-    block_m = block_m * 4 // dtype.itemsize  # numbers of float64 take twice the registers
     down, across = min(PROGRAMS, triton.cdiv(rows, block_m)), triton.cdiv(cols, block_n)
     tiles = triton.cdiv(across, max(1, PROGRAMS // down))
     return (block_m, block_n), (down, triton.cdiv(across, tiles), 1), tiles
@@ -283,7 +280,7 @@ def _chunk_call(
 ) -> Call:
     logits, _, _, _, *numbers, _, _ = inputs
     rows, cols = logits.shape
-    (block_m, block_n), grid, tiles = _tiling(rows, cols, tile, logits.dtype)
+    (block_m, block_n), grid, tiles = _tiling(rows, cols, tile)
     vector = 16 // logits.element_size()
     vector = vector if cols % vector == 0 else 1
     given = [isinstance(t, torch.Tensor) for t in numbers]
@@ -292,6 +289,7 @@ def _chunk_call(
     )
     sizes = rows, cols // vector, tiles, bias_stride, weight_stride, *strides
     registers = FEW_REGISTERS if vector == 4 and cols > SHORT_ROW else REGISTERS
+    registers = DOUBLE_REGISTERS if logits.dtype == torch.float64 else registers
     options = (("maxnreg", registers),) if OPTIONS else ()  # the interpreter has no such option
     arguments = *sizes, fn, Form(*given, *flags, vector), block_m, block_n
     return Call(_chunk_kernel, grid, arguments, warps=LOSS_WARPS, options=options)

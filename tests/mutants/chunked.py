@@ -9,6 +9,8 @@ VALUES = "tests/ops/test_chunked_losses.py -k '(every_gradient or frozen or many
 TWICE = "tests/ops/test_chunked_losses.py -k '(fresh or twice or inference) and auto or inference_mode'"
 GROUPS = "tests/ops/test_chunked_losses_in_groups.py -k 'one_process or numbers or unequal or decide or copy'"
 OF_SIGLIP = "tests/ops/test_siglip.py tests/ops/test_chunked_losses.py -k 'siglip and not triton'"
+LABELS = "tests/ops/test_labels_in_groups.py"
+SHARES = f"{FOLDER}/shares.py"
 OF_LINEAR = "tests/ops/test_linear_bce.py"
 MISTAKES = "tests/ops/test_siglip.py tests/ops/test_linear_bce.py -k 'mistake or malformed'"
 
@@ -126,5 +128,33 @@ SLIPS = [
         "if of_part is not None:",
         "tests/ops/test_chunked_losses.py -k 'many_samples and auto'",
         "the rows' gradient of the last columns alone",
+    ),
+    Slip(
+        SHARES,
+        "        if isinstance(error, Exception) and not self.has_told:",
+        "        if False:",
+        f"{LABELS} -k mistake",
+        "the others wait for a process that has raised",
+    ),
+    Slip(
+        SHARES,
+        "torch.distributed.all_reduce(grad, group=self.group)",
+        "pass",
+        f"{LABELS} -k all_labels",
+        "the inputs' gradient of this process's labels alone",
+    ),
+    Slip(
+        SHARES,
+        "apart = [abs(other.direction - first.direction) > ALIKE * first.length for other in seen]",
+        "apart = [False]",
+        f"{LABELS} -k mistake",
+        "processes with other inputs add up what does not belong together",
+    ),
+    Slip(
+        LINEAR,
+        "divisor=samples * labels if shares.means else 1, any",
+        "any",
+        f"{LABELS} -k all_labels",
+        "the mean over the labels of one process",
     ),
 ]
