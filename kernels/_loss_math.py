@@ -8,7 +8,15 @@ of the two drops the other, and the compiler all that led there.
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._math import exp2, exp_neg, fma, log1p, reciprocal
+from sigtorch.kernels._math import (
+    exact_sigmoid_and_complement,
+    exp2,
+    exp_neg,
+    fma,
+    log1p,
+    minus_log1m,
+    reciprocal,
+)
 
 SMALL = tl.constexpr(2.0**-126)  # the smallest normal float32
 
@@ -111,7 +119,7 @@ def focal(x, t, pos, neg, gamma, sign, pos_weight=None, PRECISE: tl.constexpr = 
     cross_entropy = fma(far, tl.abs(x), both * log1p(e))
     slope = tl.where(x >= 0, fma(-near, e, far), fma(near, e, -far)) * r
     slope = fma(gamma * (1.0 - 2.0 * t) * ratio, cross_entropy, slope)
-    factor = fma(pos, t, neg * (1.0 - t)) * _power(q, gamma, sign, PRECISE)
+    factor = fma(pos, t, neg * (1.0 - t)) * _signed_power(q, gamma, sign, PRECISE)
     return factor * slope, factor * cross_entropy
 
 
@@ -126,12 +134,95 @@ def _apply_pos_weight(x, near, far, pos_weight):
 
 
 @triton.jit
-def _power(q, gamma, sign, PRECISE: tl.constexpr):
+def quality_focal(x, t, beta, PRECISE: tl.constexpr):
+    """Returns the gradient and the loss, |d| ** beta * bce with d = s - t.
+
+    In the gradient, d' = s * (1 - s), and bce' is d.
+    """
+    d, cross_entropy = bce(x, t, 1, 1, PRECISE)
+    s, rest = exact_sigmoid_and_complement(x, PRECISE)
+    slope = fma(beta * _ratio(s * rest, d), cross_entropy, d)
+    factor = tl.where(d == 0, tl.where(beta == 0, 1.0, 0.0), _power(d, beta, PRECISE))
+    return factor * slope, factor * cross_entropy
+
+
+@triton.jit
+def varifocal(x, t, alpha, gamma, PRECISE: tl.constexpr):
+    """Returns the gradient and the loss, weight * bce: the weight is t where t > 0, else alpha * s ** gamma.
+
+    The weight has no gradient.
+    """
+    d, cross_entropy = bce(x, t, 1, 1, PRECISE)
+    s, _ = exact_sigmoid_and_complement(x, PRECISE)
+    scale = tl.where(t > 0, t, alpha)
+    # Before the power, whose branch holds what comes after in registers.
+    d *= scale
+    cross_entropy *= scale
+    power = _power(tl.where(t > 0, 1.0, s), gamma, PRECISE)
+    return d * power, cross_entropy * power
+
+
+@triton.jit
+def asymmetric(x, t, gamma_pos, gamma_neg, clip=None, PRECISE: tl.constexpr = True):
+    """Returns the gradient and the loss, q ** gamma * (-t * log(s) - (1 - t) * log(1 - m)) with m = max(s - clip, 0).
+
+    q = t * (1 - s) + (1 - t) * m, and gamma is gamma_pos * t + gamma_neg * (1 - t). clip=None is 0.
+    """
+    s, rest = exact_sigmoid_and_complement(x, PRECISE)
+    slope = s * rest
+    log_e = log1p(exp_neg(tl.abs(x), PRECISE))
+    positive = tl.maximum(-x, 0.0) + log_e  # -log(s), whose slope is -rest
+    if clip is None:
+        m, rise = s, slope
+        negative, negative_slope = tl.maximum(x, 0.0) + log_e, s
+    else:
+        m, others = tl.maximum(s - clip, 0.0), rest + clip
+        rise = tl.where(s > clip, slope, 0.0)
+        negative, negative_slope = minus_log1m(m, others), rise * reciprocal(others)
+    away = 1.0 - t
+    q = fma(t, rest, away * m)
+    gamma = fma(gamma_pos, t, gamma_neg * away)
+    factor = tl.where(q < 0, float("nan"), _power_of_each(q, gamma, PRECISE))
+    cross_entropy = fma(t, positive, away * negative)
+    ratio = _ratio(fma(away, rise, -t * slope), q)
+    slope = fma(gamma * ratio, cross_entropy, fma(away, negative_slope, -t * rest))
+    return factor * slope, factor * cross_entropy
+
+
+@triton.jit
+def _ratio(part, whole):
+    """Returns part / whole; 0 if the whole is so small that its inverse is not finite."""
+    if whole.dtype == tl.float64:
+        whole = tl.where(tl.abs(whole) < 1e-300, float("inf"), whole)
+    else:
+        whole = tl.where(tl.abs(whole) < SMALL, float("inf"), whole)
+    return part * reciprocal(whole)
+
+
+@triton.jit
+def _signed_power(q, gamma, sign, PRECISE: tl.constexpr):
     """Returns q ** gamma; for a negative q, from a target outside of [0, 1], |q| ** gamma times sign."""
+    p = _power(q, gamma, PRECISE)
+    return tl.where(q < 0, p * sign, p)
+
+
+@triton.jit
+def _power(q, gamma, PRECISE: tl.constexpr):
+    """Returns |q| ** gamma for a gamma that all elements share."""
     if q.dtype == tl.float64:
-        p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))
+        p = _power_of_each(q, gamma, PRECISE)
     elif gamma == 2.0:  # all threads take the same branch
         p = q * q
+    else:
+        p = _power_of_each(q, gamma, PRECISE)
+    return p
+
+
+@triton.jit
+def _power_of_each(q, gamma, PRECISE: tl.constexpr):
+    """Returns |q| ** gamma for a gamma of each element; a tiny power for q = 0, or 1 if gamma is 0."""
+    if q.dtype == tl.float64:
+        return tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))
     else:
         # Mantissa and exponent apart: one approximate log2 of both has too large a relative error at q = 1e-15.
         bits = tl.maximum(tl.abs(q), SMALL).to(tl.int32, bitcast=True)
@@ -139,5 +230,4 @@ def _power(q, gamma, sign, PRECISE: tl.constexpr):
         mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
         high = gamma * exponent
         low = fma(gamma, exponent, -high) + gamma * tl.log2(mantissa)
-        p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)
-    return tl.where(q < 0, p * sign, p)
+        return exp2(high) * exp2(low) if PRECISE else exp2(high + low)

@@ -168,7 +168,7 @@ def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _exact_sigmoid_and_complement(x, PRECISE: tl.constexpr):
+def exact_sigmoid_and_complement(x, PRECISE: tl.constexpr):
     """Returns s and 1 - s, each within a few ulp for every x."""
     e = exp_neg(tl.abs(x), PRECISE)
     near = reciprocal(1.0 + e)
@@ -179,14 +179,14 @@ def _exact_sigmoid_and_complement(x, PRECISE: tl.constexpr):
 @triton.jit
 def sigmoid_lerp(x, y, gate, PRECISE: tl.constexpr):
     """Returns s * x + (1 - s) * y."""
-    s, rest = _exact_sigmoid_and_complement(gate, PRECISE)
+    s, rest = exact_sigmoid_and_complement(gate, PRECISE)
     return fma(s, x, rest * y)
 
 
 @triton.jit
 def dsigmoid_lerp(grad, x, y, gate, PRECISE: tl.constexpr):
     """Returns the gradients of x, y and gate: grad * s, grad * (1 - s) and grad * (x - y) * s * (1 - s)."""
-    s, rest = _exact_sigmoid_and_complement(gate, PRECISE)
+    s, rest = exact_sigmoid_and_complement(gate, PRECISE)
     grad_x = grad * s
     return grad_x, grad * rest, grad_x * rest * (x - y)
 
@@ -198,10 +198,25 @@ def log1p(e):
         u = 1.0 + e
         return tl.log(u) + (e - (u - 1.0)) / u
     else:
-        y = e * reciprocal(2.0 + e)  # log(1 + e) = 2 atanh(e / (2 + e))
-        z = y * y
-        p = fma(z, fma(z, fma(z, C4, C3), C2), C1)
-        return y * fma(z, p, 2.0)
+        return _twice_atanh(e * reciprocal(2.0 + e))
+
+
+@triton.jit
+def _twice_atanh(y):
+    """Returns 2 atanh(y) for y in [0, 1/3]."""
+    z = y * y
+    p = fma(z, fma(z, fma(z, C4, C3), C2), C1)
+    return y * fma(z, p, 2.0)
+
+
+@triton.jit
+def minus_log1m(m, rest):
+    """Returns -log(1 - m) for m in [0, 1), also where m is so small that rest, which is 1 - m, has lost its digits."""
+    if m.dtype == tl.float64:
+        return tl.where(m > 0.5, -tl.log(rest), log1p(m / rest))
+    else:
+        # log2's error is relative to 1. -log(1 - m) = 2 atanh(m / (2 - m)).
+        return tl.where(m > 0.5, -LN_2 * tl.log2(rest), _twice_atanh(m * reciprocal(2.0 - m)))
 
 
 # A pair of a chunk of logits.

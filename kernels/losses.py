@@ -43,6 +43,9 @@ def _by_dtype(loss: Any) -> dict[torch.dtype, LossPasses]:
 
 BCE_PASSES = _by_dtype(_loss_math.bce)
 FOCAL_PASSES = _by_dtype(_loss_math.focal)
+QUALITY_FOCAL_PASSES = _by_dtype(_loss_math.quality_focal)
+VARIFOCAL_PASSES = _by_dtype(_loss_math.varifocal)
+ASYMMETRIC_PASSES = _by_dtype(_loss_math.asymmetric)
 TARGET_INPUT = 3  # among the operands of every loss: the incoming gradient, the divisor, the logits, the target, ...
 
 

@@ -74,6 +74,26 @@ def one_pass(size: int) -> tuple[float, float]:
     return 3 * size, 0
 
 
+def eager_quality_focal(x: Tensor, t: Tensor) -> Tensor:
+    """The mean quality focal loss as detection libraries write it."""
+    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * (t - torch.sigmoid(x)).abs() ** 2).mean()
+
+
+def eager_varifocal(x: Tensor, t: Tensor) -> Tensor:
+    """The mean varifocal loss as detection libraries write it."""
+    weight = torch.where(t > 0, t, 0.75 * torch.sigmoid(x.detach()) ** 2)
+    return F.binary_cross_entropy_with_logits(x, t, weight)
+
+
+def eager_asymmetric(x: Tensor, t: Tensor) -> Tensor:
+    """The mean asymmetric loss in the operators that timm writes it with."""
+    s = torch.sigmoid(x)
+    others = (1 - s + 0.05).clamp(max=1)
+    loss = t * torch.log(s.clamp(min=1e-8)) + (1 - t) * torch.log(others.clamp(min=1e-8))
+    missed = 1 - (s * t + others * (1 - t))
+    return -(loss * torch.pow(missed, t + 4 * (1 - t))).mean()
+
+
 CASES = {
     "sigmoid": Case(normal(1), torch.sigmoid, sigtorch.sigmoid, lambda size: (2 * size, 3 * size)),
     "sigmoid-save-input": Case(
@@ -114,4 +134,7 @@ CASES = {
         lambda x, t: sigtorch.sigmoid_focal_loss(x, t, reduction="mean"),
         one_pass,
     ),
+    "asymmetric": Case(logits, eager_asymmetric, sigtorch.asymmetric_loss, one_pass),
+    "varifocal": Case(logits, eager_varifocal, sigtorch.varifocal_loss, one_pass),
+    "quality_focal": Case(logits, eager_quality_focal, sigtorch.quality_focal_loss, one_pass),
 }

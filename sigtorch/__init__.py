@@ -4,13 +4,20 @@ from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
 from sigtorch.ops.chunked_losses import linear_binary_cross_entropy, siglip_loss
 from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu
-from sigtorch.ops.losses import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch.ops.losses import (
+    asymmetric_loss,
+    binary_cross_entropy_with_logits,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from sigtorch.ops.sigmoid import sigmoid
 from sigtorch.plugin.functions import patched_functions
 from sigtorch.plugin.patch import Patch, patch
 
 __all__ = [
     "Patch",
+    "asymmetric_loss",
     "backend_of",
     "binary_cross_entropy_with_logits",
     "glu",
@@ -18,6 +25,7 @@ __all__ = [
     "nn",
     "patch",
     "patched_functions",
+    "quality_focal_loss",
     "siglip_loss",
     "sigmoid",
     "sigmoid_focal_loss",
@@ -25,5 +33,6 @@ __all__ = [
     "sigmoid_lerp",
     "swiglu",
     "use_backend",
+    "varifocal_loss",
 ]
 __version__ = "0.1.0"

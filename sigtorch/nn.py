@@ -2,18 +2,21 @@
 
 from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
 from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SigmoidLerp, SwiGLU
-from sigtorch.ops.losses import BCEWithLogitsLoss, SigmoidFocalLoss
+from sigtorch.ops.losses import AsymmetricLoss, BCEWithLogitsLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss
 from sigtorch.ops.sigmoid import Sigmoid
 
 __all__ = [
     "GLU",
+    "AsymmetricLoss",
     "BCEWithLogitsLoss",
     "GatedMLP",
     "LinearBCE",
+    "QualityFocalLoss",
     "SigLIPLoss",
     "Sigmoid",
     "SigmoidFocalLoss",
     "SigmoidGate",
     "SigmoidLerp",
     "SwiGLU",
+    "VarifocalLoss",
 ]

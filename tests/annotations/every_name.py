@@ -31,6 +31,12 @@ outputs: list[Tensor] = [
         inputs=x, targets=classes, alpha=number, gamma=number, reduction="sum", normalizer=number, background_index=-1,
         ignore_index=255, dim=-1,
     ),
+    sigtorch.quality_focal_loss(x, classes.clamp(max=6), 2.0, "sum"),
+    sigtorch.quality_focal_loss(input=x, target=dense, beta=1.5, reduction="mean"),
+    sigtorch.varifocal_loss(x, dense, 0.75, 2.0, "sum"),
+    sigtorch.varifocal_loss(input=x, target=dense, alpha=1, gamma=1.5, reduction="mean"),
+    sigtorch.asymmetric_loss(x, dense, 4.0, 1.0, 0.05, "sum"),
+    sigtorch.asymmetric_loss(input=x, target=dense, gamma_neg=4, gamma_pos=1, clip=0, reduction="mean"),
     sigtorch.siglip_loss(x, y, 10.0, logit_bias=number, chunk_size=2),
     sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), torch.rand(4, 5) > 0.5, reduction="sum"),
 ]  # fmt: skip
@@ -46,6 +52,9 @@ modules: list[torch.nn.Module] = [
         weight, reduction="sum", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
     ),
     nn.SigmoidFocalLoss(number, number, "mean", pos_weight=weight, background_index=-1, ignore_index=255, dim=-1),
+    nn.QualityFocalLoss(beta=1.5, reduction="sum"),
+    nn.VarifocalLoss(alpha=1, gamma=1.5, reduction="sum"),
+    nn.AsymmetricLoss(gamma_neg=4, gamma_pos=1, clip=0, reduction="sum"),
     nn.SigLIPLoss(chunk_size=2),
     nn.LinearBCE(6, 5, chunk_size=2),
 ]

@@ -7,7 +7,7 @@ import torch
 import triton
 from support.cases import CASES
 from support.launching import for_a_stand_in
-from support.loss_cases import LOSSES
+from support.loss_cases import LOSSES, WITH_OPTIONS
 from without_gpu import standin
 
 import sigtorch
@@ -26,7 +26,7 @@ INPUTS |= {
         lambda x, loss=loss: loss(x, torch.arange(4), reduction="mean", ignore_index=2),
         lambda: [torch.randn(4, 16, requires_grad=True)],
     )
-    for loss in LOSSES
+    for loss in WITH_OPTIONS
 }
 
 

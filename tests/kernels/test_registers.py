@@ -11,7 +11,7 @@ from itertools import chain
 from without_gpu.machine_code import held
 from support.cases import CASES
 from support.compiling import compiled_for
-from support.loss_cases import LOSSES, images, make
+from support.loss_cases import LOSSES, WITH_OPTIONS, images, make, target_name
 from sigtorch.kernels import chunked_losses
 arch, rows = int(sys.argv[1]), [(96, 6), (96, 136)]  # of few columns, and of several vectors
 
@@ -22,10 +22,10 @@ def many_rows(dtype):
         for loss in LOSSES:
             for kind in ("soft", "uint8", "index"):
                 x, target = make(shape, dtype, kind, "cpu")
-                weight = torch.rand(shape[-1]) if kind != "soft" else None
-                call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
-                yield f"{loss.__name__} {shape} {kind}", partial(call, weight=weight, reduction="mean"), [x]
-                if kind == "uint8":
+                weight = {"weight": torch.rand(shape[-1])} if kind != "soft" and loss in WITH_OPTIONS else {}
+                call = partial(loss, **{target_name(loss): target})
+                yield f"{loss.__name__} {shape} {kind}", partial(call, **weight, reduction="mean"), [x]
+                if kind == "uint8" or loss not in WITH_OPTIONS:
                     continue
                 given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
                 yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
@@ -49,10 +49,10 @@ def chunk(x, kind, out):
     return x * 1
 
 def of_images(dtype):
-    for loss in LOSSES:
+    for loss in WITH_OPTIONS:
         for layout in ("contiguous", "channels_last", "classes first"):
             x, target = images(dtype, layout, classes=21, size=(32, 36))
-            call = partial(loss, target=target) if loss is LOSSES[0] else partial(loss, targets=target)
+            call = partial(loss, **{target_name(loss): target})
             given = {"dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
             yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
 

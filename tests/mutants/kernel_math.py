@@ -10,6 +10,8 @@ LERP = "tests/kernels/test_kernels.py tests/ops/test_ops.py -k '(oracle or extre
 SWIGLU = "tests/kernels/test_kernels.py tests/ops/test_ops.py -k '(oracle or extreme) and swiglu'"
 BCE = "tests/ops/test_losses.py -k 'matches_float64 and triton and bce'"
 FOCAL = "tests/ops/test_losses.py -k 'matches_float64 and triton and focal'"
+DETECTION = "tests/ops/test_detection_losses.py -m kernels"
+NEW = "tests/ops/test_losses.py -k 'matches_float64 and triton and (quality or varifocal or asymmetric)'"
 PRECISE = "tests/ops/test_losses.py -m kernels -k 'small or finite or infinite or mean_holds'"
 OUTSIDE = "tests/ops/test_loss_contracts.py -m kernels -k 'outside or unchecked or background'"
 CHUNKS = "tests/kernels/test_chunked_losses.py -m kernels"
@@ -63,15 +65,15 @@ SLIPS = [
     ),
     Slip(
         LOSSES,
-        "p = tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))",
-        "p = tl.exp(gamma * tl.log(tl.abs(q)))",
+        "return tl.exp(gamma * tl.log(tl.maximum(tl.abs(q), 1e-300)))",
+        "return tl.exp(gamma * tl.log(tl.abs(q)))",
         PRECISE,
         "0 to the power of 0 in float64",
     ),
     Slip(
         LOSSES,
-        "p = exp2(high) * exp2(low) if PRECISE else exp2(high + low)",
-        "p = exp2(high + low)",
+        "return exp2(high) * exp2(low) if PRECISE else exp2(high + low)",
+        "return exp2(high + low)",
         PRECISE,
         "one exponential where float32 needs two",
         "within the 1e-5 that is promised of a focal loss: the second keeps most of float32's digits",
@@ -100,6 +102,63 @@ SLIPS = [
         "return (1.0 / divisor) * slope, weight * loss",
         BCE,
         "a gradient beside its loss without the weight",
+    ),
+    Slip(
+        LOSSES,
+        "tl.where(d == 0, tl.where(beta == 0, 1.0, 0.0), _power(d, beta, PRECISE))",
+        "_power(d, beta, PRECISE)",
+        DETECTION,
+        "a loss where a target is met",
+    ),
+    Slip(
+        LOSSES,
+        "fma(beta * _ratio(s * rest, d), cross_entropy, d)",
+        "fma(beta * _ratio(s * rest, tl.abs(d)), cross_entropy, d)",
+        NEW,
+        "the slope of a distance without its sign",
+    ),
+    Slip(
+        LOSSES,
+        "tl.abs(whole) < SMALL",
+        "tl.abs(whole) < 0.0",
+        PRECISE,
+        "0 / 0 in the slope of a power",
+    ),
+    Slip(
+        LOSSES,
+        "scale = tl.where(t > 0, t, alpha)",
+        "scale = tl.where(t > 0, 1.0, alpha)",
+        NEW,
+        "a positive weighted by 1, not by its quality",
+    ),
+    Slip(
+        LOSSES,
+        "power = _power(tl.where(t > 0, 1.0, s), gamma, PRECISE)",
+        "power = _power(s, gamma, PRECISE)",
+        NEW,
+        "positives weighted as negatives are",
+    ),
+    Slip(LOSSES, "rise = tl.where(s > clip, slope, 0.0)", "rise = slope", DETECTION, "a slope below clip"),
+    Slip(
+        LOSSES,
+        "gamma = fma(gamma_pos, t, gamma_neg * away)",
+        "gamma = fma(gamma_neg, t, gamma_pos * away)",
+        NEW,
+        "one exponent for the other",
+    ),
+    Slip(
+        LOSSES,
+        "ratio = _ratio(fma(away, rise, -t * slope), q)",
+        "ratio = _ratio(fma(away, rise, t * slope), q)",
+        NEW,
+        "a positive's factor that grows with its logit",
+    ),
+    Slip(
+        FILE,
+        "tl.where(m > 0.5, -LN_2 * tl.log2(rest), _twice_atanh(m * reciprocal(2.0 - m)))",
+        "_twice_atanh(m * reciprocal(2.0 - m))",
+        DETECTION,
+        "a series beyond where it holds",
     ),
     Slip(
         FILE,

@@ -13,7 +13,42 @@ CONTRACTS = "tests/ops/test_loss_contracts.py -k 'not triton and not compiles an
 ONE_PASS = "tests/ops/test_one_pass.py"
 GRADIENT = "sigtorch/ops/losses/gradient.py"
 
+DETECTION = "tests/ops/test_detection_losses.py -k 'not triton'"
+QUALITY, VARIFOCAL, ASYMMETRIC = (
+    f"sigtorch/ops/losses/{name}.py" for name in ("quality_focal", "varifocal", "asymmetric")
+)
+
 SLIPS = [
+    Slip(
+        QUALITY,
+        "torch.where(is_there, 0, torch.where(is_there, 1, distance) ** self.beta)",
+        "distance**self.beta",
+        DETECTION,
+        "an infinite slope where a target is met",
+    ),
+    Slip(VARIFOCAL, "aten_sigmoid(x.detach())", "aten_sigmoid(x)", DETECTION, "a weight with a gradient"),
+    Slip(
+        ASYMMETRIC,
+        "torch.where(near > 0, (1 - self.clip) - rest, shifted - self.clip)",
+        "(shifted - self.clip)",
+        DETECTION,
+        "a slope of s that cancels",
+    ),
+    Slip(ASYMMETRIC, "clamp(max=0.75)", "clamp(max=0.5)", DETECTION, "half a slope where a tie is clamped"),
+    Slip(
+        ASYMMETRIC,
+        "0 < self.clip < TINY and input.dtype != torch.float64",
+        "False",
+        DETECTION + " -m kernels",
+        "a clip that float32 does not hold",
+    ),
+    Slip(
+        CHECKS,
+        "not 0 <= value <= sys.float_info.max or not value < below",
+        "not 0 <= value <= sys.float_info.max",
+        MISTAKES,
+        "a clip of 1",
+    ),
     Slip(
         GRADIENT,
         "        ctx.is_spent = True\n",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.cases import CASES
 from support.device import DEVICE, TORCH
-from support.loss_cases import LOSSES
+from support.loss_cases import WITH_OPTIONS
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError, checkpoint
@@ -58,7 +58,7 @@ def calls():
     for case in CASES:
         yield pytest.param(case.ours, case.inputs((4, 6), torch.float32), id=case.name)
     yield pytest.param(torch.sigmoid, [torch.randn(4, 6, requires_grad=True)], id="torch.sigmoid")
-    for loss in LOSSES:
+    for loss in WITH_OPTIONS:
         for name, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(4))):
             x = torch.randn(4, 6, requires_grad=True)
             call = functools.partial(loss, reduction="sum")
@@ -73,7 +73,7 @@ def calls():
 
 def calls_eager_or_not():
     """Losses that a CPU runs by PyTorch's own arithmetic or by the formula, which save tensors of the same shapes."""
-    x, soft, bce, focal = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6), *LOSSES
+    x, soft, bce, focal = torch.randn(4, 6, requires_grad=True), torch.rand(4, 6), *WITH_OPTIONS
     hard = soft > 0.5
     for loss, target, given in (
         (bce, soft, {}),

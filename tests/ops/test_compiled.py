@@ -55,7 +55,7 @@ def check_loss(loss, kind, reduction, options, backend):
 
 @every_choice
 @pytest.mark.parametrize(("kind", "reduction"), loss_cases.KINDS_AND_REDUCTIONS)
-@loss_cases.every_loss
+@loss_cases.every_loss_with_options
 def test_losses(loss, kind, reduction, backend, variable):
     variable(backend)
     check_loss(loss, kind, reduction, lambda n, like: {}, backend)

@@ -11,12 +11,12 @@ from support.loss_cases import (
     DTYPES,
     IGNORED,
     IMAGES,
-    LOSSES,
     ORACLES,
     REDUCTIONS,
+    WITH_OPTIONS,
     check,
     every_kind,
-    every_loss,
+    every_loss_with_options,
     every_path,
     images,
     make,
@@ -32,7 +32,7 @@ from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_ignored_logits_may_be_anything(loss, kind, backend, device):
     """Infinity and NaN add no loss and no gradient."""
@@ -53,7 +53,7 @@ def test_ignored_logits_may_be_anything(loss, kind, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_nothing_but_ignored_ones(loss, kind, backend, device):
     for dtype, reduction in zip(DTYPES, (*REDUCTIONS, "mean")):
@@ -68,7 +68,7 @@ def test_nothing_but_ignored_ones(loss, kind, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_a_number_that_no_target_can_be(loss, kind, backend, device):
     """Nothing is ignored, however the number would look as one of the target's dtype."""
@@ -85,7 +85,7 @@ def test_a_number_that_no_target_can_be(loss, kind, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 def test_numbers_to_ignore_may_be_any(loss, backend, device):
     """More than float32 holds, too, in which kernels compare."""
     for number, dtype in itertools.product((-(2**63), 2**24, 2**24 + 1, 2**63 - 1), (torch.float32, torch.float64)):
@@ -98,7 +98,7 @@ def test_numbers_to_ignore_may_be_any(loss, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 def test_a_class_next_to_a_large_number_to_ignore(loss, backend, device):
     """Float32 holds no two of them."""
     x, target = torch.randn(2, 3, device=device), torch.tensor([1, 2**24], device=device)
@@ -107,7 +107,7 @@ def test_a_class_next_to_a_large_number_to_ignore(loss, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, device):
     """A class, or the number of classes, which else is none."""
     for number in (0, 3, 10):
@@ -118,7 +118,7 @@ def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, devic
     check(loss, x, target, backend, reduction="mean", ignore_index=-1, background_index=10)
 
 
-@every_loss
+@every_loss_with_options
 @pytest.mark.kernels
 def test_many_programs_count(loss, device, plans, monkeypatch):
     """Counts are right in full and partial blocks, rows and batches, and with more tiles than programs."""
@@ -133,7 +133,7 @@ def test_many_programs_count(loss, device, plans, monkeypatch):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("layout", IMAGES)
 def test_classes_may_be_anywhere(loss, layout, backend, device):
     for number, (dtype, reduction) in enumerate(zip(DTYPES, ("none", "mean", "sum", "mean"), strict=True)):
@@ -149,7 +149,7 @@ def test_classes_may_be_anywhere(loss, layout, backend, device):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 def test_classes_along_every_dimension(loss, backend, device):
     for dim in range(-4, 4):
         x, _ = images(torch.float32, "contiguous", device)
@@ -165,7 +165,7 @@ def test_classes_along_every_dimension(loss, backend, device):
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "classes first", "transposed"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkeypatch):
@@ -188,7 +188,7 @@ def test_classes_are_read_where_they_are(loss, layout, reduction, device, monkey
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_a_mean_that_ignores_launches_no_more(loss, kind, device, plans, monkeypatch):
     """The same kernel counts the other elements, and backward gets the count."""
@@ -218,8 +218,8 @@ def test_modules():
     x, target = images(torch.float32, "contiguous")
     p, given = torch.rand(5, 1, 1), {"ignore_index": 255, "dim": 1}
     for module, oracle in (
-        (BCEWithLogitsLoss(pos_weight=p, **given), ORACLES[LOSSES[0]]),
-        (SigmoidFocalLoss(reduction="mean", pos_weight=p, **given), ORACLES[LOSSES[1]]),
+        (BCEWithLogitsLoss(pos_weight=p, **given), ORACLES[WITH_OPTIONS[0]]),
+        (SigmoidFocalLoss(reduction="mean", pos_weight=p, **given), ORACLES[WITH_OPTIONS[1]]),
     ):
         expected = oracle(x.detach(), target, reduction="mean", pos_weight=p, **given)
         torch.testing.assert_close(module(x.detach(), target), expected.float())
@@ -241,7 +241,7 @@ def test_cross_entropys_own_rule():
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("layout", ["contiguous", "classes first"])
 def test_an_index_is_read_once_for_several_classes(loss, layout, device):
     """All in all no more bytes move than with a target of the logits' dtype at each of them."""

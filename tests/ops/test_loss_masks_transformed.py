@@ -9,11 +9,11 @@ import torch.distributed as dist
 from support.device import TORCH
 from support.loss_cases import (
     IGNORED,
-    LOSSES,
     ORACLES,
+    WITH_OPTIONS,
     every_backend,
     every_kind,
-    every_loss,
+    every_loss_with_options,
     every_path,
     images,
     masked,
@@ -32,7 +32,7 @@ from sigtorch import sigmoid_focal_loss
 
 
 @every_backend
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_backward_again_and_differentiably(loss, kind, backend, device):
     x, target = masked((4, 6), torch.float64, kind, device)
@@ -69,7 +69,7 @@ def test_weights_and_numbers_have_gradients(backend, device):
         torch.testing.assert_close(ours, torch.autograd.grad(focal(ORACLES[sigmoid_focal_loss], *given), given))
 
 
-@every_loss
+@every_loss_with_options
 def test_weights_learn_beside_a_mask_that_is_not_looked_at(loss):
     """Inside a transform an ignored 255 is not refused, but it is no share either."""
     x, target = masked((4, 6), torch.float64, "uint8")
@@ -84,8 +84,8 @@ def test_weights_learn_beside_a_mask_that_is_not_looked_at(loss):
 
 
 OPTIONS = [
-    pytest.param(LOSSES[0], {"label_smoothing": 0.1}, id="bce"),
-    pytest.param(LOSSES[1], {"pos_weight": torch.linspace(0.5, 3, 6, dtype=torch.float64)}, id="focal"),
+    pytest.param(WITH_OPTIONS[0], {"label_smoothing": 0.1}, id="bce"),
+    pytest.param(WITH_OPTIONS[1], {"pos_weight": torch.linspace(0.5, 3, 6, dtype=torch.float64)}, id="focal"),
 ]
 
 
@@ -119,7 +119,7 @@ def of_images(loss, x, target, **given):
     return loss(x, target, reduction="mean", dim=1, ignore_index=255, pos_weight=x.new_full((5, 1, 1), 2), **given)
 
 
-@every_loss
+@every_loss_with_options
 def test_classes_of_images_transform(loss):
     x, target = images(torch.float64, "contiguous")
     x = x.detach()
@@ -130,7 +130,7 @@ def test_classes_of_images_transform(loss):
     torch.testing.assert_close(torch.func.grad(call)(x, target), torch.func.grad(oracle)(x, target))
 
 
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("kind", ["soft", "uint8", "index", "image"])
 def test_compiles_and_traces(loss, kind):
     if kind == "image":
@@ -152,7 +152,7 @@ def test_compiles_and_traces(loss, kind):
 
 
 @every_path
-@every_loss
+@every_loss_with_options
 @every_kind
 def test_checkpointing(loss, kind, backend, device):
     if backend == "formula" and device == "cuda" and TORCH < (2, 14):
@@ -167,7 +167,7 @@ def test_checkpointing(loss, kind, backend, device):
 
 
 @pytest.mark.skipif(TORCH == (2, 8), reason="its DTensor has no rule for softplus")
-@every_loss
+@every_loss_with_options
 def test_dtensor(loss, tmp_path):
     """The formula takes sharded and replicated logits."""
     dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)

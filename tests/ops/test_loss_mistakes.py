@@ -7,12 +7,13 @@ import warnings
 import numpy
 import pytest
 import torch
-from support.loss_cases import LOSSES
+from support.loss_cases import LOSSES, WITH_OPTIONS
 from torch.autograd.forward_ad import dual_level
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
+from sigtorch import asymmetric_loss, quality_focal_loss, varifocal_loss
+from sigtorch.nn import AsymmetricLoss, BCEWithLogitsLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss
 
 
 class Duck:
@@ -54,13 +55,33 @@ NO_INDICES = [
     (2**63, ValueError, "must fit into 64 bits, got 9223372036854775808"),
     (-(2**70), ValueError, "must fit into 64 bits, got -118"),
 ]
+WITHOUT_OPTIONS = [f for f in LOSSES if f not in WITH_OPTIONS]
+SETTINGS = [
+    *((asymmetric_loss, name) for name in ("gamma_neg", "gamma_pos", "clip")),
+    (quality_focal_loss, "beta"),
+    *((varifocal_loss, name) for name in ("alpha", "gamma")),
+]
+NO_SETTINGS = [
+    *((v, e, s) for v, e, s in NO_NUMBERS if not isinstance(v, torch.Tensor)),
+    (torch.tensor(0.5), TypeError, r"must be a Python number, got Tensor; give [a-z_]+\.item\(\)"),
+    (-0.5, ValueError, "at least 0.*, got -0.5"),
+    (math.nan, ValueError, "at least 0.*, got nan"),
+    (math.inf, ValueError, "got inf"),
+    (10**400, ValueError, "got 10000"),
+]
 NUMBERS = [(LOSSES[0], "label_smoothing"), *((LOSSES[1], name) for name in ("alpha", "gamma", "normalizer"))]
 BAD = [
     *((f, (X, X), {name: v}, e, s) for f, name in NUMBERS for v, e, s in NO_NUMBERS),
-    *((f, (X, ROW), {"background_index": v}, e, s) for f in LOSSES for v, e, s in NO_INDICES),
-    *((f, (X, ROW), {"ignore_index": v}, e, s) for f in LOSSES for v, e, s in NO_INDICES if v is not None),
-    *((f, (X, t), {"dim": v}, e, s) for f in LOSSES for t in (X, ROW) for v, e, s in NO_INDICES if e is TypeError),
-    *((f, (X, X), {"dim": d}, ValueError, f"dim={d} is not one of input") for f in LOSSES for d in (2, -3)),
+    *((f, (X, ROW), {"background_index": v}, e, s) for f in WITH_OPTIONS for v, e, s in NO_INDICES),
+    *((f, (X, ROW), {"ignore_index": v}, e, s) for f in WITH_OPTIONS for v, e, s in NO_INDICES if v is not None),
+    *(
+        (f, (X, t), {"dim": v}, e, s)
+        for f in WITH_OPTIONS
+        for t in (X, ROW)
+        for v, e, s in NO_INDICES
+        if e is TypeError
+    ),
+    *((f, (X, X), {"dim": d}, ValueError, f"dim={d} is not one of input") for f in WITH_OPTIONS for d in (2, -3)),
     (
         LOSSES[0],
         (X[0, 0], X[0, 0]),
@@ -84,7 +105,7 @@ BAD = [
             ValueError,
             "must differ, got -1 for both; .* give another background_index",
         )
-        for f in LOSSES
+        for f in WITH_OPTIONS
     ),
     (LOSSES[1], (X, ROW), {"ignore_index": 7, "background_index": 7}, ValueError, "must differ, got 7 for both"),
     (LOSSES[0], (X, (X + 255).byte()), {}, ValueError, "give target > 0 for a mask, or ignore_index=255"),
@@ -198,6 +219,21 @@ BAD = [
     (BCEWithLogitsLoss, (), {"label_smoothing": -1}, ValueError, "got -1"),
     (BCEWithLogitsLoss, (2.0,), {}, TypeError, "weight must be a Tensor, got float"),
     (SigmoidFocalLoss, (), {"gamma": -1}, ValueError, "got -1"),
+    *((f, (X, X), {name: v}, e, s) for f, name in SETTINGS for v, e, s in NO_SETTINGS),
+    *((f, (X, X[0]), {}, ValueError, r"\(3, 4\), got \(4,\)") for f in WITHOUT_OPTIONS),
+    *((f, (X, (X + 2).byte()), {}, ValueError, "holds 2, expected 0 and 1") for f in WITHOUT_OPTIONS),
+    *((f, (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4 or") for f in WITHOUT_OPTIONS),
+    *((f, (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'") for f in WITHOUT_OPTIONS),
+    (asymmetric_loss, (X, X), {"clip": 1}, ValueError, "clip must be at least 0 and below 1, got 1"),
+    (AsymmetricLoss, (), {"clip": 1.5}, ValueError, "clip must be at least 0 and below 1, got 1.5"),
+    (AsymmetricLoss, (), {"gamma_neg": -1}, ValueError, "gamma_neg must be finite and at least 0, got -1"),
+    (AsymmetricLoss, (), {"gamma_pos": None}, TypeError, "gamma_pos must be a number, got NoneType"),
+    (AsymmetricLoss, (), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
+    (VarifocalLoss, (), {"alpha": -1}, ValueError, "alpha must be finite and at least 0, got -1"),
+    (VarifocalLoss, (), {"gamma": "2"}, TypeError, "gamma must be a number, got str"),
+    (VarifocalLoss, (), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
+    (QualityFocalLoss, (), {"beta": -1}, ValueError, "beta must be finite and at least 0, got -1"),
+    (QualityFocalLoss, (), {"reduction": "avg"}, ValueError, "unknown reduction='avg'"),
     (SigmoidFocalLoss, (), {"weight": 1}, TypeError, "weight must be a Tensor, got int"),
 ]
 

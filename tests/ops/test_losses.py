@@ -18,6 +18,7 @@ from support.loss_cases import (
     every_backend,
     every_engine,
     every_loss,
+    every_loss_with_options,
     exact_engine,
     images,
     make,
@@ -28,7 +29,13 @@ from support.loss_cases import (
 from torch.autograd.graph import saved_tensors_hooks
 
 import sigtorch
-from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch import (
+    asymmetric_loss,
+    binary_cross_entropy_with_logits,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 
 ALL_WRONG = {binary_cross_entropy_with_logits: 1, sigmoid_focal_loss: 0.75}  # the loss at a huge logit over that logit
 
@@ -46,7 +53,7 @@ def test_matches_float64(loss, options, kind, backend, device):
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "reduction"), [(torch.bfloat16, "mean"), (torch.float32, "none")], ids=str)
 def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
@@ -55,7 +62,7 @@ def test_full_and_part_blocks(loss, kind, dtype, reduction, device):
 
 
 @every_engine
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("ignore_index", [None, 0, 1])
 def test_a_bool_is_true_whatever_its_byte(loss, ignore_index, backend, device):
     """Such bytes come from a mask of 0 and 255 viewed as bool."""
@@ -71,7 +78,7 @@ def test_a_bool_is_true_whatever_its_byte(loss, ignore_index, backend, device):
 
 
 @every_backend
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1), (5, 4, 6), (2, 3, 4, 8), (1, 4100)], ids=str)
 def test_any_shape(loss, shape, backend, device):
     kinds = [k for k in ("soft", "uint8", "index") if k != "index" or shape[-1:] > (1,)]
@@ -104,7 +111,7 @@ STRIDES = (transposed, sliced, stepped, expanded, channels_last)
 
 @every_engine
 @pytest.mark.any_arch
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
 def test_any_strides(loss, strides, backend, device):
     for kind, reduction in itertools.product(("soft", "bool", "index"), ("none", "mean")):
@@ -115,7 +122,7 @@ def test_any_strides(loss, strides, backend, device):
 
 
 @every_backend
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("layout", [*IMAGES][:6])  # whose strides all say something
 def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
     """PyTorch's pointwise operators keep strides, so that a contiguous result can be viewed."""
@@ -129,7 +136,7 @@ def test_a_result_lies_as_the_logits_do(loss, layout, backend, device):
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_more_images_than_a_grid_is_long(loss, reduction, device, plans, monkeypatch):
     monkeypatch.setattr("sigtorch.kernels._layout.MAX_GRID", 4)
@@ -167,7 +174,7 @@ def test_whole_weights_of_float64_logits(dtype, shape, backend, device):
 
 
 @every_engine
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("weight", [(5, 1, 1), (3, 1, 4, 1), (1, 5, 1, 6), (4, 6)], ids=str)
 def test_classes_keep_their_axis(loss, weight, backend, device):
     """Also where nothing but copies leads a kernel through all of the tensors."""
@@ -221,6 +228,10 @@ def test_small_losses_are_exact(t, backend, device):
         near = torch.linspace(-69 / (1 + gamma), 30, 2000, device=device)
         near = (near if t == 0 else -near).requires_grad_()
         check(LOSSES[1], near, target.to(torch.uint8), backend, alpha=0.3, gamma=gamma)
+        check(quality_focal_loss, near, target.to(torch.uint8), backend, beta=gamma, reduction="none")
+        check(varifocal_loss, near, target.to(torch.uint8), backend, gamma=gamma, reduction="none")
+        given = {"gamma_neg": gamma, "gamma_pos": gamma, "clip": 0, "reduction": "none"}
+        check(asymmetric_loss, near, target.to(torch.uint8), backend, **given)
 
 
 @exact_engine
@@ -249,11 +260,17 @@ def test_nan_stays_nan(loss, dtype, backend, device):
         assert total.isnan()
 
 
+FINITE = {
+    sigmoid_focal_loss: [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)],
+    quality_focal_loss: [{"beta": b} for b in (0.0, 0.5, 2.0)],
+    asymmetric_loss: [{"gamma_neg": g, "gamma_pos": g, "clip": c} for g in (0.0, 0.5, 2.0) for c in (0, 0.05, 1e-6)],
+}
+
+
 @exact_engine
 @every_loss
 def test_finite_at_every_finite_logit(loss, backend, device):
-    options = [{}] if loss is LOSSES[0] else [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)]
-    for dtype, given, kind in itertools.product(DTYPES, options, ("soft", "uint8")):
+    for dtype, given, kind in itertools.product(DTYPES, FINITE.get(loss, [{}]), ("soft", "uint8")):
         info = torch.finfo(dtype)
         ends = [0.0, info.tiny, 1.0, 9.39, 17.0, 88.0, 104.0, 745.0, info.max / 2, info.max]
         x = torch.tensor([s * v for v in ends for s in (1, -1)], dtype=dtype, device=device).unsqueeze(-1).repeat(1, 3)
@@ -344,7 +361,7 @@ def test_a_mean_of_equal_losses_is_that_loss(device):
 
 
 @every_backend
-@every_loss
+@every_loss_with_options
 def test_two_runs_are_bit_equal(loss, backend, device):
     x, target = make((50, 101), torch.float32, "soft", device)
     with sigtorch.use_backend(backend):
@@ -355,7 +372,7 @@ def test_two_runs_are_bit_equal(loss, backend, device):
 
 
 @pytest.mark.kernels
-@every_loss
+@every_loss_with_options
 def test_programs_share_what_there_is(loss, device, plans, monkeypatch):
     """More tiles than programs, in one row, in many, and in batches."""
     monkeypatch.setattr("sigtorch.kernels._reduce.LOSS_PROGRAMS", 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import cases, chunked_cases, loss_cases
 from support.device import DEVICE
-from support.loss_cases import every_loss
+from support.loss_cases import every_loss_with_options
 from support.recording import Recorded
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import (
@@ -40,7 +40,7 @@ def test_values_are_the_same(case, mode):
     assert mode is flops or len(seen.names) == 2
 
 
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("reduction", loss_cases.REDUCTIONS)
 @pytest.mark.parametrize("dim", [1, -1])
 def test_losses_of_classes(loss, reduction, dim):
@@ -139,6 +139,9 @@ FAMILIES = {
         x, x.detach(), reduction="none"
     ),
     "sigmoid_focal_loss": lambda x: sigtorch.sigmoid_focal_loss(x, x.detach()),
+    "quality_focal_loss": lambda x: sigtorch.quality_focal_loss(x, x.detach(), reduction="none"),
+    "asymmetric_loss": lambda x: sigtorch.asymmetric_loss(x, x.detach().sigmoid(), reduction="none"),
+    "varifocal_loss": lambda x: sigtorch.varifocal_loss(x, x.detach(), reduction="none"),
 }
 
 

@@ -7,11 +7,22 @@ import torch
 import triton
 from _measure import peak_extra_bytes
 from support.device import DEVICE
-from support.loss_cases import IGNORED, LOSSES, OPTIONS, every_kind, every_loss, make, suit
+from support.loss_cases import (
+    IGNORED,
+    LOSSES,
+    OPTIONS,
+    every_kind,
+    every_loss,
+    every_loss_with_options,
+    make,
+    suit,
+    target_name,
+)
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import sigtorch
+from sigtorch import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from sigtorch.kernels import _plan, _scale
 
 pytestmark = pytest.mark.usefixtures("with_kernels")
@@ -43,8 +54,7 @@ def launched(monkeypatch, plans):
 def loss_of(loss, kind="soft", dtype=torch.float32, shape=SHAPE, **options):
     """Logits, and a loss of them."""
     x, target = make(shape, dtype, kind, DEVICE)
-    name = "target" if loss is LOSSES[0] else "targets"
-    return x, functools.partial(loss, **{name: suit(target, options)}, **{"reduction": "mean", **options})
+    return x, functools.partial(loss, **{target_name(loss): suit(target, options)}, **{"reduction": "mean", **options})
 
 
 def engine_that_counts():
@@ -89,7 +99,7 @@ def test_without_gradients_only_sums_are_written(loss, reduction, launched):
 
 @pytest.mark.kernels
 @every_kind
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("ignore", [False, True])
 def test_backward_is_one_launch(loss, kind, ignore, launched):
     x, call = loss_of(loss, kind, **({"ignore_index": IGNORED[kind]} if ignore else {}))
@@ -141,12 +151,27 @@ def test_a_power_of_two_rounds_nothing(loss, dtype):
         assert torch.equal(one, two)
 
 
+OWN = {  # the numbers of a loss, by default
+    sigmoid_focal_loss: {"alpha": 0.25, "gamma": 2.0},
+    quality_focal_loss: {"beta": 2.0},
+    varifocal_loss: {"alpha": 0.75, "gamma": 2.0},
+    asymmetric_loss: {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+}
+
+
 def two_passes(loss, x, options, factor):
     grad = torch.tensor(factor, dtype=x.dtype, device=DEVICE)
-    target = options["target" if loss is LOSSES[0] else "targets"]
-    own = (0.0,) if loss is LOSSES[0] else (0.25, 2.0)
+    given = dict.fromkeys(("weight", "pos_weight", "normalizer", "ignore_index", "divisor"))
+    given |= {
+        "reduction": "mean",
+        "dtype": x.dtype,
+        "background_index": -1,
+        "label_smoothing": 0.0,
+        **OWN.get(loss, {}),
+    }
     backward = getattr(torch.ops.sigtorch, f"{loss.__name__}_backward").default
-    return backward(grad, x.detach(), target, None, None, None, "mean", x.dtype, -1, None, None, *own)
+    names = [a.name for a in backward._schema.arguments][3:]
+    return backward(grad, x.detach(), options[target_name(loss)], **{name: given[name] for name in names})
 
 
 def test_a_derivative_takes_nothing():
@@ -172,7 +197,7 @@ def replacing(kept):
     return saved_tensors_hooks(lambda t: (kept.append(t.clone()), len(kept) - 1)[1], lambda place: kept[place])
 
 
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("hooks", [keeping, keeping_memory, replacing])
 def test_what_a_hook_keeps_stays(loss, hooks):
     x, call = loss_of(loss)
@@ -203,7 +228,7 @@ def test_what_a_node_s_own_hook_keeps_stays(pack):
     assert torch.equal(kept[0], before)
 
 
-@every_loss
+@every_loss_with_options
 @pytest.mark.parametrize("dtype", ONE_PASS, ids=str)
 def test_offloaded_and_recomputed(loss, dtype):
     x, call = loss_of(loss, "index", dtype, ignore_index=255)
@@ -216,7 +241,7 @@ def test_offloaded_and_recomputed(loss, dtype):
     torch.testing.assert_close((offloaded, recomputed), (expected, expected), rtol=0, atol=0)
 
 
-@every_loss
+@every_loss_with_options
 def test_a_step_holds_one_gradient(loss):
     """As two passes do: float16 takes them."""
 
@@ -228,7 +253,7 @@ def test_a_step_holds_one_gradient(loss):
     assert peak(torch.bfloat16) <= peak(torch.float16) + 64
 
 
-@every_loss
+@every_loss_with_options
 def test_compiled_code_keeps_the_gradient_alone(loss):
     """The inputs are not kept, and a second pass finds the gradient as it was."""
     x, call = loss_of(loss)

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from support import chunked_cases
 from support.cases import CASES, contiguous, transposed
 from support.device import DEVICE
-from support.loss_cases import KINDS, KINDS_AND_REDUCTIONS, OPTIONS, REDUCTIONS, every_loss, focal_oracle, make, suit
+from support.loss_cases import (
+    KINDS,
+    KINDS_AND_REDUCTIONS,
+    OPTIONS,
+    ORACLES,
+    REDUCTIONS,
+    every_loss_with_options,
+    focal_oracle,
+    make,
+    suit,
+)
 from support.recording import Recorded
 from torch.autograd import forward_ad
 from torch.library import opcheck
@@ -25,7 +35,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 ELEMENTWISE = ("sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed")
-SUMMED = ("binary_cross_entropy_with_logits", "sigmoid_focal_loss")
+SUMMED = (
+    "binary_cross_entropy_with_logits",
+    "sigmoid_focal_loss",
+    "quality_focal_loss",
+    "varifocal_loss",
+    "asymmetric_loss",
+)
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
 BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
 SCALE = "scale_loss_gradient_"  # what backward runs where forward computed the gradient
@@ -82,7 +98,7 @@ def check_loss(loss, kind, reduction, options, backend, whole, dtype=torch.float
 @every_backend
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@every_loss
+@every_loss_with_options
 def test_losses_as_pytorch_checks_them(loss, reduction, kind, backend):
     whole = (kind, reduction) in KINDS_AND_REDUCTIONS
     dtype = torch.float16 if kind == "hard" else torch.float32
@@ -162,6 +178,30 @@ DIRECT = {
         lambda x: _focal(x, T, W, reduction="mean", with_gradient=True),
         lambda x: focal_oracle(x, T, weight=W, reduction="mean"), [(2, 3)],
     ),
+    "quality_focal_loss": (
+        lambda x, t: operator("quality_focal_loss")(x, t, "none", torch.float64, 2.0, False)[0],
+        lambda x, t: ORACLES[sigtorch.quality_focal_loss](x, t, reduction="none"), [(2, 3), (2, 3)],
+    ),
+    "asymmetric_loss": (
+        lambda x, t: operator("asymmetric_loss")(x, t.sigmoid(), "none", torch.float64, 4.0, 1.0, 0.05, False)[0],
+        lambda x, t: ORACLES[sigtorch.asymmetric_loss](x, t.sigmoid(), reduction="none"), [(2, 3), (2, 3)],
+    ),
+    "asymmetric_loss, with its gradient": (
+        lambda x: operator("asymmetric_loss")(x, T, "mean", torch.float64, 4.0, 1.0, 0.05, True)[0],
+        lambda x: ORACLES[sigtorch.asymmetric_loss](x, T), [(2, 3)],
+    ),
+    "varifocal_loss": (  # of a weight that does not change
+        lambda x: operator("varifocal_loss")(x, T, "none", torch.float64, 0.75, 2.0, False)[0],
+        lambda x: ORACLES[sigtorch.varifocal_loss](x, T, reduction="none"), [(2, 3)],
+    ),
+    "varifocal_loss, with its gradient": (
+        lambda x: operator("varifocal_loss")(x, T, "mean", torch.float64, 0.75, 2.0, True)[0],
+        lambda x: ORACLES[sigtorch.varifocal_loss](x, T), [(2, 3)],
+    ),
+    "quality_focal_loss, with its gradient": (
+        lambda x: operator("quality_focal_loss")(x, T, "mean", torch.float64, 2.0, True)[0],
+        lambda x: ORACLES[sigtorch.quality_focal_loss](x, T), [(2, 3)],
+    ),
 }  # fmt: skip
 
 
@@ -177,6 +217,9 @@ def test_a_backward_operator_cannot_be_differentiated(name):
         "glu_backward": (x[:, :3], x, 1), "swiglu_packed_backward": (x[:, :3], x),
         "binary_cross_entropy_with_logits_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.0),
         "sigmoid_focal_loss_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.25, 2.0),
+        "quality_focal_loss_backward": (x, x, x, "none", x.dtype, 2.0),
+        "varifocal_loss_backward": (x, x, x, "none", x.dtype, 0.75, 2.0),
+        "asymmetric_loss_backward": (x, x, x, "none", x.dtype, 4.0, 1.0, 0.05),
     }  # fmt: skip
     found = operator(name)(*arguments[name])
     first = found if isinstance(found, torch.Tensor) else found[0]

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from support.cases import CASES
-from support.loss_cases import LOSSES
+from support.loss_cases import WITH_OPTIONS
 
 import sigtorch
 from sigtorch import _autograd
@@ -59,7 +59,7 @@ NEAR = {"half": 1e-2, "quantize": 0.2, "largest": 1e-5}
 def calls():
     for case in CASES:
         yield pytest.param(case.ours, case.inputs((4, 6), torch.float32), id=case.name)
-    for loss in LOSSES:
+    for loss in WITH_OPTIONS:
         x = torch.randn(4, 6, requires_grad=True)
         for kind, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(1, 5))):
             yield pytest.param(

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import sigtorch
-from sigtorch import binary_cross_entropy_with_logits, sigmoid_focal_loss
+from sigtorch import (
+    asymmetric_loss,
+    binary_cross_entropy_with_logits,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from sigtorch.ops.losses.loss import Loss
 from support.cases import HALF, assert_rounded_once, last_place
 
@@ -21,7 +27,9 @@ REDUCTIONS = ("none", "mean", "sum")
 MARKER_DIMS = 12  # at least, of the tensor by which a backward pass knows what its forward saved
 # Each kind and each reduction once, for what takes long and would see no more in their product
 KINDS_AND_REDUCTIONS = [*((kind, "mean") for kind in KINDS), ("soft", "none"), ("soft", "sum")]
-LOSSES = (binary_cross_entropy_with_logits, sigmoid_focal_loss)
+WITH_OPTIONS = (binary_cross_entropy_with_logits, sigmoid_focal_loss)  # weights, numbers to ignore, any dim
+# All; of the others, which share their runner and kernels, tests of those see little more.
+LOSSES = (*WITH_OPTIONS, quality_focal_loss, varifocal_loss, asymmetric_loss)
 
 every_backend = pytest.mark.parametrize("backend", ["auto", "aten", "triton"])
 # What a compiled kernel could get wrong where an interpreted one does not: these are the tests for other engines too.
@@ -31,8 +39,13 @@ exact_engine = pytest.mark.parametrize("backend", ["formula", pytest.param("trit
 # Each of the ways to compute: eagerly on a CPU, by the formula that transforms take, and in a kernel.
 every_path = pytest.mark.parametrize("backend", ["auto", "formula", pytest.param("triton", marks=pytest.mark.kernels)])
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+every_loss_with_options = pytest.mark.parametrize("loss", WITH_OPTIONS, ids=lambda f: f.__name__)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 IGNORED = {"soft": -100, "hard": 255, "uint8": 255, "bool": 1, "index": 255}  # a number to ignore, by kind of target
+
+
+def target_name(loss):
+    return "targets" if loss is sigmoid_focal_loss else "target"
 
 
 def share(target, x, dim=-1):
@@ -59,7 +72,7 @@ def reduced(values, reduction):
     return values if reduction == "none" else getattr(values, reduction)()
 
 
-def of_the_others(oracle, x, target, reduction, ignore_index, dim):
+def of_the_others(oracle, x, target, reduction, ignore_index=None, dim=-1):
     """A loss of those alone that are not ignored, whose values the oracle gives."""
     out = ignored(target, x, ignore_index, dim)
     values = oracle(x.masked_fill(out, 0).double(), share(target, x, dim).masked_fill(out, 0))
@@ -103,6 +116,32 @@ def focal_oracle(
     return of_the_others(values, x, target, reduction, ignore_index, dim) / normalizer
 
 
+def quality_focal_oracle(x, target, beta=2.0, reduction="mean"):
+    def values(x, t):
+        d = t * torch.sigmoid(-x) - (1 - t) * torch.sigmoid(x)
+        return d.abs() ** beta * bce_oracle(x, t, reduction="none")
+
+    return of_the_others(values, x, target, reduction)
+
+
+def varifocal_oracle(x, target, alpha=0.75, gamma=2.0, reduction="mean"):
+    def values(x, t):
+        weight = torch.where(t > 0, t, alpha * torch.sigmoid(x) ** gamma)
+        return weight.detach() * bce_oracle(x, t, reduction="none")
+
+    return of_the_others(values, x, target, reduction)
+
+
+def asymmetric_oracle(x, target, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, reduction="mean"):
+    def values(x, t):
+        m = (torch.sigmoid(x) - clip).clamp(min=0)
+        q = t * torch.sigmoid(-x) + (1 - t) * m
+        negative = softplus(x) if type(clip) is int else -torch.log1p(-m)
+        return q ** (gamma_pos * t + gamma_neg * (1 - t)) * (t * softplus(-x) + (1 - t) * negative)
+
+    return of_the_others(values, x, target, reduction)
+
+
 def torchvision_oracle(inputs, targets, alpha, gamma, reduction):
     p = torch.sigmoid(inputs)
     ce = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
@@ -112,8 +151,14 @@ def torchvision_oracle(inputs, targets, alpha, gamma, reduction):
     return reduced(loss, reduction)
 
 
-ORACLES = {binary_cross_entropy_with_logits: bce_oracle, sigmoid_focal_loss: focal_oracle}
-RTOL = {binary_cross_entropy_with_logits: BCE_RTOL, sigmoid_focal_loss: FOCAL_RTOL}
+ORACLES = {
+    binary_cross_entropy_with_logits: bce_oracle,
+    sigmoid_focal_loss: focal_oracle,
+    quality_focal_loss: quality_focal_oracle,
+    varifocal_loss: varifocal_oracle,
+    asymmetric_loss: asymmetric_oracle,
+}
+RTOL = dict.fromkeys(LOSSES, FOCAL_RTOL) | {binary_cross_entropy_with_logits: BCE_RTOL}
 
 
 def make(shape, dtype, kind, device, scale=4.0):
@@ -152,9 +197,14 @@ def suit(target, options):
     if target.dtype == torch.int64:
         target[target == -1] = options.get("background_index", -1)
     number = options.get("ignore_index")
-    if number is not None and torch.tensor(number).to(target.dtype).double() == number:
+    if holds(target, number):
         target.view(-1)[::3] = number
     return target
+
+
+def holds(target, number):
+    """Tells whether a target's dtype has this number to ignore."""
+    return number is not None and bool(torch.tensor(number).to(target.dtype).double() == number)
 
 
 def masked(shape, dtype, kind, device="cpu"):
@@ -203,9 +253,15 @@ def check(loss, x, target, backend, **options):
             )
         return actual
     cancels = 0 if target.dtype != x.dtype and not options.get("label_smoothing") else exact.grad.abs().max().item()
+    values_cancel = False
+    if loss is quality_focal_loss:
+        values_cancel = target.dtype == x.dtype  # where a target is near s
+    elif loss is asymmetric_loss and options.get("clip", 0.05):
+        values_cancel, cancels = True, exact.grad.abs().max().item()  # where s is near clip
     single = RTOL[loss][torch.float32]  # what float32 is off by before a half type rounds
     kept = rounded_before(exact, target, expected, incoming, options) if x.dtype == torch.bfloat16 else 0
-    for mine, theirs, off in ((actual, expected, 0), (grad, exact.grad, cancels + kept / single)):
+    small = expected.detach().abs().max().item() if values_cancel else 0
+    for mine, theirs, off in ((actual, expected, small), (grad, exact.grad, cancels + kept / single)):
         if mine.dtype in HALF:
             assert_rounded_once(mine, theirs, atol=single * off)
         else:
@@ -219,7 +275,7 @@ def rounded_before(exact, target, expected, incoming, options):
     number = options.get("ignore_index")
     if expected.dim():
         return 0
-    if number is not None and options.get("reduction", "mean") == "mean":
+    if holds(target, number) and options.get("reduction", "mean") == "mean":
         out = ignored(target, exact, number, options.get("dim", -1))
         factor = factor / max(1, out.numel() - int(out.sum()))
     if torch.frexp(factor).mantissa.abs() == 0.5:
@@ -243,7 +299,22 @@ FOCAL_OPTIONS = {
     "ignoring": lambda n, like: {"ignore_index": -100, "pos_weight": like(1), "weight": like(n)},
     "ignoring a class": lambda n, like: {"ignore_index": 1, "gamma": 3.0},
 }
+QUALITY_FOCAL_OPTIONS = {
+    "plain": lambda n, like: {},
+    "steep": lambda n, like: {"beta": 3.5},
+}
+VARIFOCAL_OPTIONS = {
+    "plain": lambda n, like: {},
+    "steep": lambda n, like: {"alpha": 2.0, "gamma": 3.5},
+}
+ASYMMETRIC_OPTIONS = {
+    "plain": lambda n, like: {},
+    "not clipped": lambda n, like: {"gamma_neg": 2.5, "gamma_pos": 0, "clip": 0},
+}
 OPTIONS = [
     *(pytest.param(LOSSES[0], f, id=f"bce-{name}") for name, f in BCE_OPTIONS.items()),
     *(pytest.param(LOSSES[1], f, id=f"focal-{name}") for name, f in FOCAL_OPTIONS.items()),
+    *(pytest.param(quality_focal_loss, f, id=f"quality-{name}") for name, f in QUALITY_FOCAL_OPTIONS.items()),
+    *(pytest.param(varifocal_loss, f, id=f"varifocal-{name}") for name, f in VARIFOCAL_OPTIONS.items()),
+    *(pytest.param(asymmetric_loss, f, id=f"asymmetric-{name}") for name, f in ASYMMETRIC_OPTIONS.items()),
 ]

@@ -87,6 +87,18 @@ def check_alpha_and_gamma(where: str, alpha: Any, gamma: Any) -> None:
         raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
 
 
+def check_setting(where: str, name: str, value: Any, below: float = math.inf) -> float:
+    """Returns a finite number that is at least 0 and below a bound; no tensor, for nothing would differentiate it."""
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{where}: {name} must be a Python number, got {type(value).__name__}; give {name}.item()")
+    if type(value) is not float:
+        _checks.check_number(where, **{name: value})
+    if not 0 <= value <= sys.float_info.max or not value < below:
+        allowed = "finite and at least 0" if below == math.inf else f"at least 0 and below {below:g}"
+        raise ValueError(f"{where}: {name} must be {allowed}, got {value!r}")
+    return torch.sym_float(value)  # type: ignore[no-any-return]
+
+
 def check_index(where: str, name: str, value: Any) -> int:
     """Returns it as a Python number."""
     index = int(_checks.check_whole(where, name, value))
@@ -139,19 +151,22 @@ def _has_known_value(value: Any) -> bool:
 class Indices(NamedTuple):
     """The dimension of the classes, and the class indices with a meaning of their own."""
 
-    dim: int
-    background_index: int
-    ignore_index: int | None
+    dim: int = -1
+    background_index: int = -1
+    ignore_index: int | None = None
+
+
+LAST_DIMENSION = Indices()
 
 
 def check_call(
     where: str,
     both: dict[str, torch.Tensor],
     reduction: str,
-    indices: Indices,
+    indices: Indices = LAST_DIMENSION,
     *,
-    weight: torch.Tensor | None,
-    pos_weight: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    pos_weight: torch.Tensor | None = None,
     **numbers: Any,
 ) -> Indices:
     """Checks the arguments that all losses take: both, the logits and the target by their names, and what goes with them.

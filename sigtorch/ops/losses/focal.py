@@ -15,10 +15,9 @@ from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.checks import Indices
-from sigtorch.ops.losses.loss import TINY, Factors, Loss, cross_entropy
+from sigtorch.ops.losses.loss import FAR, TINY, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
-FAR = 800.0  # exp(-800) is 0 in float64 too
 # The sign of a negative number to the power of gamma, by gamma modulo 2; NaN for all others. An int 1 compiles to nothing.
 SIGNS: dict[float, float] = {0.0: 1, 1.0: -1.0}
 

@@ -14,13 +14,14 @@ from sigtorch._eligible import HALF_DTYPES
 from sigtorch.ops.losses import checks
 
 TINY = torch.finfo(torch.float32).tiny
+FAR = 800.0  # exp(-800) is 0 in float64 too
 
 
 class Factors(NamedTuple):
     """Tensors that multiply a loss, its positive term, and divide the result; None for 1."""
 
-    weight: torch.Tensor | None
-    pos_weight: torch.Tensor | None
+    weight: torch.Tensor | None = None
+    pos_weight: torch.Tensor | None = None
     normalizer: torch.Tensor | None = None
 
 
@@ -35,6 +36,7 @@ class Loss(ABC):
     input_name: ClassVar[str]
     target_name: ClassVar[str]
     operators: ClassVar[Passes]
+    FACTORS: ClassVar[tuple[str, ...]] = Factors._fields  # those that its operators take: all, or none
     # The fields that an operator takes, with their types in its schema.
     SETTINGS: ClassVar[dict[str, str]] = {
         "reduction": "str", "dtype": "ScalarType", "background_index": "int", "ignore_index": "int?", "divisor": "float?",
@@ -65,9 +67,9 @@ class Loss(ABC):
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         """Tells whether ``eager_loss`` is right for this call; differentiated: more than the logits wants a gradient."""
 
-    @abstractmethod
     def numbers(self) -> tuple[Any, ...]:
         """Returns the settings that are 0-d tensors where something differentiates, transforms or traces them."""
+        return ()
 
     @staticmethod
     @abstractmethod

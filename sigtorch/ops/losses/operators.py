@@ -15,7 +15,6 @@ from sigtorch.ops.losses import checks
 from sigtorch.ops.losses.gradient import LossPasses, Saved, keep, scaled
 from sigtorch.ops.losses.loss import Factors, Loss
 
-TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? normalizer"
 # The loss; its gradient, empty if not asked for; and the count of a mean that ignores elements, empty for any other.
 RESULTS = "(Tensor loss, Tensor gradient, Tensor count)"
 
@@ -30,7 +29,8 @@ class Result(NamedTuple):
 
 def forward(loss: Loss, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None) -> Result:
     """Calls a loss' operator."""
-    value, gradient, count = loss.operators.forward(x, target, *factors, *loss.settings(), loss.with_gradient)
+    given = *factors[: len(loss.FACTORS)], *loss.settings()
+    value, gradient, count = loss.operators.forward(x, target, *given, loss.with_gradient)
     normalizer = count if loss.counts else Factors(*factors).normalizer
     return Result(value, gradient if loss.with_gradient else None, normalizer)
 
@@ -39,7 +39,8 @@ def backward(
     loss: Loss, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, *factors: torch.Tensor | None
 ) -> torch.Tensor:
     """Calls the operator of a loss' gradient."""
-    return loss.operators.backward(grad, x, target, *factors, *loss.settings())  # type: ignore[no-any-return]
+    given = *factors[: len(loss.FACTORS)], *loss.settings()
+    return loss.operators.backward(grad, x, target, *given)  # type: ignore[no-any-return]
 
 
 def scale(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
@@ -72,7 +73,8 @@ PASSES = LossPasses(forward, backward, scale)
 
 def define(kind: type[Loss]) -> None:
     """Defines the operators of a loss."""
-    schema = ", ".join([TENSORS, *(f"{type_} {name}" for name, type_ in kind.SETTINGS.items())])
+    types = {"input": "Tensor", "target": "Tensor", **dict.fromkeys(kind.FACTORS, "Tensor?"), **kind.SETTINGS}
+    schema = ", ".join(f"{type_} {name}" for name, type_ in types.items())
     name, bodies = kind.function, Bodies(kind)
     gradient = _operators.Gradient(bodies.save, bodies.differentiate)
     kind.operators = Passes(
@@ -148,8 +150,10 @@ class Bodies:
         return value, hidden, count
 
     def differentiate(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
-        x, target, *factors, gradient = ctx.saved_tensors
-        loss, (need, *needs) = ctx.loss, ctx.needs[: 2 + len(factors)]
+        count = 2 + len(self.kind.FACTORS)
+        *tensors, gradient = ctx.saved_tensors
+        x, target, *factors = tensors[:count]
+        loss, (need, *needs) = ctx.loss, ctx.needs[:count]
         if torch.is_grad_enabled() or any(needs):
             grads = _formula_grads(loss, [need, *needs], (x, target, *factors), grad)
         elif gradient is None:
@@ -167,7 +171,7 @@ class Bodies:
 
     def _parsed(self, rest: Sequence[Any]) -> tuple[Loss, Factors]:
         """Splits the arguments after the target into the loss and its factors."""
-        count = len(Factors._fields)
+        count = len(self.kind.FACTORS)
         settings = dict(zip(self.kind.SETTINGS, rest[count:], strict=True))
         return self.kind(**settings), Factors(*rest[:count])
 
