@@ -305,7 +305,14 @@ def test_cuda_one_becomes_the_current_device(monkeypatch):
     cuda = FakeCuda(monkeypatch, set_device=None)
     parser = _options.Parser()
     args = Namespace(
-        device=CUDA1, accumulate=1, batch=1, tensorboard=False, backend="aten", dtype="float32", compile=False
+        device=CUDA1,
+        accumulate=1,
+        batch=1,
+        parallel="ddp",
+        tensorboard=False,
+        backend="aten",
+        dtype="float32",
+        compile=False,
     )
     monkeypatch.setattr(torch, "ones", lambda *size, **of: no_such())
     with pytest.raises(SystemExit):
