@@ -1,4 +1,4 @@
-"""Scalar functions: the forward and backward formulas of each operation for one element, for all kernels.
+"""Scalar functions: the forward and backward formulas of each elementwise operation for one element, for all kernels.
 
 Each function takes float32 or float64 values, and a trailing ``PRECISE``: false if results are rounded to a half type, which
 hides the last bits of a float32 exponential.

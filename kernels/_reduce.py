@@ -236,7 +236,7 @@ def launch_sum(
     """Returns the sum of fn over all elements, divided, and the divisor.
 
     Args:
-        fn: a scalar function of ``_math.py``, or the pass of a loss. Its only result, or the second, is summed.
+        fn: the pass of a loss. Its only result, or the second, is summed.
         inputs: as for ``launch_map``, broadcastable to like's shape.
         like: the tensor whose shape and order of elements the kernel follows.
         divisor: a number or a 0-d tensor; None for the count of elements that are not ignored, at least 1.

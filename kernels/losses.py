@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
     value: torch.Tensor
     gradient: torch.Tensor | None  # if the loss asks for it; of a mean that ignores elements, times their count
-    divisor: Operand | None  # of backward: the count of the elements if a mean ignores some, else the normalizer
+    normalizer: Operand | None  # of backward: the count of the elements if a mean ignores some
 
 
 def loss_forward(

@@ -53,6 +53,11 @@ def register_op(op: str) -> None:
         MARKED.append(op)
 
 
+def unseen_by_hooks() -> bool:
+    """Tells whether no saved-tensor hook sees what a Function saves here."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
 @once
 def marker(op: str) -> torch.Tensor:
     """Returns a tensor of 8 bytes that an operation saves first; its number of dimensions tells which of MARKED that is.

@@ -19,6 +19,7 @@ from support.loss_cases import (
     target_name,
 )
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import sigtorch
@@ -123,7 +124,7 @@ def test_backward_twice(loss, options, dtype):
         first = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
         assert first.data_ptr() == saved[-1].data_ptr()
         kept = first.clone()
-        first.fill_(torch.nan)  # as an optimizer may, or who clips gradients
+        first.fill_(torch.nan)  # as clipping a gradient changes it
         second = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
         third = torch.autograd.grad(value, x, grad)[0]
         assert len({t.data_ptr() for t in (first, second, third)}) == 3
@@ -182,6 +183,53 @@ def test_a_derivative_takes_nothing():
     (first,) = torch.autograd.grad(value, x)
     assert first.data_ptr() == saved.data_ptr()
     torch.testing.assert_close(first, expected.detach())
+
+
+def test_of_two_threads_one_takes_the_gradient(monkeypatch):
+    """Both find the mark, were it looked at first and removed after."""
+    x, call = loss_of(LOSSES[0])
+    value, grad = call(x), torch.tensor(3.0, device=DEVICE)
+    (expected,) = torch.autograd.grad(call(x), x, grad)
+    scale, found = _scale.launch_scale, []
+
+    def interrupted(*given):
+        """Runs the other pass before this one multiplies."""
+        monkeypatch.setattr("sigtorch.kernels.losses.launch_scale", scale)
+        found.extend(torch.autograd.grad(value, x, grad, retain_graph=True))
+        scale(*given)
+
+    monkeypatch.setattr("sigtorch.kernels.losses.launch_scale", interrupted)
+    found.extend(torch.autograd.grad(value, x, grad, retain_graph=True))
+    torch.testing.assert_close(found, [expected, expected], rtol=0, atol=0)
+
+
+def test_a_captured_pass_writes_into_a_copy(monkeypatch):
+    """A graph may replay it twice, and forward once."""
+    x, call = loss_of(LOSSES[0])
+    value = call(x)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    kept = value.grad_fn.saved_tensors[-1]
+    (grad,) = torch.autograd.grad(value, x, torch.tensor(3.0, device=DEVICE))
+    assert grad.data_ptr() != kept.data_ptr()
+    torch.testing.assert_close(grad, 3 * kept)
+
+
+def test_what_a_mode_keeps_stays():
+    results = []
+
+    class Keeping(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            results.extend(out if func.namespace == "sigtorch" else ())
+            return out
+
+    x, call = loss_of(LOSSES[0])
+    with Keeping():
+        value = call(x)
+    before = [t.clone() for t in results]
+    torch.autograd.grad(value, x, torch.tensor(3.0, device=DEVICE))
+    torch.testing.assert_close(results, before, rtol=0, atol=0)
 
 
 def keeping(kept):

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
 from sigtorch import _eligible
-from sigtorch._autograd import marker, saved, with_strides_of
+from sigtorch._autograd import marker, saved, unseen_by_hooks, with_strides_of
 from sigtorch.ops.chunked_losses import checks, ring
 from sigtorch.ops.chunked_losses.products import (
     Needs,
@@ -150,8 +150,8 @@ class ChunkedLoss(Function):
         ctx.op, ctx.group = op, group  # not compute: its targets would live as long as the loss
         values, units = [g.values for g in gradients], [g.units for g in gradients]
         ctx.save_for_backward(marker(op), *given, *values, *units)
-        hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        ctx.made_here = [None if t is None or hooked else TensorWeakRef(t) for t in values]
+        unseen = unseen_by_hooks()
+        ctx.made_here = [TensorWeakRef(t) if t is not None and unseen else None for t in values]
         return loss
 
     @staticmethod

@@ -283,9 +283,15 @@ def check_scaled(where: str, gradient: torch.Tensor, grad: torch.Tensor, count: 
         raise ValueError(
             f"{where}: gradient must be dense, got strides {gradient.stride()} for {tuple(gradient.shape)}"
         )
+    if gradient.requires_grad:
+        raise ValueError(f"{where}: gradient is written to, and must not require a gradient itself")
     for name, t in (("grad", grad), ("count", count)):
-        if t is not None and t.dim():
-            raise ValueError(f"{where}: {name} must be a scalar, got shape {tuple(t.shape)}")
+        if t is None:
+            continue
+        if t.dim() or not t.is_floating_point():
+            raise ValueError(f"{where}: {name} must be a floating scalar, got {t.dtype} of shape {tuple(t.shape)}")
+        if t.device != gradient.device:
+            raise ValueError(f"{where}: {name} must be on {gradient.device}, as gradient is, got {t.device}")
 
 
 def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """The gradient that forward computes beside a summed loss: kept for backward, which multiplies it by the incoming scalar.
 
-Backward writes into it, once: a second pass computes it anew. A hook for saved tensors may keep what it sees, so backward
-copies a gradient that a hook saw.
+The first backward pass writes into it and returns it. A later one computes it again. Saved-tensor hooks and dispatch modes may
+keep a gradient that they see: backward copies such a one.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sigtorch import _eligible
+from sigtorch._autograd import unseen_by_hooks
 from sigtorch.ops.losses.loss import Factors, Loss
 
 
-class LossPasses(NamedTuple):
-    """The passes of a loss, by what runs it."""
+class Implementation(NamedTuple):
+    """The passes of a loss, as kernels or as operators."""
 
     forward: Callable[..., Any]  # returns the loss, its gradient or None, and the count or the normalizer
     backward: Callable[..., torch.Tensor]  # without a gradient from forward
     scale: Callable[..., None]  # with one, in place
 
 
-UNSEEN = "_sigtorch_unseen"  # an attribute of a gradient that no hook has seen, and that backward has not returned
+UNSEEN = "_sigtorch_unseen"  # an attribute of a gradient that nothing but its graph has seen
 
 
 def is_wanted(loss: Loss, x: torch.Tensor) -> bool:
@@ -35,14 +37,14 @@ def is_wanted(loss: Loss, x: torch.Tensor) -> bool:
 
 
 def keep(ctx: Any, gradient: torch.Tensor | None) -> None:
-    """Notes on ctx that forward saves its gradient."""
-    ctx.is_spent = False
-    if gradient is not None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+    """Notes on ctx, and on a gradient that it saves, whether backward may write into it."""
+    ctx.is_unseen = gradient is not None and not _eligible.observed() and unseen_by_hooks()
+    if ctx.is_unseen:
         setattr(gradient, UNSEEN, True)
 
 
 class Saved(NamedTuple):
-    """What forward saved."""
+    """The tensors that forward saved."""
 
     x: torch.Tensor
     target: torch.Tensor
@@ -50,7 +52,7 @@ class Saved(NamedTuple):
     gradient: torch.Tensor
 
 
-def scaled(ctx: Any, passes: LossPasses, grad: torch.Tensor, saved: Saved) -> torch.Tensor:
+def scaled(ctx: Any, run: Implementation, grad: torch.Tensor, saved: Saved) -> torch.Tensor:
     """Returns the saved gradient times the incoming one: in place, or the second time an equal tensor, to the last bit."""
     loss, (x, target, factors, gradient), count = ctx.loss, saved, None
     if loss.counts:
@@ -58,12 +60,12 @@ def scaled(ctx: Any, passes: LossPasses, grad: torch.Tensor, saved: Saved) -> to
     if torch.compiler.is_compiling():  # it fuses the product with what follows, and would copy what is written to
         factor = grad if count is None else grad / count
         return (gradient.to(loss.wide(x)) * factor).to(x.dtype)
-    if ctx.is_spent:
-        gradient = passes.forward(loss, x, target, *factors).gradient
-    elif vars(gradient).pop(UNSEEN, False):
-        ctx.is_spent = True
-        gradient = gradient.data  # writes by others are no writes to what ctx saved, which a second pass does not read
-    else:
+    is_first = vars(gradient).pop(UNSEEN, False)  # of two threads, one
+    if ctx.is_unseen and not is_first:
+        gradient = run.forward(loss, x, target, *factors).gradient
+    elif is_first and not (grad.is_cuda and torch.cuda.is_current_stream_capturing()):
+        gradient = gradient.data  # with a version of its own: a caller may write into it, and run backward again
+    else:  # a captured graph may run backward again without forward
         gradient = gradient.clone()
-    passes.scale(gradient, grad, count)
+    run.scale(gradient, grad, count)
     return gradient

@@ -12,7 +12,7 @@ from sigtorch import _operators
 from sigtorch._autograd import Passes, formula_grads
 from sigtorch._backend import Runner, select
 from sigtorch.ops.losses import checks
-from sigtorch.ops.losses.gradient import LossPasses, Saved, keep, scaled
+from sigtorch.ops.losses.gradient import Implementation, Saved, keep, scaled
 from sigtorch.ops.losses.loss import Factors, Loss
 
 # The loss; its gradient, empty if not asked for; and the count of a mean that ignores elements, empty for any other.
@@ -53,11 +53,12 @@ def _scale_body(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor 
     scalars = [grad] if count is None else [grad, count]
     if select(gradient, beside=scalars) == "aten":
         factor = grad if count is None else grad / count
-        gradient.data.mul_(factor)  # data: no write that autograd counts, which would forbid a second backward pass
+        gradient.mul_(factor)
     else:
         from sigtorch.kernels.losses import loss_scale
 
         loss_scale(gradient, grad, count)
+        torch.autograd.graph.increment_version(gradient)  # as a write by PyTorch's operators does
 
 
 SCALE = _operators.define(
@@ -68,7 +69,7 @@ SCALE = _operators.define(
 )
 
 
-PASSES = LossPasses(forward, backward, scale)
+IMPLEMENTATION = Implementation(forward, backward, scale)
 
 
 def define(kind: type[Loss]) -> None:
@@ -160,7 +161,7 @@ class Bodies:
             grads = [backward(loss, grad, x, target, *factors), *[None] * len(needs)]
         else:
             kept = Saved(x, target, Factors(*factors), gradient)
-            grads = [scaled(ctx, PASSES, grad, kept), *[None] * len(needs)]
+            grads = [scaled(ctx, IMPLEMENTATION, grad, kept), *[None] * len(needs)]
         return *grads, *[None] * (len(self.kind.SETTINGS) + 1)
 
     def _parsed_with_gradient(self, rest: Sequence[Any]) -> tuple[Loss, Factors]:

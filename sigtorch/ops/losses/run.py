@@ -13,7 +13,7 @@ from sigtorch._autograd import backward_runner, formula_grads, marker, saved, wi
 from sigtorch._backend import Runner
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, gradient, operators
-from sigtorch.ops.losses.gradient import LossPasses
+from sigtorch.ops.losses.gradient import Implementation
 from sigtorch.ops.losses.loss import Factors, Loss
 
 
@@ -101,17 +101,17 @@ def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
 
 
 class LossFunction(Function):
-    """Saves the loss' tensors. Only the logits get a gradient: the formula gives one to a target or a weight."""
+    """Saves the loss' tensors, and its gradient if forward computes that. Only the logits get a gradient: the formula gives one to a target or a weight."""
 
     @staticmethod
     @once
-    def passes(runner: Runner) -> LossPasses:
+    def implementation(runner: Runner) -> Implementation:
         """Returns the passes; kernels are imported when the first tensor needs them."""
         if runner == "operator":
-            return operators.PASSES
+            return operators.IMPLEMENTATION
         from sigtorch.kernels.losses import loss_backward, loss_forward, loss_scale
 
-        return LossPasses(loss_forward, loss_backward, loss_scale)
+        return Implementation(loss_forward, loss_backward, loss_scale)
 
     @staticmethod
     def forward(
@@ -125,7 +125,9 @@ class LossFunction(Function):
         normalizer: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.loss, ctx.runner = loss, runner
-        value, grad_x, divisor = LossFunction.passes(runner).forward(loss, x, target, weight, pos_weight, normalizer)
+        value, grad_x, divisor = LossFunction.implementation(runner).forward(
+            loss, x, target, weight, pos_weight, normalizer
+        )
         ctx.save_for_backward(marker(loss.function), x, target, weight, pos_weight, divisor, grad_x)
         gradient.keep(ctx, grad_x)
         return value  # type: ignore[no-any-return]
@@ -139,8 +141,8 @@ class LossFunction(Function):
         if runner == "aten":
             (grad_x,) = formula_grads([True], lambda x: loss.formula(x, target, Factors(*factors)), (x,), grad)
         elif kept is None:
-            grad_x = LossFunction.passes(runner).backward(loss, grad, x, target, *factors)
+            grad_x = LossFunction.implementation(runner).backward(loss, grad, x, target, *factors)
         else:
             saving = gradient.Saved(x, target, Factors(*factors), kept)
-            grad_x = gradient.scaled(ctx, LossFunction.passes(runner), grad, saving)
+            grad_x = gradient.scaled(ctx, LossFunction.implementation(runner), grad, saving)
         return None, None, grad_x, *[None] * (1 + len(factors))
