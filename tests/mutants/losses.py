@@ -37,9 +37,9 @@ SLIPS = [
     Slip(ASYMMETRIC, "clamp(max=0.75)", "clamp(max=0.5)", DETECTION, "half a slope where a tie is clamped"),
     Slip(
         ASYMMETRIC,
-        "0 < self.clip < TINY and input.dtype != torch.float64",
-        "False",
-        DETECTION + " -m kernels",
+        "    if 0 < clip < TINY:\n",
+        "    if clip < 0:\n",
+        MISTAKES,
         "a clip that float32 does not hold",
     ),
     Slip(

@@ -225,6 +225,8 @@ BAD = [
     *((f, (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4 or") for f in WITHOUT_OPTIONS),
     *((f, (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'") for f in WITHOUT_OPTIONS),
     (asymmetric_loss, (X, X), {"clip": 1}, ValueError, "clip must be at least 0 and below 1, got 1"),
+    (asymmetric_loss, (X, X), {"clip": 1e-39}, ValueError, "clip must be 0 or at least 1.18e-38, got 1e-39"),
+    (AsymmetricLoss, (), {"clip": 1e-300}, ValueError, "clip must be 0 or at least 1.18e-38, got 1e-300"),
     (AsymmetricLoss, (), {"clip": 1.5}, ValueError, "clip must be at least 0 and below 1, got 1.5"),
     (AsymmetricLoss, (), {"gamma_neg": -1}, ValueError, "gamma_neg must be finite and at least 0, got -1"),
     (AsymmetricLoss, (), {"gamma_pos": None}, TypeError, "gamma_pos must be a number, got NoneType"),

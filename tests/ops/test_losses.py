@@ -263,7 +263,7 @@ def test_nan_stays_nan(loss, dtype, backend, device):
 FINITE = {
     sigmoid_focal_loss: [{"gamma": g, "alpha": -1} for g in (0.0, 0.5, 1.0, 2.0, 3.0)],
     quality_focal_loss: [{"beta": b} for b in (0.0, 0.5, 2.0)],
-    asymmetric_loss: [{"gamma_neg": g, "gamma_pos": g, "clip": c} for g in (0.0, 0.5, 2.0) for c in (0, 0.05, 1e-6)],
+    asymmetric_loss: [{"gamma_neg": g, "gamma_pos": g, "clip": c} for g in (0.0, 0.5, 2.0) for c in (0, 0.05, 1.2e-38)],
 }
 
 

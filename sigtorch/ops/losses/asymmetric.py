@@ -70,11 +70,6 @@ class Asymmetric(Loss):
         is_steep = 0 < self.gamma_neg < 1 or 0 < self.gamma_pos < 1
         return not differentiated and not is_steep and not 0 < self.clip < 1e-2
 
-    def kernel_takes(self, input: torch.Tensor, target: torch.Tensor) -> bool:
-        if 0 < self.clip < TINY and input.dtype != torch.float64:
-            return False  # its inverse is more than float32 holds
-        return super().kernel_takes(input, target)
-
     @staticmethod
     @once
     def passes() -> Any:
@@ -116,7 +111,7 @@ def asymmetric_loss(
             input's shape without the last dimension, where -1 and the number of classes mean no class.
         gamma_neg: the exponent of negatives, a number of at least 0, which reduces the loss of easy ones.
         gamma_pos: the exponent of positives, likewise.
-        clip: c, the probability below which a negative has no loss, at least 0 and below 1.
+        clip: c, the probability below which a negative has no loss, at least 0 and below 1; no positive number below 1.18e-38.
         reduction: ``"mean"``, ``"sum"`` (the paper's) or ``"none"``.
 
     Returns:
@@ -141,13 +136,21 @@ def asymmetric_loss(
     where = "asymmetric_loss()"
     gamma_neg = checks.check_setting(where, "gamma_neg", gamma_neg)
     gamma_pos = checks.check_setting(where, "gamma_pos", gamma_pos)
-    clip = checks.check_setting(where, "clip", clip, below=1)
+    clip = _check_clip(where, clip)
     if not checks.is_common(input, target, reduction):
         checks.check_call(where, {"input": input, "target": target}, reduction)
     loss = Asymmetric(
         reduction=reduction, dtype=result_dtype(input, target), gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip
     )
     return run(loss, input, target, Factors())
+
+
+def _check_clip(where: str, value: Any) -> float:
+    """Returns it as a Python number; its logarithm and its inverse are taken in float32."""
+    clip = checks.check_setting(where, "clip", value, below=1)
+    if 0 < clip < TINY:
+        raise ValueError(f"{where}: clip must be 0 or at least {TINY:.3g}, got {value!r}")
+    return clip
 
 
 # One call in what torch.fx traces: a loss looks at its tensors, and a proxy has none.
@@ -181,7 +184,7 @@ class AsymmetricLoss(torch.nn.Module):
         checks.check_reduction(where, reduction)
         self.gamma_neg = checks.check_setting(where, "gamma_neg", gamma_neg)
         self.gamma_pos = checks.check_setting(where, "gamma_pos", gamma_pos)
-        self.clip = checks.check_setting(where, "clip", clip, below=1)
+        self.clip = _check_clip(where, clip)
         self.reduction: Reduction = reduction
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
