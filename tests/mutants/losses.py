@@ -44,8 +44,8 @@ SLIPS = [
     ),
     Slip(
         CHECKS,
-        "not 0 <= value <= sys.float_info.max or not value < below",
-        "not 0 <= value <= sys.float_info.max",
+        "not _is_exponent(value) or not value < below",
+        "not _is_exponent(value)",
         MISTAKES,
         "a clip of 1",
     ),

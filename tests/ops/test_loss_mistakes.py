@@ -222,9 +222,17 @@ BAD = [
     *((f, (X, X), {name: v}, e, s) for f, name in SETTINGS for v, e, s in NO_SETTINGS),
     *((f, (X, X[0]), {}, ValueError, r"\(3, 4\), got \(4,\)") for f in WITHOUT_OPTIONS),
     *((f, (X, (X + 2).byte()), {}, ValueError, "holds 2, expected 0 and 1") for f in WITHOUT_OPTIONS),
-    *((f, (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4 or") for f in WITHOUT_OPTIONS),
+    *(
+        (f, (X, ROW + 5), {}, ValueError, "holds class 5, expected 0 to 3, or 4 or -1 for no class$")
+        for f in WITHOUT_OPTIONS
+    ),
+    *(
+        (f, (X, (X * 0).byte() + 7), {}, ValueError, "holds 7, expected 0 and 1; give target > 0 for a mask$")
+        for f in WITHOUT_OPTIONS
+    ),
     *((f, (X, X), {"reduction": "avg"}, ValueError, "unknown reduction='avg'") for f in WITHOUT_OPTIONS),
     (asymmetric_loss, (X, X), {"clip": 1}, ValueError, "clip must be at least 0 and below 1, got 1"),
+    (quality_focal_loss, (X, X), {"beta": numpy.float32(-2)}, ValueError, "beta must be finite and at least 0"),
     (asymmetric_loss, (X, X), {"clip": 1e-39}, ValueError, "clip must be 0 or at least 1.18e-38, got 1e-39"),
     (AsymmetricLoss, (), {"clip": 1e-300}, ValueError, "clip must be 0 or at least 1.18e-38, got 1e-300"),
     (AsymmetricLoss, (), {"clip": 1.5}, ValueError, "clip must be at least 0 and below 1, got 1.5"),

@@ -265,6 +265,11 @@ def bce_of(target=None, weight=None, normalizer=None, reduction="sum", divisor=N
     return operator("binary_cross_entropy_with_logits")(x, target, weight, None, normalizer, *settings)
 
 
+def asymmetric_of(clip):
+    settings = "mean", torch.float32, 4.0, 1.0, clip, False
+    return operator("asymmetric_loss")(torch.randn(3, 4), torch.rand(3, 4), *settings)
+
+
 def bce_backward_without_a_count():
     settings = "mean", torch.float32, -1, 255, None, 0.0
     x = torch.randn(3, 4)
@@ -295,9 +300,10 @@ MISTAKES = {
     "normalizer": (lambda: bce_of(normalizer=torch.tensor(2.0), reduction="mean"), "divides by the count"),
     "divisor": (lambda: bce_of(divisor=2.0, reduction="mean"), "divides by the count"),
     "both": (lambda: bce_of(normalizer=torch.tensor(2.0), divisor=2.0), "not both"),
+    "number": (lambda: asymmetric_of(clip=2.0), "clip must be at least 0 and below 1, got 2.0"),
     "scaled": (lambda: operator(SCALE)(torch.zeros(3, 4)[:, :2], torch.ones(()), None), "must be dense"),
     "factor": (lambda: operator(SCALE)(torch.zeros(3, 4), torch.ones(3), None), "grad must be a floating scalar"),
-    "scaled-count": (lambda: operator(SCALE)(torch.zeros(3, 4), torch.ones(()), torch.ones(3)), "count must be a floating scalar"),
+    "scaled-count": (lambda: operator(SCALE)(torch.zeros(3), torch.ones(()), torch.ones(3)), "count must be a floating"),
     "scaled-leaf": (
         lambda: operator(SCALE)(torch.zeros(3, requires_grad=True), torch.ones(()), None), "must not require",
     ),

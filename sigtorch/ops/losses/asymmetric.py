@@ -70,6 +70,11 @@ class Asymmetric(Loss):
         is_steep = 0 < self.gamma_neg < 1 or 0 < self.gamma_pos < 1
         return not differentiated and not is_steep and not 0 < self.clip < 1e-2
 
+    def check_numbers(self, where: str) -> None:
+        checks.check_setting(where, "gamma_neg", self.gamma_neg)
+        checks.check_setting(where, "gamma_pos", self.gamma_pos)
+        _check_clip(where, self.clip)
+
     @staticmethod
     @once
     def passes() -> Any:

@@ -55,6 +55,9 @@ class BCE(Loss):
     def numbers(self) -> tuple[Any, ...]:
         return (self.label_smoothing,)
 
+    def check_numbers(self, where: str) -> None:
+        checks.check_label_smoothing(where, self.label_smoothing)
+
     @staticmethod
     @once
     def passes() -> Any:

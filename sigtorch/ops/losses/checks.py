@@ -83,7 +83,7 @@ def check_alpha_and_gamma(where: str, alpha: Any, gamma: Any) -> None:
     _checks.check_number(where, alpha=alpha, gamma=gamma)
     if _has_known_value(alpha) and not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"{where}: alpha must lie in [0, 1], or be -1 for no weighting, got {alpha!r}")
-    if _has_known_value(gamma) and not 0 <= gamma <= sys.float_info.max:
+    if _has_known_value(gamma) and not _is_exponent(gamma):
         raise ValueError(f"{where}: gamma must be finite and at least 0, got {gamma!r}")
 
 
@@ -93,10 +93,15 @@ def check_setting(where: str, name: str, value: Any, below: float = math.inf) ->
         raise TypeError(f"{where}: {name} must be a Python number, got {type(value).__name__}; give {name}.item()")
     if type(value) is not float:
         _checks.check_number(where, **{name: value})
-    if not 0 <= value <= sys.float_info.max or not value < below:
+    if not _is_exponent(value) or not value < below:
         allowed = "finite and at least 0" if below == math.inf else f"at least 0 and below {below:g}"
         raise ValueError(f"{where}: {name} must be {allowed}, got {value!r}")
     return torch.sym_float(value)  # type: ignore[no-any-return]
+
+
+def _is_exponent(value: Any) -> bool:
+    """Tells whether a number is at least 0, and finite as a Python float; NumPy compares in the precision of its number."""
+    return 0 <= value <= sys.float_info.max if isinstance(value, int) else 0 <= value < math.inf
 
 
 def check_index(where: str, name: str, value: Any) -> int:
@@ -242,7 +247,7 @@ def check_target(where: str, names: tuple[str, str], x: torch.Tensor, target: to
         )
 
 
-def check_mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None) -> None:
+def check_mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None, *, ignores: bool) -> None:
     """Refuses a uint8 above 1, where looking costs no wait: images store masks of 0 and 255."""
     if not target.numel() or not can_look_at(target):
         return
@@ -252,13 +257,14 @@ def check_mask(where: str, name: str, target: torch.Tensor, ignore_index: int | 
     if highest > 1:
         raise ValueError(
             f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
-            + (f", or ignore_index={highest}" if ignore_index is None else "")
+            + (f", or ignore_index={highest}" if ignores and ignore_index is None else "")
         )
 
 
 def check_operands(where: str, loss: Loss, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> None:
     """Refuses what a public function refuses before it calls an operator, whose callers may be others."""
     check_reduction(where, loss.reduction)
+    loss.check_numbers(where)
     check_target(where, (loss.input_name, loss.target_name), x, target, -1)
     check_broadcasts(where, x, weight=factors.weight, pos_weight=factors.pos_weight)
     if factors.normalizer is not None:
@@ -296,12 +302,12 @@ def check_scaled(where: str, gradient: torch.Tensor, grad: torch.Tensor, count: 
 
 def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
     """Refuses a mask or a class index out of range, where looking costs no wait."""
-    where = f"{loss.function}()"
+    where, ignores = f"{loss.function}()", "ignore_index" in loss.SETTINGS  # the other losses have no indices to give
     if target.dtype == torch.int64:
-        count = input.shape[loss.dim]
-        check_classes(where, loss.target_name, target, count, loss.background_index, loss.ignore_index)
+        count, indices = input.shape[loss.dim], (loss.background_index, loss.ignore_index)
+        check_classes(where, loss.target_name, target, count, *indices, ignores=ignores)
     elif target.dtype == torch.uint8:
-        check_mask(where, loss.target_name, target, loss.ignore_index)
+        check_mask(where, loss.target_name, target, loss.ignore_index, ignores=ignores)
 
 
 def can_look_at(t: torch.Tensor) -> bool:
@@ -310,7 +316,14 @@ def can_look_at(t: torch.Tensor) -> bool:
 
 
 def check_classes(
-    where: str, name: str, target: torch.Tensor, count: int, background_index: int, ignore_index: int | None
+    where: str,
+    name: str,
+    target: torch.Tensor,
+    count: int,
+    background_index: int,
+    ignore_index: int | None,
+    *,
+    ignores: bool,
 ) -> None:
     """Refuses an index out of range, where looking costs no wait."""
     if not target.numel() or not can_look_at(target):
@@ -323,12 +336,13 @@ def check_classes(
         wrong = wrong[wrong != ignore_index]
     if wrong.numel():
         index = int(wrong[0])
-        advice = (
-            f"; ignore_index={index} leaves it out" if ignore_index is None else f", or ignore_index={ignore_index}"
-        )
+        none, advice = f"{count} or {background_index}", ""
+        if ignores:
+            none = f"{count} or background_index={background_index}"
+            left_out = f"; ignore_index={index} leaves it out"
+            advice = left_out if ignore_index is None else f", or ignore_index={ignore_index}"
         raise ValueError(
-            f"{where}: {name} holds class {index}, expected 0 to {count - 1}, "
-            f"or {count} or background_index={background_index} for no class{advice}"
+            f"{where}: {name} holds class {index}, expected 0 to {count - 1}, or {none} for no class{advice}"
         )
 
 

@@ -70,6 +70,9 @@ class Focal(Loss):
     def numbers(self) -> tuple[Any, ...]:
         return self.alpha, self.gamma
 
+    def check_numbers(self, where: str) -> None:
+        checks.check_alpha_and_gamma(where, self.alpha, self.gamma)
+
     @staticmethod
     @once
     def passes() -> Any:

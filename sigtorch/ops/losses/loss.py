@@ -67,6 +67,10 @@ class Loss(ABC):
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         """Tells whether ``eager_loss`` is right for this call; differentiated: more than the logits wants a gradient."""
 
+    @abstractmethod
+    def check_numbers(self, where: str) -> None:
+        """Refuses numbers that the public function refuses."""
+
     def numbers(self) -> tuple[Any, ...]:
         """Returns the settings that are 0-d tensors where something differentiates, transforms or traces them."""
         return ()

@@ -49,6 +49,9 @@ class QualityFocal(Loss):
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         return not differentiated and not 0 < self.beta < 1  # infinitely steep where the distance is 0
 
+    def check_numbers(self, where: str) -> None:
+        checks.check_setting(where, "beta", self.beta)
+
     @staticmethod
     @once
     def passes() -> Any:

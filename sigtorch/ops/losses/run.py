@@ -101,7 +101,10 @@ def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
 
 
 class LossFunction(Function):
-    """Saves the loss' tensors, and its gradient if forward computes that. Only the logits get a gradient: the formula gives one to a target or a weight."""
+    """Saves the loss' tensors, and its gradient if forward computes that.
+
+    Only the logits get a gradient: the formula gives one to a target or a weight.
+    """
 
     @staticmethod
     @once

@@ -51,6 +51,10 @@ class Varifocal(Loss):
     def eager_serves(self, differentiated: bool, target: torch.Tensor, *others: torch.Tensor) -> bool:
         return not differentiated
 
+    def check_numbers(self, where: str) -> None:
+        checks.check_setting(where, "alpha", self.alpha)
+        checks.check_setting(where, "gamma", self.gamma)
+
     @staticmethod
     @once
     def passes() -> Any:
