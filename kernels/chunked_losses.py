@@ -228,8 +228,11 @@ class Step:
         self.sums = like.new_zeros((PROGRAMS, 2), dtype=torch.float64)
 
     def sums_of_rows(self, rows: int, cols: int) -> torch.Tensor:
-        """Returns zeros for a part of the rows: ``add`` adds the logits' gradients to it, their sum over dim 0 is the bias'."""
-        _, (_, splits, _), _ = _tiling(rows, cols, self.positives.tile)
+        """Returns zeros for a part of the rows, and for chunks of at most so many columns.
+
+        ``add`` adds the logits' gradients to it; their sum over dim 0 is the bias'.
+        """
+        splits = _most_splits(rows, cols, self.positives.tile)
         return self.sums.new_zeros((splits, rows), dtype=self.numbers[0].dtype)
 
     def add(
@@ -263,10 +266,21 @@ class Step:
 
 def _tiling(rows: int, cols: int, tile: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int], int]:
     """Returns the shape of a tile, the grid, whose second axis splits the columns, and the tiles across a split."""
-    block_m, block_n = NARROW if cols <= SHORT_ROW else tile
+    block_m, block_n = tile = NARROW if cols <= SHORT_ROW else tile
     down, across = min(PROGRAMS, triton.cdiv(rows, block_m)), triton.cdiv(cols, block_n)
-    tiles = triton.cdiv(across, max(1, PROGRAMS // down))
-    return (block_m, block_n), (down, triton.cdiv(across, tiles), 1), tiles
+    tiles = triton.cdiv(across, _splits_of_tile(rows, cols, tile))
+    return tile, (down, triton.cdiv(across, tiles), 1), tiles
+
+
+def _most_splits(rows: int, cols: int, tile: tuple[int, int]) -> int:
+    """Returns a bound on the splits of so many columns and of all fewer: these may have more of them."""
+    return max(_splits_of_tile(rows, min(cols, SHORT_ROW), NARROW), _splits_of_tile(rows, cols, tile))
+
+
+def _splits_of_tile(rows: int, cols: int, tile: tuple[int, int]) -> int:
+    """Returns the splits that tiles of this shape can have; fewer columns have no more."""
+    block_m, block_n = tile
+    return min(triton.cdiv(cols, block_n), max(1, PROGRAMS // triton.cdiv(rows, block_m)))
 
 
 def _chunk_call(

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import random
 from typing import NamedTuple
 
 import pytest
@@ -186,6 +187,49 @@ def test_every_element_is_right_relative_to_itself(step, dtype, device):
 def test_few_programs_add_many_tiles(programs, kind, device, plans, monkeypatch):
     monkeypatch.setattr(chunked_losses, "PROGRAMS", programs)
     test_loss_and_gradients("kernels", torch.float32, (20, 300), kind, device)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("programs", "rows", "width", "rest"),
+    [(4, 32, 200, 50), (3, 8, 392, 264)],
+    ids=["a remainder of short rows", "a remainder of fewer tiles"],
+)
+def test_a_narrower_remainder_adds_to_the_same_sums(programs, rows, width, rest, device, plans, monkeypatch):
+    """It may have more splits than the blocks before it, and there must be rows for all of them."""
+    monkeypatch.setattr(chunked_losses, "PROGRAMS", programs)
+    cols = width + rest
+    logits, positives = torch.randn(rows, cols, device=device), torch.eye(rows, cols, dtype=torch.bool, device=device)
+    step = chunked_losses.Step(
+        logits, chunked_losses.on_diagonal(), None, None, None, torch.ones((), device=device), False
+    )
+    splits = len(step.sums_of_rows(rows, width))
+    guarded = torch.zeros(splits + 8, rows, device=device)
+    for left, block in ((0, logits[:, :width]), (width, logits[:, width:])):
+        step.add(block.contiguous(), 0, left, guarded[:splits], None)
+    losses, slopes = Chunk(logits, positives, top=0, left=0).oracle()
+    assert not guarded[splits:].any()
+    close(guarded[:splits].sum(0), slopes.sum(1), torch.float32)
+    assert_close(step.totals()[0], losses.sum(), rtol=RTOL[torch.float32], atol=0)
+
+
+@pytest.mark.kernels
+def test_no_block_has_more_splits_than_sums(monkeypatch):
+    """For any rows and widths; at SigLIP's defaults, 7838 float32 pairs are blocks of 6423 columns and 1415."""
+    tiles = (chunked_losses.WIDE, chunked_losses.in_matrix(torch.zeros(1, 1, dtype=torch.bool)).tile)
+    assert tiles[0] != tiles[1]
+    default, draw = chunked_losses.PROGRAMS, random.Random(0)
+    some = [(default, 2612, 6423, 1415), (default, 4096, 64, 1)]
+    some += [(2 ** draw.randint(0, 12), *(int(2 ** draw.uniform(0, n)) for n in (14, 17)), 0) for _ in range(300)]
+    for programs, rows, width, rest in some:
+        monkeypatch.setattr(chunked_losses, "PROGRAMS", programs)
+        rests = [rest] if rest else {1, 16, 64, 65, width, *(draw.randint(1, width) for _ in range(30))}
+        for tile, cols in itertools.product(tiles, rests):
+            most = chunked_losses._most_splits(rows, width, tile)
+            _, (down, splits, _), across = chunked_losses._tiling(rows, min(cols, width), tile)
+            assert splits <= most, (programs, rows, width, cols, tile)
+            assert down * splits <= programs
+            assert across * splits >= 1
 
 
 @pytest.mark.kernels

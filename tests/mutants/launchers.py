@@ -218,6 +218,13 @@ FAMILIES = [
     ),
     Slip(
         "kernels/chunked_losses.py",
+        "return max(_splits_of_tile(rows, min(cols, SHORT_ROW), NARROW), _splits_of_tile(rows, cols, tile))",
+        "return _tiling(rows, cols, tile)[1][1]",
+        f"{CHUNKS} -k 'remainder or no_block'",
+        "a narrower chunk writes behind the sums of rows",
+    ),
+    Slip(
+        "kernels/chunked_losses.py",
         "t.stride(0) if has and t.dim() else 0",
         "1",
         CHUNKS,
