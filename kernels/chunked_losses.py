@@ -23,7 +23,7 @@ NARROW, WIDE = (LOSS_TILE // 16, 16), (LOSS_TILE // 128, 128)  # tiles of short 
 # vectors of float32 in longer rows need few, and numbers of float64 twice as many.
 REGISTERS, FEW_REGISTERS, DOUBLE_REGISTERS = 128, 80, 255
 FAR = tl.constexpr(2**30)  # further than any column of a tile
-LARGE = 2**30  # from here on an encoded place is an integer of 64 bits
+LARGE = 2**31  # from here on an integer has 64 bits
 
 
 class Positives(NamedTuple):
@@ -255,7 +255,7 @@ class Step:
         places = encode_strides((top + 1, left + 1))  # odd and above 1: Triton specialises on neither
         inputs = (logits, *places, *self.numbers, *self.positives.tensors)
         sums = self.sums_scale, sums_of_rows is not None, grad is not None
-        settings = self.positives.strides, self.positives.tile, sums, (top >= LARGE, left >= LARGE)
+        settings = self.positives.strides, self.positives.tile, sums, tuple(place >= LARGE for place in places)
         ready, inputs = plan(_chunk_call, self.positives.function, inputs, tuple(outputs), settings)
         ready.launch(inputs, tuple(outputs))
         return grad

@@ -243,6 +243,26 @@ def test_another_number_of_positives_makes_no_plan(device, plans):
 
 
 @pytest.mark.kernels
+@pytest.mark.parametrize("axis", [0, 1], ids=["top", "left"])
+def test_a_place_of_64_bits_has_another_plan(axis, device, plans):
+    """A direct launch gives the kernel integers of one size, and a place is encoded as 2 * (place + 1) + 1."""
+    step = chunked_losses.Step(
+        torch.zeros((), device=device),
+        chunked_losses.on_diagonal(),
+        None,
+        None,
+        None,
+        torch.ones((), device=device),
+        False,
+    )
+    for place, expected in ((0, 1), (2**30 - 2, 1), (2**30 - 1, 2), (2**30, 2), (2**31, 2)):
+        at = [0, 0]
+        at[axis] = place
+        step.add(torch.zeros(8, 8, device=device), *at, None, None)
+        assert len(plans) == expected, place
+
+
+@pytest.mark.kernels
 def test_two_runs_agree_bit_for_bit(device):
     for kind in KINDS:
         chunk = [*chunks_of(kind, (70, 300), torch.float32, device)][-1]
