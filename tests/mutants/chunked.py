@@ -74,6 +74,14 @@ SLIPS = [
     Slip(RING, "            grad += added\n", "            grad = added\n", GROUPS, "others' gradients alone"),
     Slip(RING, "rtol=0, atol=0, equal_nan=True)", "rtol=0, atol=0)", GROUPS, "a step to skip ends a training"),
     Slip(
+        RING,
+        "    mine = on_device_of(group, mine)\n",
+        "",
+        f"{LABELS} -k 'mistake or device'",
+        "a process speaks from a device that the others do not",
+        "gloo sends from the CPU, where shares are made; with NCCL the others wait",
+    ),
+    Slip(
         FUNCTION,
         "if has_units(t) and units is None:",
         "if False:",
@@ -145,10 +153,31 @@ SLIPS = [
     ),
     Slip(
         SHARES,
-        "apart = [abs(other.direction - first.direction) > ALIKE * first.length for other in seen]",
+        "apart = gathered(self.group, differs.double()).tolist()",
         "apart = [False]",
         f"{LABELS} -k mistake",
         "processes with other inputs add up what does not belong together",
+    ),
+    Slip(
+        SHARES,
+        "return LAST_BITS * max(torch.finfo(dtype).eps, torch.finfo(product).eps)",
+        "return 0.01",
+        "tests/ops/test_same_inputs.py",
+        "other inputs pass as the same",
+    ),
+    Slip(
+        SHARES,
+        "return (finite[0] != finite[1]) | (finite[0] & ~near)",
+        "return ~near",
+        "tests/ops/test_same_inputs.py -k no_number",
+        "a step to skip ends a training",
+    ),
+    Slip(
+        SHARES,
+        "        piece = piece.double()\n",
+        "        weights = weights.to(piece.dtype)\n",
+        "tests/ops/test_same_inputs.py",
+        "half types overflow, and what is no number passes",
     ),
     Slip(
         LINEAR,

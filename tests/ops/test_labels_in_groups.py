@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
 from sigtorch import linear_binary_cross_entropy
+from sigtorch.ops.chunked_losses import linear, ring
 
 SAMPLES, D, LABELS = 6, 4, 13
 SIZES = {1: (13,), 2: (9, 4), 4: (5, 0, 7, 1)}  # labels of each process
@@ -164,6 +165,7 @@ def malformed(target, **_):
 OWN = {  # what the process says that makes the mistake
     "unknown reduction='none'": lambda **_: {"reduction": "none"},
     "input must be a Tensor, got float": lambda **_: {"input": 1.0},
+    "tensors on several devices": lambda input, **_: {"input": input.to("meta")},
     "target must have shape (6, 4), got (6, 3)": lambda target, **_: {"target": target[:, 1:]},
     "target names label 99, expected 0 to 3": malformed,
     "pos_weight gets no gradient in a group": lambda **_: {"pos_weight": torch.ones(4, requires_grad=True)},
@@ -249,6 +251,26 @@ def watched(rank):
 
 def test_a_group_takes_plain_tensors_and_breaks_the_graph():
     assert group_of(watched, 1) == ["refused"]
+
+
+def on_devices(rank):
+    """Which device the processes speak from does not follow from what one of them was given."""
+    group, (x, weight, *_, hits) = dist.group.WORLD, part(rank, layer())
+    for config, expected in {"cpu:gloo,meta:x": "cpu", "meta:x,cpu:gloo": "cpu", "meta:x": "meta"}.items():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(dist, "get_backend_config", lambda group, config=config: config)
+            assert ring.on_device_of(group, x).device.type == expected
+            kept = torch.ones(2, device=expected)
+            assert ring.on_device_of(group, kept) is kept
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(linear, "device_types", lambda group: ["cuda"])
+        with pytest.raises(ValueError, match="the group sends from cuda, got tensors on cpu"):
+            linear_binary_cross_entropy(x, weight, hits, group=group)
+    return "chosen"
+
+
+def test_the_group_chooses_the_device():
+    assert group_of(on_devices, 1) == ["chosen"]
 
 
 def outside(rank):

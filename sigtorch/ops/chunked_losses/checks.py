@@ -90,6 +90,10 @@ def error_group(where: str) -> RuntimeError:
     )
 
 
+def error_group_device(where: str, device: torch.device, of_group: Sequence[str]) -> ValueError:
+    return ValueError(f"{where}: the group sends from {' and '.join(of_group)}, got tensors on {device}")
+
+
 def error_refused(where: str, ranks: Sequence[int]) -> RuntimeError:
     named = "process" if len(ranks) == 1 else "processes"
     return RuntimeError(

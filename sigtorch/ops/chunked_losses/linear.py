@@ -24,8 +24,8 @@ from sigtorch.ops.chunked_losses.products import (
     unrounded,
     work_for,
 )
-from sigtorch.ops.chunked_losses.ring import HasGroup
-from sigtorch.ops.chunked_losses.shares import Share, Shares, fingerprint
+from sigtorch.ops.chunked_losses.ring import HasGroup, device_types
+from sigtorch.ops.chunked_losses.shares import Share, Shares
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,7 +106,7 @@ def linear_binary_cross_entropy(
     options = linear_bias, pos_weight, reduction, chunk_size
     if group is None:
         return _loss(where, None, input, linear_weight, target, *options)
-    with Shares(where, group, input, means=reduction == "mean") as shares:
+    with Shares(where, group, means=reduction == "mean") as shares:
         return _loss(where, shares, input, linear_weight, target, *options)
 
 
@@ -135,6 +135,8 @@ def _loss(
     if shares is not None:
         if work.runner not in ("triton", "cpu"):
             raise checks.error_group(where)
+        if input.device.type not in device_types(shares.group):
+            raise checks.error_group_device(where, input.device, device_types(shares.group))
         if pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled():
             raise checks.error_weights_differentiated(where)
     if work.runner == "aten" or (pos_weight is not None and pos_weight.requires_grad and torch.is_grad_enabled()):
@@ -185,8 +187,8 @@ def _agreed(work: Work, shares: Shares, operands: Operands, needs: Needs) -> Wor
     """Returns the settings of a loss of all labels, once all processes have agreed on them."""
     (samples, features), labels = operands.cols.shape, len(operands.rows)
     dtypes = FLOATS.index(work.narrow), FLOATS.index(work.dtype)
-    share = Share(False, samples, features, *dtypes, shares.means, labels, needs.cols, *fingerprint(operands.cols))
-    labels, any_wants_grad = shares.agree(share)
+    share = Share(False, samples, features, *dtypes, shares.means, labels, needs.cols)
+    labels, any_wants_grad = shares.agree(share, operands.cols)
     return replace(work, divisor=samples * labels if shares.means else 1, any_wants_cols_grad=any_wants_grad)
 
 

@@ -29,8 +29,8 @@ CHUNK_BYTES, CHUNK_ROWS = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 2**10, "cuda": 
 # Of few logits a chunk is a third, so that it takes less memory than eager code; of fewer than FEW_ELEMENTS, all.
 PART = 3
 FEW_ELEMENTS = {"cpu": 2**14, "cuda": 2**20}
-# A gradient in units is multiplied this many elements at a time.
-UNIT_ELEMENTS = {"cpu": 2**16, "cuda": 2**23}
+# What needs a wide copy of a tensor goes this many elements at a time.
+WIDE_ELEMENTS = {"cpu": 2**16, "cuda": 2**23}
 
 Number = torch.Tensor | None
 
@@ -245,6 +245,11 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.bmm(a.to(b.dtype).unsqueeze(1), b.unsqueeze(2)).sum(dtype=torch.float64)
 
 
+def wide_rows(t: torch.Tensor) -> int:
+    """Returns how many rows of t are copied in a wider dtype at a time."""
+    return max(1, WIDE_ELEMENTS.get(t.device.type, 2**16) // max(1, t.shape[1]))
+
+
 # A float16 gradient is saved as multiples of a unit, one a row: float16 alone would lose what a loss scale is there to keep.
 
 
@@ -255,7 +260,7 @@ def has_units(t: torch.Tensor) -> bool:
 
 def multiply_in_units(grad: torch.Tensor, units: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Writes grad * units * factor, rounded once, to out, which may be grad; a part of the rows at a time."""
-    size = max(1, UNIT_ELEMENTS.get(grad.device.type, 2**16) // grad.shape[1])
+    size = wide_rows(grad)
     for rows, unit, to in zip(grad.split(size), units.split(size), out.split(size), strict=True):
         to.copy_(rows * (unit * factor))
     return out

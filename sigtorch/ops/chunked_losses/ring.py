@@ -70,10 +70,24 @@ def check_same_gradient(op: str, group: ProcessGroup, grad: torch.Tensor) -> Non
 
 
 def gathered(group: ProcessGroup, mine: torch.Tensor) -> torch.Tensor:
-    """Returns a row from each process."""
+    """Returns a row from each process, on the group's device."""
+    mine = on_device_of(group, mine)
     every = [torch.empty_like(mine) for _ in range(group.size())]
     torch.distributed.all_gather(every, mine, group=group)
     return torch.stack(every)
+
+
+def on_device_of(group: ProcessGroup, t: torch.Tensor) -> torch.Tensor:
+    """Returns t on a device that follows from the group alone: the CPU, if its backends can send from there."""
+    kinds = device_types(group)
+    kind = "cpu" if "cpu" in kinds else kinds[0]
+    return t if t.device.type == kind else t.to(kind)
+
+
+def device_types(group: ProcessGroup) -> list[str]:
+    """Returns the types of devices that a group can send from."""
+    config = torch.distributed.get_backend_config(group)  # such as cpu:gloo,cuda:nccl
+    return [pair.partition(":")[0] for pair in config.split(",")]
 
 
 def _exchange(group: ProcessGroup, *pairs: tuple[torch.Tensor | None, torch.Tensor | None]) -> list[Any]:
