@@ -10,6 +10,7 @@ TWICE = "tests/ops/test_chunked_losses.py -k '(fresh or twice or inference) and 
 GROUPS = "tests/ops/test_chunked_losses_in_groups.py -k 'one_process or numbers or unequal or decide or copy'"
 OF_SIGLIP = "tests/ops/test_siglip.py tests/ops/test_chunked_losses.py -k 'siglip and not triton'"
 LABELS = "tests/ops/test_labels_in_groups.py"
+ONE_NEEDS = f"{LABELS} tests/ops/test_chunked_losses_in_groups.py -k one_needs"
 SHARES = f"{FOLDER}/shares.py"
 OF_LINEAR = "tests/ops/test_linear_bce.py"
 MISTAKES = "tests/ops/test_siglip.py tests/ops/test_linear_bce.py -k 'mistake or malformed'"
@@ -80,6 +81,20 @@ SLIPS = [
         f"{LABELS} -k 'mistake or device'",
         "a process speaks from a device that the others do not",
         "gloo sends from the CPU, where shares are made; with NCCL the others wait",
+    ),
+    Slip(
+        FUNCTION,
+        "joint = torch.empty((), requires_grad=True) if joins else None",
+        "joint = None",
+        ONE_NEEDS,
+        "a process that needs no gradient leaves the others alone in backward",
+    ),
+    Slip(
+        FUNCTION,
+        "        if not any_needs_grad:\n",
+        "        if False:\n",
+        ONE_NEEDS,
+        "a loss of frozen processes that can be differentiated, to nothing",
     ),
     Slip(
         FUNCTION,
@@ -181,8 +196,8 @@ SLIPS = [
     ),
     Slip(
         LINEAR,
-        "divisor=samples * labels if shares.means else 1, any",
-        "any",
+        "    divisor = samples * labels if shares.means else 1\n",
+        "    divisor = work.divisor\n",
         f"{LABELS} -k all_labels",
         "the mean over the labels of one process",
     ),

@@ -99,6 +99,27 @@ def test_dtypes(dtype):
             assert_close(grads[name].double(), p.grad, rtol=rtol, atol=rtol * p.grad.abs().max().item())
 
 
+def one_needs(rank, needing):
+    """The gradient of this process's images, if it needs one; backward is called in all."""
+    image, text = (t[rank * EACH : (rank + 1) * EACH] for t in batch(2, torch.float64))
+    image.requires_grad_(rank in needing)
+    loss = sigtorch.siglip_loss(image, text, 2.0, -1.0, group=dist.group.WORLD)
+    if not loss.requires_grad:
+        return None
+    loss.backward()
+    return image.grad, "called"
+
+
+def test_one_needs_a_gradient_and_all_call_backward():
+    image, text = batch(2, torch.float64)
+    image.requires_grad_()
+    (oracle(image, text, 2.0, -1.0) * 2).backward()
+    (none, _), (grad, _) = group_of(one_needs, 2, needing=(1,))
+    assert none is None
+    assert_close(grad, image.grad[EACH:])
+    assert group_of(one_needs, 2, needing=()) == [None, None]
+
+
 def features(processes, dtype):
     return [F.normalize(t.double(), dim=-1).to(dtype) for t in batch(processes, dtype)]
 

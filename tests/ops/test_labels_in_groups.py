@@ -115,6 +115,31 @@ def test_who_records_does_not_decide_who_answers():
         assert_close(loss, F.binary_cross_entropy_with_logits(x @ weight.T, hits.double()))
 
 
+def one_needs(rank, needing):
+    """Loss and gradients where only some processes need any; backward is called in all."""
+    x, weight, bias, _, hits = part(rank, layer())
+    weight.requires_grad_(rank in needing)
+    loss = linear_binary_cross_entropy(x, weight, hits, linear_bias=bias, group=dist.group.WORLD)
+    if not loss.requires_grad:
+        return None
+    loss.backward(retain_graph=True)
+    (again,) = torch.autograd.grad(loss, weight, create_graph=True) if rank in needing else (None,)
+    if rank not in needing:
+        loss.backward()
+    return weight.grad, None if again is None else again.detach()
+
+
+def test_one_needs_a_gradient_and_all_call_backward():
+    x, weight, bias, _, hits = layer()
+    weight.requires_grad_()
+    F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), hits.double()).backward()
+    frozen, (grad, again) = group_of(one_needs, 2, needing=(1,))
+    assert frozen == (None, None)
+    assert_close(grad, weight.grad[SIZES[2][0] :])
+    assert_close(again, grad)
+    assert group_of(one_needs, 2, needing=()) == [None, None]
+
+
 def of_module(rank):
     """A module, and a copy of it that shares its group."""
     x, weight, bias, weights, hits = part(rank, layer())

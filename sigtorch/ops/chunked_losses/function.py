@@ -63,6 +63,7 @@ class Result(NamedTuple):
 
     loss: torch.Tensor
     gradients: Sequence[Gradient]
+    any_needs_grad: bool = True  # any process of a group, if this one does not
 
 
 Compute = Callable[[Needs, Operands], Result]
@@ -97,7 +98,11 @@ def needs_of(operands: Operands) -> Needs:
 
 def loss_of(op: str, group: ProcessGroup | None, compute: Compute, operands: Operands) -> torch.Tensor:
     """Computes the loss of plain tensors."""
-    return ChunkedLoss.apply(op, group, compute, needs_of(operands), *operands)  # type: ignore[no-any-return]
+    needs = needs_of(operands)
+    # In a group backward is called, and looks at the others' gradient, also where only another process needs one.
+    joins = group is not None and torch.is_grad_enabled() and not any(needs)
+    joint = torch.empty((), requires_grad=True) if joins else None
+    return ChunkedLoss.apply(op, group, compute, needs, joint, *operands)  # type: ignore[no-any-return]
 
 
 def loss_and_gradients(work: Work, tile: Tile, needs: Needs, operands: Operands) -> Result:
@@ -123,7 +128,7 @@ def loss_and_gradients(work: Work, tile: Tile, needs: Needs, operands: Operands)
         _as_saved(sums.steps, t, g, units) if needed and g is not None and t is not None else Gradient()
         for t, g, units, needed in zip(operands, found, (sums.row_units, None, None, None), needs, strict=True)
     ]
-    return Result((loss / work.divisor).to(work.dtype), gradients)
+    return Result((loss / work.divisor).to(work.dtype), gradients, work.any_needs_grad)
 
 
 def saved_dtype(t: torch.Tensor) -> torch.dtype:
@@ -145,8 +150,12 @@ class ChunkedLoss(Function):
     """Saves its gradients; and its inputs, so that changing them in place or differentiating twice is an error."""
 
     @staticmethod
-    def forward(ctx: Any, op: str, group: Any, compute: Compute, needs: Needs, *given: Any) -> torch.Tensor:
-        loss, gradients = compute(needs, Operands(*given))
+    def forward(ctx: Any, op: str, group: Any, compute: Compute, needs: Needs, _: Number, *given: Any) -> torch.Tensor:
+        loss, gradients, any_needs_grad = compute(needs, Operands(*given))
+        if not any_needs_grad:
+            ctx.mark_non_differentiable(loss)
+        if not any(needs):
+            given = (None,) * len(given)  # backward returns no gradient of them
         ctx.op, ctx.group = op, group  # not compute: its targets would live as long as the loss
         values, units = [g.values for g in gradients], [g.units for g in gradients]
         ctx.save_for_backward(marker(op), *given, *values, *units)
@@ -170,7 +179,7 @@ class ChunkedLoss(Function):
             found = [g.times(grad) for g in gradients]
         else:
             found = _multiplied(ctx, gradients, grad)
-        return *[None] * 4, *(g if g is None else g.to(t.dtype) for g, t in zip(found, given, strict=True))
+        return *[None] * 5, *(g if g is None else g.to(t.dtype) for g, t in zip(found, given, strict=True))
 
 
 def _multiplied(ctx: Any, gradients: Sequence[Gradient], grad: torch.Tensor) -> list[Number]:

@@ -187,9 +187,10 @@ def _agreed(work: Work, shares: Shares, operands: Operands, needs: Needs) -> Wor
     """Returns the settings of a loss of all labels, once all processes have agreed on them."""
     (samples, features), labels = operands.cols.shape, len(operands.rows)
     dtypes = FLOATS.index(work.narrow), FLOATS.index(work.dtype)
-    share = Share(False, samples, features, *dtypes, shares.means, labels, needs.cols)
-    labels, any_wants_grad = shares.agree(share, operands.cols)
-    return replace(work, divisor=samples * labels if shares.means else 1, any_wants_cols_grad=any_wants_grad)
+    share = Share(False, samples, features, *dtypes, shares.means, labels, needs.cols, any(needs))
+    labels, any_wants_grad, any_needs_grad = shares.agree(share, operands.cols)
+    divisor = samples * labels if shares.means else 1
+    return replace(work, divisor=divisor, any_wants_cols_grad=any_wants_grad, any_needs_grad=any_needs_grad)
 
 
 def _by_operator(settings: tuple[Any, ...], needs: Needs, operands: Operands) -> Result:

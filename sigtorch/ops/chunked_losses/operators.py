@@ -51,7 +51,7 @@ class Body:
 
     def forward(self, *args: Any) -> tuple[torch.Tensor, ...]:
         operands = self._operands(args)
-        loss, gradients = self.run(*args)
+        loss, gradients, _ = self.run(*args)
         rows = operands.rows
         values = [
             rows.new_empty(0) if g.values is None or t is None else _operators.laid_out(t, g.values)

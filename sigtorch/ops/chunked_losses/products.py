@@ -67,6 +67,7 @@ class Work:
     group: ProcessGroup | None = None  # each process holds a part of rows and cols, which pass by all others
     shares: Shares | None = None  # or of the rows alone
     any_wants_cols_grad: bool = False  # any process of the group
+    any_needs_grad: bool = True  # of anything, any process of the group
 
     @property
     def wide(self) -> torch.dtype:

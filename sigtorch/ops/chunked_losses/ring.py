@@ -6,7 +6,8 @@ A process holds two blocks of cols at a time. A block's gradient is complete onc
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -42,20 +43,30 @@ def around(group: ProcessGroup, sums: Sums, cols: torch.Tensor) -> torch.Tensor 
     return passed
 
 
-def any_wants_cols_grad(where: str, group: ProcessGroup, rows: torch.Tensor, cols: torch.Tensor) -> bool:
-    """Tells whether any process needs the gradient of its cols; raises in every process if shapes or dtypes differ.
+class Wanted(NamedTuple):
+    """Flags: whether any process of the group needs the gradient of its cols, and any gradient at all."""
+
+    of_cols: bool = False
+    of_any: bool = True
+
+
+def agree(where: str, group: ProcessGroup, rows: torch.Tensor, cols: torch.Tensor, numbers: Sequence[Any]) -> Wanted:
+    """Tells which gradients the processes need; raises in all of them if shapes or dtypes differ.
 
     Shapes are checked later: a process that fails before this leaves the others waiting.
     """
     if not _eligible.plain(rows, cols):
         raise checks.error_group(where)
     shapes = [[*t.shape[:DIMS], *[-1] * (DIMS - t.dim())] for t in (rows, cols)]
-    wanted = cols.requires_grad and torch.is_grad_enabled()
-    mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), wanted)
+    needed = any(isinstance(t, torch.Tensor) and t.requires_grad for t in (rows, cols, *numbers))
+    wanted = Wanted(cols.requires_grad, needed) if torch.is_grad_enabled() else Wanted(False, False)
+    mine = (*shapes[0], *shapes[1], FLOATS.index(rounding(rows, cols)[0]), *wanted)
     seen = gathered(group, torch.tensor(mine, dtype=torch.int64, device=rows.device)).tolist()
-    if any(other[:-1] != seen[0][:-1] for other in seen):
-        raise checks.error_uneven(where, [(_shape(at[:DIMS]), _shape(at[DIMS:-2]), FLOATS[at[-2]]) for at in seen])
-    return any(other[-1] for other in seen)
+    flags = len(Wanted._fields)
+    if any(other[:-flags] != seen[0][:-flags] for other in seen):
+        said = [(_shape(at[:DIMS]), _shape(at[DIMS : 2 * DIMS]), FLOATS[at[2 * DIMS]]) for at in seen]
+        raise checks.error_uneven(where, said)
+    return Wanted(*(any(each) for each in zip(*(other[-flags:] for other in seen), strict=True)))
 
 
 def _shape(padded: list[int]) -> tuple[int, ...]:

@@ -34,12 +34,21 @@ class Share(NamedTuple):
     means: float = 0  # whether the reduction is the mean
     labels: float = 0
     wants_grad: float = 0  # of the inputs
+    needs_grad: float = 0  # of anything
 
     def as_said(self) -> str:
         """Returns what all processes must agree on, as an error shows it."""
         reduction = "mean" if self.means else "sum"
         shape = (int(self.samples), int(self.features))
         return f"{shape} {FLOATS[int(self.product)]} for a {reduction} of {FLOATS[int(self.result)]}"
+
+
+class Agreed(NamedTuple):
+    """Labels of all processes, and whether any of them wants the inputs' gradient, and needs any gradient."""
+
+    labels: int
+    any_wants_grad: bool
+    any_needs_grad: bool
 
 
 class Shares:
@@ -59,8 +68,8 @@ class Shares:
         if isinstance(error, Exception) and not self.has_told:
             self._told(Share())
 
-    def agree(self, share: Share, input: torch.Tensor) -> tuple[int, bool]:
-        """Returns the labels of all processes, and whether any wants the inputs' gradient; raises in all if they disagree."""
+    def agree(self, share: Share, input: torch.Tensor) -> Agreed:
+        """Returns what the processes have together; raises in all of them if they disagree."""
         seen = self._told(share)
         if refused := [rank for rank, other in enumerate(seen) if other.refused]:
             raise checks.error_refused(self.where, refused)
@@ -71,7 +80,7 @@ class Shares:
         if not labels:
             raise checks.error_no_labels(self.where)
         self._check_same(input, FLOATS[int(share.product)])
-        return labels, any(other.wants_grad for other in seen)
+        return Agreed(labels, any(other.wants_grad for other in seen), any(other.needs_grad for other in seen))
 
     def _check_same(self, input: torch.Tensor, product: torch.dtype) -> None:
         """Raises in every process if the inputs differ from those of the first by more than last bits."""

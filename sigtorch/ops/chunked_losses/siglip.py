@@ -90,13 +90,15 @@ def siglip_loss(
         logit_bias = checks.check_scalar(where, image_features, "logit_bias", logit_bias)
     chunk_size = checks.check_chunk_size(where, chunk_size)
     checks.check_group(where, group)
-    any_wants_cols_grad = group is not None and ring.any_wants_cols_grad(where, group, image_features, text_features)
+    wanted = ring.Wanted()
+    if group is not None:
+        wanted = ring.agree(where, group, image_features, text_features, (logit_scale, logit_bias))
     checks.check_features(where, image_features, text_features)
     n = image_features.shape[0]
     numbers = [t for t in (logit_scale, logit_bias) if isinstance(t, torch.Tensor)]
     work = work_for(
         "siglip_loss", image_features, text_features, numbers,
-        divisor=n, group=group, any_wants_cols_grad=any_wants_cols_grad,
+        divisor=n, group=group, any_wants_cols_grad=wanted.of_cols, any_needs_grad=wanted.of_any,
     )  # fmt: skip
     if work.runner == "aten":
         if group is not None:
