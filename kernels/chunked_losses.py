@@ -27,7 +27,7 @@ LARGE = 2**31  # from here on an integer has 64 bits
 
 
 class Positives(NamedTuple):
-    """How a kernel finds the positives of a tile: a Triton function, and what that reads."""
+    """A Triton function that finds the positives of a tile, and what it reads."""
 
     function: Any
     tensors: tuple[Operand, Operand] = (1, 1)  # 1 is not read
@@ -134,7 +134,9 @@ def _chunk_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Runs every block of rows whose number is this program's, modulo their number, in so many tiles of columns.
+    """Reads each logit of a chunk once, adds up losses and gradients, and writes the gradients.
+
+    The grid's first axis deals blocks of rows to its programs in turn. Its second axis splits the columns, by ``tiles`` tiles.
 
     Outputs are pointers to sums, (programs, 2): of the loss, and of the scale's gradient if FORM.sums_scale; to the
     gradients' sums over each row, (splits, rows), if FORM.sums_rows; and to gradients times the factor, if FORM.stores.
