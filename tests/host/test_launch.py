@@ -11,7 +11,7 @@ from support.loss_cases import LOSSES, WITH_OPTIONS
 from without_gpu import standin
 
 import sigtorch
-from sigtorch.kernels import _map, _reduce
+from sigtorch.kernels import _map, _reduce, _scale
 from sigtorch.kernels._plan import Plan
 
 pytestmark = for_a_stand_in
@@ -73,7 +73,9 @@ def test_argument_for_argument(name, plans, monkeypatch):
 
 
 def _kernels():
-    return _map._map_kernel, _reduce._map_and_sum_kernel, _reduce._sum_kernel, _reduce._finish_kernel
+    return (
+        _map._map_kernel, _reduce._map_and_sum_kernel, _reduce._sum_kernel, _reduce._finish_kernel, _scale._scale_kernel,
+    )  # fmt: skip
 
 
 def test_threads_launch_at_once():
