@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.cases import CASES
-from support.loss_cases import IMAGES, LOSSES, running
+from support.loss_cases import IMAGES, LOSSES, WITH_OPTIONS, running
 
 import sigtorch
 
@@ -43,12 +43,18 @@ def test_of_an_operation(case, order, backend, device):
         assert of_several(grad) in ([of_several(leaf)] if fused else [of_several(leaf), of_several(theirs)])
 
 
+def losses():
+    """Each with a kind of target and options that it takes."""
+    for loss in LOSSES:
+        for kind in ("classes", "classes last", "mask", "soft") if loss in WITH_OPTIONS else ("soft",):
+            for options in ({}, {"ignore_index": 3}) if loss in WITH_OPTIONS else ({},):
+                yield pytest.param(loss, kind, options, id="-".join([loss.__name__, kind, *options]))
+
+
 @pytest.mark.parametrize("backend", ["auto", "formula", "triton"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("options", [{}, {"ignore_index": 3}], ids=["", "ignoring"])
-@pytest.mark.parametrize("kind", ["classes", "classes last", "mask", "soft"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "classes first", "transposed"])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("loss", "kind", "options"), [*losses()])
 def test_of_a_loss(loss, layout, kind, options, reduction, backend, device):
     x = IMAGES[layout](torch.randn(3, 5, 4, 6, device=device)).detach().requires_grad_()
     target = torch.rand(x.shape, device=device)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from support.cases import CASES, tolerance
-from support.loss_cases import LOSSES
+from support.loss_cases import LOSSES, WITH_OPTIONS
 from torch.fx.experimental.proxy_tensor import make_fx
 
 TRACED, OTHERS = 4, (8, 6, 10)  # an even number of rows, for what halves them
@@ -57,12 +57,13 @@ def operations():
     for loss in LOSSES:
         for kind, target in targets.items():
             for reduction in ("none", "mean", "sum"):
-                for options in ({}, {"ignore_index": 1}):
+                for options in ({}, {"ignore_index": 1}) if loss in WITH_OPTIONS else ({},):
                     yield pytest.param(
                         functools.partial(loss, reduction=reduction, **options),
                         lambda n, t=target: [torch.randn(n, 6), t(n)],
                         id=f"{loss.__name__}-{kind}-{reduction}-{[*options]}",
                     )
+    for loss in WITH_OPTIONS:
         yield pytest.param(
             functools.partial(loss, dim=1, reduction="mean"),
             lambda n: [torch.randn(n, 3, 5), (torch.arange(n * 5) % 4).view(n, 5)],
