@@ -44,9 +44,7 @@ def listed(keys: torch.Tensor, rows: int, cols: int) -> Positives:
     """Returns the positives whose row * cols + column are listed, sorted and distinct."""
     ends = torch.arange(rows + 1, device=keys.device).mul_(cols)
     starts = torch.searchsorted(keys, ends, out_int32=len(keys) < 2**31)
-    # A kernel gets the address of all, in a view of one: a plan must not depend on how many there are.
-    one = keys[:1] if len(keys) else keys.new_empty(1)
-    return Positives(_listed, (one, starts), (cols, 0))
+    return Positives(_listed, (keys, starts), (cols, 0))
 
 
 def in_matrix(targets: torch.Tensor) -> Positives:

@@ -225,13 +225,6 @@ FAMILIES = [
     ),
     Slip(
         "kernels/chunked_losses.py",
-        "one = keys[:1] if len(keys) else keys.new_empty(1)",
-        "one = keys",
-        f"{CHUNKS} -k number_of_positives",
-        "each number of positives makes plans of its own",
-    ),
-    Slip(
-        "kernels/chunked_losses.py",
         "t.stride(0) if has and t.dim() else 0",
         "1",
         CHUNKS,
