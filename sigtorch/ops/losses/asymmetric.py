@@ -24,6 +24,7 @@ class Asymmetric(Loss):
     function: ClassVar[str] = "asymmetric_loss"
     input_name: ClassVar[str] = "input"
     target_name: ClassVar[str] = "target"
+    EAGER_KEEPS_STRIDES: ClassVar[bool] = False  # the mean's gradient has none, and products take those of the target
     FACTORS: ClassVar[tuple[str, ...]] = ()
     SETTINGS: ClassVar[dict[str, str]] = {
         "reduction": "str", "dtype": "ScalarType", "gamma_neg": "float", "gamma_pos": "float", "clip": "float",

@@ -36,6 +36,7 @@ class Loss(ABC):
     input_name: ClassVar[str]
     target_name: ClassVar[str]
     operators: ClassVar[Passes]
+    EAGER_KEEPS_STRIDES: ClassVar[bool] = True  # whether eager_loss gives the gradient the strides of the logits
     FACTORS: ClassVar[tuple[str, ...]] = Factors._fields  # those that its operators take: all, or none
     # The fields that an operator takes, with their types in its schema.
     SETTINGS: ClassVar[dict[str, str]] = {

@@ -32,7 +32,7 @@ def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors)
             return _fused(loss, runner, input, target, factors)
     checks.check_values(loss, input, target)
     if serves:
-        return loss.eager(input, target, factors)
+        return loss.eager(input if loss.EAGER_KEEPS_STRIDES else _keeping_strides(input), target, factors)
     return loss.formula(_keeping_strides(input), target, factors)
 
 
