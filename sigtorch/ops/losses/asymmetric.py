@@ -13,7 +13,7 @@ from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
-from sigtorch.ops.losses.loss import FAR, TINY, Factors, Loss
+from sigtorch.ops.losses.loss import FAR, STEEPEST, TINY, Factors, Loss
 from sigtorch.ops.losses.run import result_dtype, run
 
 
@@ -84,7 +84,7 @@ class Asymmetric(Loss):
         return ASYMMETRIC_PASSES
 
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
-        gammas = self.gamma_pos, self.gamma_neg
+        gammas = min(self.gamma_pos, STEEPEST), min(self.gamma_neg, STEEPEST)
         return (*gammas, self.clip) if self.clip else gammas
 
 

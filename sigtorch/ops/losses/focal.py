@@ -15,7 +15,7 @@ from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.checks import Indices
-from sigtorch.ops.losses.loss import FAR, TINY, Factors, Loss, cross_entropy
+from sigtorch.ops.losses.loss import FAR, STEEPEST, TINY, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import number, result_dtype, run
 
 # The sign of a negative number to the power of gamma, by gamma modulo 2; NaN for all others. An int 1 compiles to nothing.
@@ -83,10 +83,10 @@ class Focal(Loss):
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
         # An int 1 is the default: Triton compiles it as a constant, and drops the multiplication.
         positive, negative = (1, 1) if self.alpha < 0 else (self.alpha, 1 - self.alpha)
-        sign = SIGNS.get(self.gamma % 2, math.nan)
+        gamma, sign = min(self.gamma, STEEPEST), SIGNS.get(self.gamma % 2, math.nan)
         if pos_weight is None:
-            return positive, negative, self.gamma, sign
-        return positive, negative, self.gamma, sign, pos_weight
+            return positive, negative, gamma, sign
+        return positive, negative, gamma, sign, pos_weight
 
 
 operators.define(Focal)

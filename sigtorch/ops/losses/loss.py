@@ -14,6 +14,7 @@ from sigtorch._eligible import HALF_DTYPES
 from sigtorch.ops.losses import checks
 
 TINY = torch.finfo(torch.float32).tiny
+STEEPEST = 1e30  # an exponent that a kernel multiplies by a logarithm: infinity minus infinity would be NaN
 FAR = 800.0  # exp(-800) is 0 in float64 too
 
 

@@ -13,7 +13,7 @@ from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
-from sigtorch.ops.losses.loss import FAR, Factors, Loss, cross_entropy
+from sigtorch.ops.losses.loss import FAR, STEEPEST, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import result_dtype, run
 
 
@@ -60,7 +60,7 @@ class QualityFocal(Loss):
         return QUALITY_FOCAL_PASSES
 
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
-        return (self.beta,)
+        return (min(self.beta, STEEPEST),)
 
 
 operators.define(QualityFocal)

@@ -13,7 +13,7 @@ from sigtorch._checks import Reduction
 from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
-from sigtorch.ops.losses.loss import Factors, Loss, cross_entropy
+from sigtorch.ops.losses.loss import STEEPEST, Factors, Loss, cross_entropy
 from sigtorch.ops.losses.run import result_dtype, run
 
 
@@ -63,7 +63,7 @@ class Varifocal(Loss):
         return VARIFOCAL_PASSES
 
     def operands(self, pos_weight: Any) -> tuple[Any, ...]:
-        return self.alpha, self.gamma
+        return self.alpha, min(self.gamma, STEEPEST)
 
 
 operators.define(Varifocal)
