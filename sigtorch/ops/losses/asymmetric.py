@@ -14,7 +14,7 @@ from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.loss import FAR, STEEPEST, TINY, Factors, Loss
-from sigtorch.ops.losses.run import result_dtype, run
+from sigtorch.ops.losses.run import run_without_options
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,12 +143,8 @@ def asymmetric_loss(
     gamma_neg = checks.check_setting(where, "gamma_neg", gamma_neg)
     gamma_pos = checks.check_setting(where, "gamma_pos", gamma_pos)
     clip = _check_clip(where, clip)
-    if not checks.is_common(input, target, reduction):
-        checks.check_call(where, {"input": input, "target": target}, reduction)
-    loss = Asymmetric(
-        reduction=reduction, dtype=result_dtype(input, target), gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip
-    )
-    return run(loss, input, target, Factors())
+    numbers = {"gamma_neg": gamma_neg, "gamma_pos": gamma_pos, "clip": clip}
+    return run_without_options(Asymmetric, input, target, reduction, **numbers)
 
 
 def _check_clip(where: str, value: Any) -> float:

@@ -14,7 +14,7 @@ from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.loss import FAR, STEEPEST, Factors, Loss, cross_entropy
-from sigtorch.ops.losses.run import result_dtype, run
+from sigtorch.ops.losses.run import run_without_options
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,12 +105,8 @@ def quality_focal_loss(
         Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object Detection",
         2020.
     """
-    where = "quality_focal_loss()"
-    beta = checks.check_setting(where, "beta", beta)
-    if not checks.is_common(input, target, reduction):
-        checks.check_call(where, {"input": input, "target": target}, reduction)
-    loss = QualityFocal(reduction=reduction, dtype=result_dtype(input, target), beta=beta)
-    return run(loss, input, target, Factors())
+    beta = checks.check_setting("quality_focal_loss()", "beta", beta)
+    return run_without_options(QualityFocal, input, target, reduction, beta=beta)
 
 
 # One call in what torch.fx traces: a loss looks at its tensors, and a proxy has none.

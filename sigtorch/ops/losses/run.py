@@ -36,6 +36,16 @@ def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors)
     return loss.formula(_keeping_strides(input), target, factors)
 
 
+def run_without_options(
+    kind: type[Loss], input: torch.Tensor, target: torch.Tensor, reduction: str, **numbers: Any
+) -> torch.Tensor:
+    """Checks the tensors, and computes a loss that has no weights and no indices of its own; its numbers are checked."""
+    if not checks.is_common(input, target, reduction):
+        checks.check_call(f"{kind.function}()", {kind.input_name: input, kind.target_name: target}, reduction)
+    loss = kind(reduction=reduction, dtype=result_dtype(input, target), **numbers)
+    return run(loss, input, target, Factors())
+
+
 def result_dtype(input: torch.Tensor, target: torch.Tensor) -> torch.dtype:
     """Returns the dtype of PyTorch's result: the target's, if that is floating."""
     dtype = target.dtype if target.is_floating_point() else input.dtype

@@ -14,7 +14,7 @@ from sigtorch._eligible import aten_sigmoid
 from sigtorch._once import once
 from sigtorch.ops.losses import checks, operators
 from sigtorch.ops.losses.loss import STEEPEST, Factors, Loss, cross_entropy
-from sigtorch.ops.losses.run import result_dtype, run
+from sigtorch.ops.losses.run import run_without_options
 
 
 @dataclass(kw_only=True, eq=False)
@@ -111,11 +111,9 @@ def varifocal_loss(
         Zhang et al., "VarifocalNet: An IoU-aware Dense Object Detector", 2021.
     """
     where = "varifocal_loss()"
-    alpha, gamma = checks.check_setting(where, "alpha", alpha), checks.check_setting(where, "gamma", gamma)
-    if not checks.is_common(input, target, reduction):
-        checks.check_call(where, {"input": input, "target": target}, reduction)
-    loss = Varifocal(reduction=reduction, dtype=result_dtype(input, target), alpha=alpha, gamma=gamma)
-    return run(loss, input, target, Factors())
+    alpha = checks.check_setting(where, "alpha", alpha)
+    gamma = checks.check_setting(where, "gamma", gamma)
+    return run_without_options(Varifocal, input, target, reduction, alpha=alpha, gamma=gamma)
 
 
 # One call in what torch.fx traces: a loss looks at its tensors, and a proxy has none.
@@ -144,10 +142,8 @@ class VarifocalLoss(torch.nn.Module):
         super().__init__()
         where = "VarifocalLoss()"
         checks.check_reduction(where, reduction)
-        self.alpha, self.gamma = (
-            checks.check_setting(where, "alpha", alpha),
-            checks.check_setting(where, "gamma", gamma),
-        )
+        self.alpha = checks.check_setting(where, "alpha", alpha)
+        self.gamma = checks.check_setting(where, "gamma", gamma)
         self.reduction: Reduction = reduction
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
