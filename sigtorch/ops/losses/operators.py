@@ -43,12 +43,8 @@ def backward(
     return loss.operators.backward(grad, x, target, *given)  # type: ignore[no-any-return]
 
 
-def scale(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
-    """Calls the operator that multiplies a gradient from forward by the incoming one, and divides it by a count, in place."""
-    SCALE(gradient, grad, count)
-
-
-def _scale_body(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+def _scale(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor | None) -> None:
+    """Multiplies a gradient from forward by the incoming one, and divides it by a count, in place."""
     checks.check_scaled("torch.ops.sigtorch.scale_loss_gradient_", gradient, grad, count)
     scalars = [grad] if count is None else [grad, count]
     if select(gradient, beside=scalars) == "aten":
@@ -64,12 +60,10 @@ def _scale_body(gradient: torch.Tensor, grad: torch.Tensor, count: torch.Tensor 
 SCALE = _operators.define(
     "scale_loss_gradient_",
     "(Tensor(a!) gradient, Tensor grad, Tensor? count) -> ()",
-    _scale_body,
+    _scale,
     lambda gradient, grad, count: None,
 )
-
-
-IMPLEMENTATION = Implementation(forward, backward, scale)
+IMPLEMENTATION = Implementation(forward, backward, SCALE)
 
 
 def define(kind: type[Loss]) -> None:
@@ -144,17 +138,16 @@ class Bodies:
         if loss.counts:
             factors = factors._replace(normalizer=count)
         ctx.loss = loss
-        ctx.save_for_backward(x, target, *factors, gradient if loss.with_gradient else None)
+        given = factors[: len(self.kind.FACTORS)]
+        ctx.save_for_backward(x, target, *given, gradient if loss.with_gradient else None)
         keep(ctx, gradient)
         hidden = x.new_empty(0)
         ctx.mark_non_differentiable(hidden, count)
         return value, hidden, count
 
     def differentiate(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Sequence[torch.Tensor | None]:
-        count = 2 + len(self.kind.FACTORS)
-        *tensors, gradient = ctx.saved_tensors
-        x, target, *factors = tensors[:count]
-        loss, (need, *needs) = ctx.loss, ctx.needs[:count]
+        x, target, *factors, gradient = ctx.saved_tensors
+        loss, (need, *needs) = ctx.loss, ctx.needs[: 2 + len(factors)]
         if torch.is_grad_enabled() or any(needs):
             grads = _formula_grads(loss, [need, *needs], (x, target, *factors), grad)
         elif gradient is None:
