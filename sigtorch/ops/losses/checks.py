@@ -247,17 +247,17 @@ def check_target(where: str, names: tuple[str, str], x: torch.Tensor, target: to
         )
 
 
-def check_mask(where: str, name: str, target: torch.Tensor, ignore_index: int | None, *, ignores: bool) -> None:
+def check_mask(loss: Loss, target: torch.Tensor) -> None:
     """Refuses a uint8 above 1, where looking costs no wait: images store masks of 0 and 255."""
     if not target.numel() or not can_look_at(target):
         return
-    highest = int(target.max())
-    if highest > 1 and highest == ignore_index:
-        highest = int(target.masked_fill(target == ignore_index, 0).max())
+    name, highest = loss.target_name, int(target.max())
+    if highest > 1 and highest == loss.ignore_index:
+        highest = int(target.masked_fill(target == loss.ignore_index, 0).max())
     if highest > 1:
         raise ValueError(
-            f"{where}: {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
-            + (f", or ignore_index={highest}" if ignores and ignore_index is None else "")
+            f"{loss.function}(): {name} of torch.uint8 holds {highest}, expected 0 and 1; give {name} > 0 for a mask"
+            + (f", or ignore_index={highest}" if loss.takes_indices and loss.ignore_index is None else "")
         )
 
 
@@ -302,12 +302,10 @@ def check_scaled(where: str, gradient: torch.Tensor, grad: torch.Tensor, count: 
 
 def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
     """Refuses a mask or a class index out of range, where looking costs no wait."""
-    where, ignores = f"{loss.function}()", "ignore_index" in loss.SETTINGS  # the other losses have no indices to give
     if target.dtype == torch.int64:
-        count, indices = input.shape[loss.dim], (loss.background_index, loss.ignore_index)
-        check_classes(where, loss.target_name, target, count, *indices, ignores=ignores)
+        check_classes(loss, target, input.shape[loss.dim])
     elif target.dtype == torch.uint8:
-        check_mask(where, loss.target_name, target, loss.ignore_index, ignores=ignores)
+        check_mask(loss, target)
 
 
 def can_look_at(t: torch.Tensor) -> bool:
@@ -315,34 +313,26 @@ def can_look_at(t: torch.Tensor) -> bool:
     return t.device.type == "cpu" and _eligible.readable(t)
 
 
-def check_classes(
-    where: str,
-    name: str,
-    target: torch.Tensor,
-    count: int,
-    background_index: int,
-    ignore_index: int | None,
-    *,
-    ignores: bool,
-) -> None:
+def check_classes(loss: Loss, target: torch.Tensor, count: int) -> None:
     """Refuses an index out of range, where looking costs no wait."""
     if not target.numel() or not can_look_at(target):
         return
     low, high = (int(v) for v in target.aminmax())
     if low >= 0 and high <= count:
         return
-    wrong = target[((target < 0) | (target > count)) & (target != background_index)]
-    if ignore_index is not None:
-        wrong = wrong[wrong != ignore_index]
+    wrong = target[((target < 0) | (target > count)) & (target != loss.background_index)]
+    if loss.ignore_index is not None:
+        wrong = wrong[wrong != loss.ignore_index]
     if wrong.numel():
         index = int(wrong[0])
-        none, advice = f"{count} or {background_index}", ""
-        if ignores:
-            none = f"{count} or background_index={background_index}"
+        none, advice = f"{count} or {loss.background_index}", ""
+        if loss.takes_indices:
+            none = f"{count} or background_index={loss.background_index}"
             left_out = f"; ignore_index={index} leaves it out"
-            advice = left_out if ignore_index is None else f", or ignore_index={ignore_index}"
+            advice = left_out if loss.ignore_index is None else f", or ignore_index={loss.ignore_index}"
         raise ValueError(
-            f"{where}: {name} holds class {index}, expected 0 to {count - 1}, or {none} for no class{advice}"
+            f"{loss.function}(): {loss.target_name} holds class {index}, expected 0 to {count - 1}, "
+            f"or {none} for no class{advice}"
         )
 
 

@@ -118,6 +118,11 @@ class Loss(ABC):
         return target.dtype != torch.int64 or max(input.shape[self.dim], abs(self.background_index)) < 2**24
 
     @property
+    def takes_indices(self) -> bool:
+        """Tells whether a caller can give ``background_index`` and ``ignore_index``."""
+        return "ignore_index" in self.SETTINGS
+
+    @property
     def counts(self) -> bool:
         """Tells whether the mean is over the elements that are not ignored, whose count forward returns for backward."""
         return self.reduction == "mean" and self.ignore_index is not None
