@@ -40,7 +40,7 @@ def with_kernels():
 
 @pytest.fixture
 def launched(monkeypatch, plans):
-    """What each launch was given: inputs and outputs."""
+    """Lists the inputs and outputs of each launch."""
     seen, launch = [], _plan.Plan.launch
 
     def recorded(plan, inputs, outputs):
@@ -290,7 +290,7 @@ def test_offloaded_and_recomputed(loss, dtype):
 
 @every_loss_with_options
 def test_a_step_holds_one_gradient(loss):
-    """As two passes do: float16 takes them."""
+    """Takes no more memory than two passes, which float16 takes."""
 
     def peak(dtype):
         x, call = loss_of(loss, "bool", dtype, LARGE)

@@ -63,7 +63,7 @@ def test_other_inputs_are_never_missed(change, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("change", [shuffled, dropped])
 def test_a_mean_hides_nothing(change, dtype):
-    """Of 100 standard deviations. One of these is two last bits of bfloat16, which is not asked."""
+    """Finds other samples beside a mean of 100 standard deviations; in bfloat16 one of these is two last bits."""
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         first = torch.randn(N, D) + 100

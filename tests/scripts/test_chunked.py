@@ -34,7 +34,7 @@ def test_two_processes_learn_what_one_does(script, options, chunk, tmp_path):
 
 
 def test_processes_that_share_labels_learn_what_one_does(tmp_path):
-    """Of a batch that they could not divide, clipped by the norm of all; another number of them goes on."""
+    """Trains on a batch that two cannot divide, clipped by the norm of all gradients; another number of processes goes on."""
     options = (*LABELS, "--batch", 15, "--clip", 0.5, "--parallel", "labels", "--checkpoint-every", STEPS // 2)
     whole = tmp_path / "1"
     trained("train_labels.py", options, whole)

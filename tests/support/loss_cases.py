@@ -270,7 +270,7 @@ def check(loss, x, target, backend, **options):
 
 
 def rounded_before(exact, target, expected, incoming, options):
-    """What bfloat16 may be off by more where a gradient is rounded before it is multiplied by a factor: a loss' summed."""
+    """Bounds the second rounding in bfloat16: a summed loss' gradient is rounded before it is multiplied by a factor."""
     factor = incoming.double()
     number = options.get("ignore_index")
     if expected.dim():
