@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-import triton
 from _measure import peak_extra_bytes
+from support.counting import engine_that_counts
 from support.device import DEVICE
 from support.loss_cases import (
     IGNORED,
@@ -56,13 +56,6 @@ def loss_of(loss, kind="soft", dtype=torch.float32, shape=SHAPE, **options):
     """Logits, and a loss of them."""
     x, target = make(shape, dtype, kind, DEVICE)
     return x, functools.partial(loss, **{target_name(loss): suit(target, options)}, **{"reduction": "mean", **options})
-
-
-def engine_that_counts():
-    gpu = None if triton.knobs.runtime.interpret else triton.runtime.driver.active
-    if not hasattr(gpu, "loads"):
-        pytest.skip("needs an engine that counts bytes: see scripts/without_gpu/ptx")
-    return gpu
 
 
 BYTES = {  # of an element, forward and backward
