@@ -52,6 +52,13 @@ def gradient_and_value(
     return (1.0 / divisor) * weight * slope, weight * loss
 
 
+@triton.jit
+def terms(grad, divisor, x, target, column, background, classes, weight, operands, LOSS, TARGET, PRECISE: tl.constexpr):
+    """Returns what LOSS sums up: a tuple, of a loss whose gradient needs all sums."""
+    t = TARGET(target, column, background, classes).to(x.dtype)
+    return LOSS(x, t, *operands, PRECISE=PRECISE)
+
+
 # How a target is read. column is the index of x among the classes. Only a class index uses the last three.
 
 
@@ -187,6 +194,40 @@ def asymmetric(x, t, gamma_pos, gamma_neg, clip=None, PRECISE: tl.constexpr = Tr
     ratio = _ratio(fma(away, rise, -t * slope), q)
     slope = fma(gamma * ratio, cross_entropy, fma(away, negative_slope, -t * rest))
     return factor * slope, factor * cross_entropy
+
+
+# The dice loss of a row, apart / (apart + 2 * overlap + smooth): each of its sums has terms that do not cancel for t in [0, 1].
+
+
+@triton.jit
+def dice_terms(x, t, row, PRECISE: tl.constexpr):
+    """Returns the terms of apart and of overlap; row has the shape of their sums, and is not read."""
+    s, rest = exact_sigmoid_and_complement(x, PRECISE)
+    return fma(s, 1.0 - t, rest * t), s * t
+
+
+@triton.jit
+def dice_and_bce_terms(x, t, row, PRECISE: tl.constexpr):
+    """Returns the same, and the binary cross-entropy."""
+    apart, overlap = dice_terms(x, t, row, PRECISE)
+    _, cross_entropy = bce(x, t, 1, 1, PRECISE)
+    return apart, overlap, cross_entropy
+
+
+@triton.jit
+def dice(x, t, apart, overlap, smooth, bce_share=None, PRECISE: tl.constexpr = True):
+    """Returns the gradient of a row's loss, and no loss; bce_share is the weight of an element's binary cross-entropy.
+
+    The loss is 1 - similarity, and similarity is (2 * overlap + smooth) / union.
+    """
+    s, rest = exact_sigmoid_and_complement(x, PRECISE)
+    both = fma(overlap, 2.0, smooth)
+    inverse = reciprocal(apart + both)
+    slope = s * rest * fma(both, inverse, -2.0 * t) * inverse
+    if bce_share is not None:
+        d, _ = bce(x, t, 1, 1, PRECISE)
+        slope = fma(bce_share, d, slope)
+    return slope, 0.0
 
 
 @triton.jit

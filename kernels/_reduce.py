@@ -48,16 +48,19 @@ def _map_and_sum_kernel(
     sums_size,
     chunk_tiles,
     FN: tl.constexpr,
+    LOSS: tl.constexpr,
+    TARGET: tl.constexpr,
     FORM: tl.constexpr,
+    SUMS: tl.constexpr,
     OVER_ROWS: tl.constexpr,
     OVER_BATCHES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last result.
+    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up each of FN's last SUMS results.
 
-    The last output holds the sums, each (sums_size,) in the layout of the last input: one per chunk, or if OVER_BATCHES one
-    per chunk and batch.
+    The last output holds the sums of one result, then of the next, each (sums_size,) in the layout of the last input: one per
+    chunk, or if OVER_BATCHES one per chunk and batch.
     """
     strides = (batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
@@ -67,28 +70,33 @@ def _map_and_sum_kernel(
     chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32)
+    totals = ()
+    for i in tl.static_range(SUMS):  # noqa: B007, Triton takes no _ that a loop sets again
+        totals = totals + (tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32),)  # noqa: RUF005
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
         tile = Tile(batch, row, col, m, n, rows, cols)
         unused = number  # nothing is counted
-        total, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, None, None, FORM, 1.0, total, unused)
+        totals, _ = run_tile(inputs, outputs[:-1], strides, tile, FN, LOSS, TARGET, FORM, 1.0, totals, unused)
         number += 1
         if OVER_ROWS:
             row += BLOCK_M
         else:
             col += BLOCK_N
     LAST: tl.constexpr = len(inputs) - 1
-    ptr = outputs[-1] + (chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk) * sums_size
-    if OVER_ROWS:
-        first = Tile(batch, 0, col, m * 0, n, rows, cols)
-        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector) + m * 0
-        total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col
-    else:
-        first = Tile(batch, row, 0, m, n, rows, cols)
-        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector)
-        total, mask = tl.sum(total, 1, keep_dims=True), m < rows - row
-    tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
+    part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk
+    parts = tl.num_programs(2) * (tl.num_programs(1) if OVER_BATCHES else 1)
+    for i in tl.static_range(SUMS):
+        ptr = outputs[-1] + (part + parts * i) * sums_size
+        if OVER_ROWS:
+            first = Tile(batch, 0, col, m * 0, n, rows, cols)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector) + m * 0
+            total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols - col
+        else:
+            first = Tile(batch, row, 0, m, n, rows, cols)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector)
+            total, mask = tl.sum(totals[i], 1, keep_dims=True), m < rows - row
+        tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
 def launch_map_and_sum(
@@ -114,6 +122,43 @@ def launch_map_and_sum(
 
 
 def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
+    return _call_of_sums(fn, inputs, outputs, 1, TILE_BYTES // outputs[0].element_size(), WARPS)
+
+
+def launch_sums(
+    fn: Any, inputs: tuple[Operand, ...], small: torch.Tensor, like: torch.Tensor, count: int
+) -> torch.Tensor | None:
+    """Returns the sums of fn's results as one tensor, in float32 or all in float64: (count, *small.shape).
+
+    If small is broadcast in another way than ``launch_map_and_sum`` takes, nothing is launched, and None is returned.
+
+    Args:
+        fn: the pass of a loss.
+        inputs: as for ``launch_map``, broadcastable to like's shape.
+        small: has the shape of a sum, broadcastable to like's, and the dtype of the final result. It is the last input of fn,
+            which must not use it: its values are not read.
+        like: the tensor whose shape and order of elements the kernel follows.
+        count: how many results fn has.
+    """
+    ready, given = plan(_sums_call, fn, exact((*inputs, small), like), (like,), (count,))
+    last: Any = given[-1]  # small, or a copy with axes in the order of like's
+    parts, wide = ready.call.partials, torch.float64 if small.dtype == torch.float64 else torch.float32
+    if not parts:
+        return None
+    sums = torch.empty((count, parts, small.numel()), dtype=wide, device=small.device)
+    ready.launch(given, (sums,))
+    sums = sums if parts == 1 else sums.sum(1)
+    return sums.as_strided((count, *last.shape), (last.numel(), *last.stride()))
+
+
+def _sums_call(fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], count: int) -> Call:
+    return _call_of_sums(fn, inputs, outputs, count, LOSS_TILE, LOSS_WARPS)
+
+
+def _call_of_sums(
+    fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], count: int, tile: int, warps: int
+) -> Call:
+    """Returns a call that sums fn's last results, over tiles of this size and with these warps where a tile has one row."""
     layout, small, last = layout_of(inputs, outputs), inputs[-1], len(inputs) - 1
     stride_set, over_rows = layout.stride_sets[last], layout.kinds[last] == PER_ELEMENT
     row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
@@ -121,7 +166,7 @@ def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[
     # Broadcast along rows, it differs per column and has no stride from row to row; along columns, the other way round.
     if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
         return Call(_map_and_sum_kernel, (0, 0, 0), ())  # is not launched
-    block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
+    block_m, block_n = tile_shape(layout, tile)
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
@@ -130,9 +175,12 @@ def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[
     form = form_of(layout, inputs, [t.dtype for t in (*outputs, small)])
     strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
     sizes = layout.rows, layout.cols, small.numel(), chunk_tiles
-    arguments = (*strides, *sizes, fn, form, over_rows, over_batches, block_m, block_n)
+    settings = form, count, over_rows, over_batches, block_m, block_n
     partials = chunks * layout.batches if over_batches else chunks
-    return Call(_map_and_sum_kernel, (kept, layout.batches, chunks), arguments, partials)
+    return Call(
+        _map_and_sum_kernel, (kept, layout.batches, chunks), (*strides, *sizes, *functions_of(fn), *settings), partials,
+        warps if block_m == 1 else WARPS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["batches", "rows", "cols"])
@@ -161,7 +209,7 @@ def _sum_kernel(
     n = tl.arange(0, BLOCK_N)[None, :]
     across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
     down = tl.cdiv(rows.to(tl.int64), BLOCK_M)
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32)
+    totals = (tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32),)
     count = tl.zeros([BLOCK_M, BLOCK_N], tl.float32) if FORM.target_input is not None else 0
     number = tl.program_id(0).to(tl.int64)
     while number < batches * down * across:
@@ -171,10 +219,10 @@ def _sum_kernel(
             row = number // across % down * BLOCK_M
             col = number % across * BLOCK_N
         tile = Tile(batch, row, col, m, n, rows, cols)
-        total, count = run_tile(inputs, outputs[:-1], strides, tile, FN, LOSS, TARGET, FORM, SCALE, total, count)
+        totals, count = run_tile(inputs, outputs[:-1], strides, tile, FN, LOSS, TARGET, FORM, SCALE, totals, count)
         number += tl.num_programs(0)
     ptr = outputs[-1] + tl.program_id(0)
-    tl.store(ptr, _sum(total) * (1.0 / SCALE))
+    tl.store(ptr, _sum(totals[0]) * (1.0 / SCALE))
     if FORM.target_input is not None:
         tl.store(ptr + tl.num_programs(0), _sum(count))
 

@@ -38,26 +38,26 @@ class Masks(NamedTuple):
 
 
 @triton.jit
-def run_tile(inputs, outputs, strides, tile, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, total, count):
+def run_tile(inputs, outputs, strides, tile, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, totals, count):
     """Writes FN of a tile of the inputs into the outputs.
 
-    If there is a SCALE, FN's last result is no output: times SCALE, it is added to ``total``, and 1 to ``count`` for each
-    element that is not ignored. Returns both.
+    If there is a SCALE, FN's last results are no outputs: times SCALE, each is added to its one of ``totals``, and 1 to
+    ``count`` for each element that is not ignored. Returns both.
     """
     # Masked accesses are only as wide as the compiler can prove of their masks, so only the last tiles are masked.
     if (tile.row + tile.m.shape[0] <= tile.rows) & (tile.col + tile.n.shape[1] <= tile.cols):
-        total, count = _run_tile(
-            inputs, outputs, strides, tile, Masks(None, None, None), FN, LOSS, TARGET, FORM, SCALE, total, count
+        totals, count = _run_tile(
+            inputs, outputs, strides, tile, Masks(None, None, None), FN, LOSS, TARGET, FORM, SCALE, totals, count
         )
     else:
-        total, count = _run_tile(
-            inputs, outputs, strides, tile, _masks(tile, FORM.vector), FN, LOSS, TARGET, FORM, SCALE, total, count
+        totals, count = _run_tile(
+            inputs, outputs, strides, tile, _masks(tile, FORM.vector), FN, LOSS, TARGET, FORM, SCALE, totals, count
         )
-    return total, count
+    return totals, count
 
 
 @triton.jit
-def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, total, count):
+def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.constexpr, SCALE, totals, count):
     values = ()
     for i in tl.static_range(len(inputs)):
         value = _load(inputs[i], strides, tile, masks, FORM.stride_sets[i], FORM.kinds[i], FORM)
@@ -73,11 +73,14 @@ def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.
         result = results if SCALE is None and len(outputs) == 1 else results[i]
         tl.store(ptr, rounded(_only(taken, result), ptr.dtype.element_ty), mask=masks.elements)
     if SCALE is not None:
-        last = _only(taken, results[len(outputs)] if len(outputs) else results) * SCALE
-        total += _only(masks.elements, last)
+        sums = ()
+        for i in tl.static_range(len(totals)):
+            last = results if len(outputs) + len(totals) == 1 else results[len(outputs) + i]
+            sums = sums + (totals[i] + _only(masks.elements, _only(taken, last) * SCALE),)  # noqa: RUF005
+        totals = sums
         if taken is not None:
             count += _only(masks.elements, tl.where(taken, 1.0, 0.0))
-    return total, count
+    return totals, count
 
 
 @triton.jit

@@ -1,11 +1,14 @@
 """The losses' passes.
 
 A sum reads each logit and target once, and writes the gradient beside it, where one is wanted. A loss of each element has a
-second pass for its gradient. A gradient that is written already is multiplied by the incoming one, in place.
+second pass for its gradient, and so has the dice loss, whose gradient needs its sums. A gradient that is written already is
+multiplied by the incoming one, in place.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +16,13 @@ import torch
 from sigtorch.kernels import _loss_math
 from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_reachable
 from sigtorch.kernels._map import launch_map
-from sigtorch.kernels._reduce import launch_sum
+from sigtorch.kernels._reduce import launch_sum, launch_sums
 from sigtorch.kernels._scale import launch_scale
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# How a target is read, by its dtype.
+DENSE = {**dict.fromkeys((*FLOATS, torch.bool), _loss_math.dense), torch.uint8: _loss_math.mask}
+TARGETS = {**DENSE, torch.int64: _loss_math.class_index}
 
 
 class LossPasses(NamedTuple):
@@ -25,20 +33,10 @@ class LossPasses(NamedTuple):
     gradient_and_value: LossPass
 
 
-def _passes(loss: Any, target: Any) -> LossPasses:
-    returns = (_loss_math.value, _loss_math.gradient, _loss_math.gradient_and_value)
-    return LossPasses(*(LossPass(fn, loss, target) for fn in returns))
-
-
 def _by_dtype(loss: Any) -> dict[torch.dtype, LossPasses]:
     """The passes of a loss, by the dtype of its target."""
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    dense = _passes(loss, _loss_math.dense)
-    return {
-        **dict.fromkeys((*floats, torch.bool), dense),
-        torch.uint8: _passes(loss, _loss_math.mask),
-        torch.int64: _passes(loss, _loss_math.class_index),
-    }
+    returns = (_loss_math.value, _loss_math.gradient, _loss_math.gradient_and_value)
+    return {dtype: LossPasses(*(LossPass(fn, loss, target) for fn in returns)) for dtype, target in TARGETS.items()}
 
 
 BCE_PASSES = _by_dtype(_loss_math.bce)
@@ -47,6 +45,24 @@ QUALITY_FOCAL_PASSES = _by_dtype(_loss_math.quality_focal)
 VARIFOCAL_PASSES = _by_dtype(_loss_math.varifocal)
 ASYMMETRIC_PASSES = _by_dtype(_loss_math.asymmetric)
 TARGET_INPUT = 3  # among the operands of every loss: the incoming gradient, the divisor, the logits, the target, ...
+
+
+class DicePasses(NamedTuple):
+    """The passes of the dice loss over one kind of target."""
+
+    terms: LossPass
+    terms_with_bce: LossPass
+    gradient: LossPass
+
+
+DICE_PASSES = {
+    dtype: DicePasses(
+        LossPass(_loss_math.terms, _loss_math.dice_terms, target),
+        LossPass(_loss_math.terms, _loss_math.dice_and_bce_terms, target),
+        LossPass(_loss_math.gradient, _loss_math.dice, target),
+    )
+    for dtype, target in DENSE.items()
+}
 
 
 class Result(NamedTuple):
@@ -153,3 +169,38 @@ def _divisor(loss: Any, x: torch.Tensor, normalizer: Operand | None) -> Operand:
     if loss.reduction == "mean" and normalizer is None:
         return float(x.numel())
     return (loss.divisor or 1) if normalizer is None else normalizer
+
+
+def dice_sums(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns the sums of which a dice loss is made, a ``Dice`` from ``ops/losses/dice.py``: (sums, *shape of one)."""
+    passes = DICE_PASSES[target.dtype]
+    fn, count = (passes.terms_with_bce, 3) if loss.bce_weight else (passes.terms, 2)
+
+    def launched(x: torch.Tensor, target: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
+        small = torch.empty(shape, dtype=loss.dtype, device=x.device)
+        if not is_reachable(axes_of((x, small.expand(x.shape), x), x)):
+            return None
+        return launch_sums(fn, (1, 1, x, target, 1, 1, 1, 1), small, x, count)
+
+    shape = loss.shape_of_sums(x)
+    sums = launched(x, target, shape)
+    if sums is None:  # copies whose elements of a sum follow each other
+        kept = [d for d in range(x.dim()) if d not in loss.dims]
+        rows = [t.permute(*kept, *loss.dims).reshape(math.prod(shape), -1).contiguous() for t in (x, target)]
+        sums = launched(*rows, (len(rows[0]), 1))
+    return sums.reshape(count, *shape).contiguous()
+
+
+def dice_backward(
+    loss: Any, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, sums: torch.Tensor
+) -> torch.Tensor:
+    """Returns the gradient of x, with the strides of x."""
+    grad_x = torch.empty_like(x)
+    apart, overlap, *_ = sums
+    divisor = float(apart.numel()) if loss.reduction == "mean" else 1
+    bce = (loss.bce_weight * apart.numel() / x.numel(),) if loss.bce_weight else ()
+    if loss.reduction == "none":
+        grad = grad.reshape(apart.shape)
+    inputs = exact((grad, divisor, x, target, 1, 1, 1, 1, apart, overlap, loss.smooth, *bce), x)
+    launch_map(DICE_PASSES[target.dtype].gradient, inputs, (grad_x,))
+    return grad_x

@@ -8,6 +8,7 @@ from sigtorch.ops.losses import (
     asymmetric_loss,
     binary_cross_entropy_with_logits,
     quality_focal_loss,
+    sigmoid_dice_loss,
     sigmoid_focal_loss,
     varifocal_loss,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "quality_focal_loss",
     "siglip_loss",
     "sigmoid",
+    "sigmoid_dice_loss",
     "sigmoid_focal_loss",
     "sigmoid_gate",
     "sigmoid_lerp",

@@ -185,6 +185,36 @@ def check_halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
     return dim
 
 
+def check_whole_dims(where: str, value: Any) -> tuple[int, ...]:
+    """Returns one dimension or several as Python numbers."""
+    several = value if isinstance(value, (list, tuple)) else (value,)
+    if not several:
+        raise ValueError(f"{where}: dims must name a dimension to sum over, got {value!r}")
+    return tuple([int(check_whole(where, "dims", d)) for d in several])
+
+
+def check_dims(where: str, value: Any, name: str, x: torch.Tensor) -> tuple[int, ...]:
+    """Returns the dimensions to sum over, at least 0 and ascending; all but the first two for None."""
+    count = x.dim()
+    if value is None:
+        if count < 3:
+            shape = tuple(x.shape)
+            raise ValueError(
+                f"{where}: {name} of shape {shape} has no third dimension to sum over; give dims, such as dims=-1"
+            )
+        return tuple(range(2, count))
+    found: list[int] = []
+    for d in check_whole_dims(where, value):
+        if not -count <= d < count:
+            raise ValueError(f"{where}: dims={value!r} are not all of {name}, whose shape is {tuple(x.shape)}")
+        if d % count in found:
+            raise ValueError(
+                f"{where}: dims={value!r} name a dimension of {name} twice, whose shape is {tuple(x.shape)}"
+            )
+        found.append(d % count)
+    return tuple(sorted(found))
+
+
 def check_module(where: str, value: object) -> None:
     if not isinstance(value, torch.nn.Module):
         raise TypeError(f"{where}: model must be a Module, got {type(value).__name__}")

@@ -2,7 +2,14 @@
 
 from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
 from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SigmoidLerp, SwiGLU
-from sigtorch.ops.losses import AsymmetricLoss, BCEWithLogitsLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss
+from sigtorch.ops.losses import (
+    AsymmetricLoss,
+    BCEWithLogitsLoss,
+    QualityFocalLoss,
+    SigmoidDiceLoss,
+    SigmoidFocalLoss,
+    VarifocalLoss,
+)
 from sigtorch.ops.sigmoid import Sigmoid
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "QualityFocalLoss",
     "SigLIPLoss",
     "Sigmoid",
+    "SigmoidDiceLoss",
     "SigmoidFocalLoss",
     "SigmoidGate",
     "SigmoidLerp",

@@ -11,6 +11,7 @@ import torch
 from sigtorch import _checks, _eligible
 
 if TYPE_CHECKING:
+    from sigtorch.ops.losses.dice import Dice
     from sigtorch.ops.losses.loss import Factors, Loss
 
 MASKS = (torch.bool, torch.uint8)
@@ -236,20 +237,46 @@ def check_target(where: str, names: tuple[str, str], x: torch.Tensor, target: to
                 f"for 0 or 1 a row give {names[1]}.unsqueeze({dim}).to({names[0]}.dtype)"
             )
         return
+    check_dense_target(where, names, x, target, "bool, uint8 or int64 class indices")
+
+
+def check_dense_target(where: str, names: tuple[str, str], x: torch.Tensor, target: torch.Tensor, others: str) -> None:
+    """Refuses other dtypes than floats and masks, and another shape than the logits'; others is what an error lists."""
+    _checks.check_floating(where, names[0], x)
     if target.dtype not in _checks.FLOATS and target.dtype not in MASKS:
-        raise TypeError(
-            f"{where}: {names[1]} must be floating point of 16 bits or more, bool, uint8 or int64 class indices, "
-            f"got {target.dtype}"
-        )
+        raise TypeError(f"{where}: {names[1]} must be floating point of 16 bits or more, {others}, got {target.dtype}")
     if target.shape != x.shape:
         raise ValueError(
             f"{where}: {names[1]} must have the shape of {names[0]}, {tuple(x.shape)}, got {tuple(target.shape)}"
         )
 
 
-def check_mask(loss: Loss, target: torch.Tensor) -> None:
-    """Refuses a uint8 above 1, where looking costs no wait: images store masks of 0 and 255."""
-    if not target.numel() or not can_look_at(target):
+def check_dense_call(where: str, both: dict[str, torch.Tensor], reduction: str) -> None:
+    """Checks the arguments of a loss without class indices: both, the logits and the target by their names."""
+    check_reduction(where, reduction)
+    _check_one_device(where, **both)
+    (input_name, input), (target_name, target) = both.items()
+    if target.dtype == torch.int64:
+        hint = f"{target_name}.to({input_name}.dtype)"
+        if target.shape != input.shape:
+            hint = (
+                f"torch.nn.functional.one_hot of class indices, with its last dimension moved to {input_name}'s classes"
+            )
+        raise TypeError(f"{where}: {target_name} must be floating point, bool or uint8, got torch.int64; give {hint}")
+    check_dense_target(where, (input_name, target_name), input, target, "bool or uint8")
+
+
+def check_sums(where: str, sums: torch.Tensor, shape: list[int]) -> None:
+    """Refuses sums that forward did not return for these arguments."""
+    if list(sums.shape) != shape:
+        raise ValueError(
+            f"{where}: sums must be those that forward returned, of shape {shape}, got {tuple(sums.shape)}"
+        )
+
+
+def check_mask(loss: Loss | Dice, target: torch.Tensor) -> None:
+    """Refuses a mask with a number above 1, where looking costs no wait: images store masks of 0 and 255."""
+    if target.dtype != torch.uint8 or not target.numel() or not can_look_at(target):
         return
     name, highest = loss.target_name, int(target.max())
     if highest > 1 and highest == loss.ignore_index:
@@ -304,7 +331,7 @@ def check_values(loss: Loss, input: torch.Tensor, target: torch.Tensor) -> None:
     """Refuses a mask or a class index out of range, where looking costs no wait."""
     if target.dtype == torch.int64:
         check_classes(loss, target, input.shape[loss.dim])
-    elif target.dtype == torch.uint8:
+    else:
         check_mask(loss, target)
 
 

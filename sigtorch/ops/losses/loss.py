@@ -92,7 +92,7 @@ class Loss(ABC):
         if target.dtype == torch.int64:
             values = self._class_losses(x, target, factors.pos_weight)
         else:
-            values = self.element_losses(x, _as_float(target, x.dtype), factors.pos_weight)
+            values = self.element_losses(x, as_float(target, x.dtype), factors.pos_weight)
         if factors.weight is not None:
             values = values * factors.weight
         return self.reduced(values, ignored, factors.normalizer)
@@ -100,7 +100,7 @@ class Loss(ABC):
     def eager(self, x: torch.Tensor, target: torch.Tensor, factors: Factors) -> torch.Tensor:
         """Computes the loss with PyTorch's or torchvision's arithmetic and rounding, in fewer operators than the formula."""
         x, target, ignored = self._without_ignored(x, target)
-        t = self._one_hot(x, target) if target.dtype == torch.int64 else _as_float(target, x.dtype)
+        t = self._one_hot(x, target) if target.dtype == torch.int64 else as_float(target, x.dtype)
         weight, pos_weight = (
             w if w is None or w.is_floating_point() else w.to(x.dtype) for w in (factors.weight, factors.pos_weight)
         )
@@ -138,8 +138,7 @@ class Loss(ABC):
 
     def wide(self, x: torch.Tensor) -> torch.dtype:
         """Returns the dtype to compute in."""
-        dtype = torch.promote_types(x.dtype, self.dtype)
-        return torch.float32 if dtype in HALF_DTYPES else dtype
+        return wide(x.dtype, self.dtype)
 
     def reduced(
         self, values: torch.Tensor, ignored: torch.Tensor | None, normalizer: torch.Tensor | None
@@ -206,6 +205,12 @@ class Loss(ABC):
         return torch.where(is_class, index, 0), is_class, is_known
 
 
+def wide(of_logits: torch.dtype, of_result: torch.dtype) -> torch.dtype:
+    """Returns the dtype to compute in."""
+    dtype = torch.promote_types(of_logits, of_result)
+    return torch.float32 if dtype in HALF_DTYPES else dtype
+
+
 def cross_entropy(
     x: torch.Tensor, t: torch.Tensor | float, rest: torch.Tensor | float, pos_weight: torch.Tensor | None
 ) -> torch.Tensor:
@@ -217,7 +222,7 @@ def cross_entropy(
     return rest * negative + t * positive
 
 
-def _as_float(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def as_float(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A dense target as numbers; NaN for an unchecked uint8 above 1."""
     t = target.to(dtype)
     return t if target.dtype != torch.uint8 or checks.can_look_at(target) else torch.where(target > 1, torch.nan, t)

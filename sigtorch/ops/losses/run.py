@@ -32,8 +32,8 @@ def run(loss: Loss, input: torch.Tensor, target: torch.Tensor, factors: Factors)
             return _fused(loss, runner, input, target, factors)
     checks.check_values(loss, input, target)
     if serves:
-        return loss.eager(input if loss.EAGER_KEEPS_STRIDES else _keeping_strides(input), target, factors)
-    return loss.formula(_keeping_strides(input), target, factors)
+        return loss.eager(input if loss.EAGER_KEEPS_STRIDES else keeping_strides(input), target, factors)
+    return loss.formula(keeping_strides(input), target, factors)
 
 
 def run_without_options(
@@ -101,7 +101,7 @@ def _classes_last(weight: torch.Tensor | None, dim: int, dims: int) -> torch.Ten
     return None if weight is None else weight[(None,) * (dims - weight.dim())].movedim(dim, -1)
 
 
-def _keeping_strides(input: torch.Tensor) -> torch.Tensor:
+def keeping_strides(input: torch.Tensor) -> torch.Tensor:
     """The logits, in a view whose gradient by the formula gets their strides: operators give it those of any operand."""
     if not _eligible.readable(input) or not input.requires_grad or not torch.is_grad_enabled() or input.is_contiguous():
         return input
