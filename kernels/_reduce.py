@@ -135,20 +135,18 @@ def launch_sums(
     Args:
         fn: the pass of a loss.
         inputs: as for ``launch_map``, broadcastable to like's shape.
-        small: has the shape of a sum, broadcastable to like's, and the dtype of the final result. It is the last input of fn,
-            which must not use it: its values are not read.
+        small: a contiguous tensor of the shape of a sum, which three axes describe beside like, and of the final result's
+            dtype. It is the last input of fn, which must not use it: its values are not read.
         like: the tensor whose shape and order of elements the kernel follows.
         count: how many results fn has.
     """
     ready, given = plan(_sums_call, fn, exact((*inputs, small), like), (like,), (count,))
-    last: Any = given[-1]  # small, or a copy with axes in the order of like's
     parts, wide = ready.call.partials, torch.float64 if small.dtype == torch.float64 else torch.float32
     if not parts:
         return None
     sums = torch.empty((count, parts, small.numel()), dtype=wide, device=small.device)
     ready.launch(given, (sums,))
-    sums = sums if parts == 1 else sums.sum(1)
-    return sums.as_strided((count, *last.shape), (last.numel(), *last.stride()))
+    return (sums if parts == 1 else sums.sum(1)).view(count, *small.shape)
 
 
 def _sums_call(fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], count: int) -> Call:

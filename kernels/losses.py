@@ -188,7 +188,7 @@ def dice_sums(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         kept = [d for d in range(x.dim()) if d not in loss.dims]
         rows = [t.permute(*kept, *loss.dims).reshape(math.prod(shape), -1).contiguous() for t in (x, target)]
         sums = launched(*rows, (len(rows[0]), 1))
-    return sums.reshape(count, *shape).contiguous()
+    return sums.view(count, *shape)
 
 
 def dice_backward(

@@ -85,6 +85,19 @@ def eager_varifocal(x: Tensor, t: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(x, t, weight)
 
 
+def planes(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Logits and targets of images of 4,096 pixels, a class each."""
+    shape = max(1, n // 4096), 1, min(n, 4096)
+    x = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+    return x, (torch.rand(shape, device=device) < 0.1).to(dtype)
+
+
+def eager_dice(x: Tensor, t: Tensor) -> Tensor:
+    """The mean dice loss in the operators that segmentation libraries write it with."""
+    p = torch.sigmoid(x)
+    return (1 - (2 * (p * t).sum(2) + 1) / (p.sum(2) + t.sum(2) + 1)).mean()
+
+
 def eager_asymmetric(x: Tensor, t: Tensor) -> Tensor:
     """The mean asymmetric loss in the operators that timm writes it with."""
     s = torch.sigmoid(x)
@@ -137,4 +150,5 @@ CASES = {
     "asymmetric": Case(logits, eager_asymmetric, sigtorch.asymmetric_loss, one_pass),
     "varifocal": Case(logits, eager_varifocal, sigtorch.varifocal_loss, one_pass),
     "quality_focal": Case(logits, eager_quality_focal, sigtorch.quality_focal_loss, one_pass),
+    "dice": Case(planes, eager_dice, sigtorch.sigmoid_dice_loss, lambda size: (2 * size, 3 * size)),
 }

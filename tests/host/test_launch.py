@@ -21,6 +21,10 @@ INPUTS |= {
     loss.__name__: (lambda x, loss=loss: loss(x, torch.rand_like(x)), lambda: [torch.randn(4, 16, requires_grad=True)])
     for loss in LOSSES
 }
+INPUTS["sigmoid_dice_loss"] = (
+    lambda x: sigtorch.sigmoid_dice_loss(x, torch.rand_like(x), dims=-1, bce_weight=0.5),
+    lambda: [torch.randn(4, 16, requires_grad=True)],
+)
 INPUTS |= {
     f"{loss.__name__}, ignoring": (
         lambda x, loss=loss: loss(x, torch.arange(4), reduction="mean", ignore_index=2),

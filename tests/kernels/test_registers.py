@@ -12,6 +12,7 @@ from without_gpu.machine_code import held
 from support.cases import CASES
 from support.compiling import compiled_for
 from support.loss_cases import LOSSES, WITH_OPTIONS, images, make, target_name
+from sigtorch import sigmoid_dice_loss
 from sigtorch.kernels import chunked_losses
 arch, rows = int(sys.argv[1]), [(96, 6), (96, 136)]  # of few columns, and of several vectors
 
@@ -29,6 +30,12 @@ def many_rows(dtype):
                     continue
                 given = {"weight": torch.rand(shape), "pos_weight": torch.rand(shape[-1]), "ignore_index": 255}
                 yield f"{loss.__name__} {shape} {kind} ignoring", partial(call, reduction="mean", **given), [x]
+        for kind in ("soft", "uint8"):
+            x, target = make(shape, dtype, kind, "cpu")
+            for dims in (0, -1):
+                call = partial(sigmoid_dice_loss, target=target, dims=dims)
+                yield f"sigmoid_dice_loss {shape} {kind} {dims}", call, [x]
+                yield f"sigmoid_dice_loss {shape} {kind} {dims} with bce", partial(call, bce_weight=0.5), [x]
         for kind in KINDS:
             x = torch.randn(shape, requires_grad=True)
             yield f"loss of a chunk {shape} {kind}", partial(chunk, kind=kind, out=dtype), [x]
@@ -55,6 +62,12 @@ def of_images(dtype):
             call = partial(loss, **{target_name(loss): target})
             given = {"dim": 1, "pos_weight": torch.rand(21, 1, 1), "ignore_index": 255}
             yield f"{loss.__name__} {layout}", partial(call, reduction="mean", **given), [x]
+
+    for layout in ("contiguous", "channels_last"):
+        x, _ = images(dtype, layout, classes=21, size=(32, 36))
+        for dims in (None, (0, 2, 3)):
+            call = partial(sigmoid_dice_loss, target=torch.rand_like(x), dims=dims, bce_weight=0.5)
+            yield f"sigmoid_dice_loss {layout} {dims}", call, [x]
 
 found = {}
 for dtype in (torch.bfloat16, torch.float32, torch.float16):

@@ -59,8 +59,8 @@ TILE = [
     ),
     Slip(
         "kernels/_tile.py",
-        "total += _only(masks.elements, last)",
-        "total += last",
+        "_only(masks.elements, _only(taken, last) * SCALE)",
+        "_only(taken, last) * SCALE",
         BLOCKS,
         "lanes behind the end are summed",
     ),
@@ -104,24 +104,31 @@ MAP = [
 REDUCE = [
     Slip(
         "kernels/_reduce.py",
-        "(chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk)",
-        "(chunk * tl.num_programs(1) if OVER_BATCHES else chunk)",
+        "part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk",
+        "part = chunk * tl.num_programs(1) if OVER_BATCHES else chunk",
         f"{KERNELS} -k 'strides and feature'",
         "a sum over batches keeps one of them",
     ),
     Slip(
         "kernels/_reduce.py",
-        "total = tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32)\n    number = 0",
-        "total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)\n    number = 0",
+        "totals = totals + (tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32),)",
+        "totals = totals + (tl.zeros([BLOCK_M, BLOCK_N], tl.float32),)",
         f"{PTX} {KERNELS} -k 'oracle and gate-token and float64'",
         "float64's sums in float32",
     ),
     Slip(
         "kernels/_reduce.py",
-        "total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col",
-        "total, mask = tl.sum(total, 0, keep_dims=True), n < cols",
+        "total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols - col",
+        "total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols",
         SUMS,
         "sums of columns that are not there",
+    ),
+    Slip(
+        "kernels/_reduce.py",
+        "(part + parts * i)",
+        "(part + i)",
+        "tests/ops/test_dice.py -k 'many_tiles and triton'",
+        "one result's sums among another's",
     ),
     Slip(
         "kernels/_reduce.py",

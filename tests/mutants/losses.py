@@ -18,7 +18,45 @@ QUALITY, VARIFOCAL, ASYMMETRIC = (
     f"sigtorch/ops/losses/{name}.py" for name in ("quality_focal", "varifocal", "asymmetric")
 )
 
+DICE = "sigtorch/ops/losses/dice.py"
+DICE_TESTS = "tests/ops/test_dice.py -k"
+
 SLIPS = [
+    Slip(
+        DICE,
+        "torch.where(x >= 0, -x, x)",
+        "-x.abs()",
+        f"{DICE_TESTS} 'saturated and auto'",
+        "no gradient of a logit that is 0",
+    ),
+    Slip(
+        DICE,
+        "(cross_entropies / count)",
+        "cross_entropies",
+        f"{DICE_TESTS} 'reductions and auto'",
+        "the sum of the cross-entropy in place of its mean",
+    ),
+    Slip(
+        DICE,
+        "apart / (apart + 2 * overlap + self.smooth)",
+        "(1 - (2 * overlap + self.smooth) / (apart + 2 * overlap + self.smooth))",
+        f"{DICE_TESTS} 'small_loss and auto'",
+        "a small loss loses its digits",
+    ),
+    Slip(
+        "kernels/losses.py",
+        "loss.bce_weight * apart.numel() / x.numel()",
+        "loss.bce_weight / x.numel()",
+        f"{DICE_TESTS} 'reductions and triton'",
+        "the gradient of a cross-entropy by the mean over all rows",
+    ),
+    Slip(
+        "kernels/losses.py",
+        "t.permute(*kept, *loss.dims)",
+        "t.permute(*loss.dims, *kept)",
+        f"{DICE_TESTS} 'test_dims and triton'",
+        "copies whose elements are another sum's",
+    ),
     Slip(
         QUALITY,
         "torch.where(is_there, 0, torch.where(is_there, 1, distance) ** self.beta)",

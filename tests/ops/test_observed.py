@@ -141,6 +141,7 @@ FAMILIES = {
     "sigmoid_focal_loss": lambda x: sigtorch.sigmoid_focal_loss(x, x.detach()),
     "quality_focal_loss": lambda x: sigtorch.quality_focal_loss(x, x.detach(), reduction="none"),
     "asymmetric_loss": lambda x: sigtorch.asymmetric_loss(x, x.detach().sigmoid(), reduction="none"),
+    "sigmoid_dice_loss": lambda x: sigtorch.sigmoid_dice_loss(x, x.detach().sigmoid(), dims=-1),
     "varifocal_loss": lambda x: sigtorch.varifocal_loss(x, x.detach(), reduction="none"),
 }
 

@@ -42,10 +42,11 @@ SUMMED = (
     "varifocal_loss",
     "asymmetric_loss",
 )
+DICE = "sigmoid_dice_loss"  # checked in test_dice.py
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
 BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
 SCALE = "scale_loss_gradient_"  # what backward runs where forward computed the gradient
-ALL = (*ELEMENTWISE, *SUMMED, *CHUNKED, *BACKWARD, SCALE)
+ALL = (*ELEMENTWISE, *SUMMED, DICE, f"{DICE}_backward", *CHUNKED, *BACKWARD, SCALE)
 BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
 WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 
