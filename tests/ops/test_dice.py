@@ -260,19 +260,17 @@ BYTES = {
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dims", [None, (0, 2, 3)], ids=str)
 @with_bce
 @pytest.mark.parametrize(("dtype", "kind"), BYTES)
-def test_each_element_is_read_once_a_pass(dtype, kind, dims, layout, bce_weight):
+def test_each_element_is_read_once_a_pass(dtype, kind, dims, bce_weight):
     gpu = engine_that_counts()
-    x, target = tensors(dtype, kind, layout, (2, 8, 32, 32))
-    target = LAYOUTS[layout](target)
+    x, target = tensors(dtype, kind, shape=(2, 2, 64, 64))
     before = gpu.loads + gpu.stores
     with sigtorch.use_backend("triton"):
         torch.autograd.grad(sigmoid_dice_loss(x, target, dims=dims, bce_weight=bce_weight), x)
     moved = (gpu.loads + gpu.stores - before) / x.numel()
-    assert moved <= BYTES[dtype, kind] + 0.6  # a row's sums
+    assert BYTES[dtype, kind] <= moved <= BYTES[dtype, kind] + 0.25  # the sums
 
 
 @pytest.mark.kernels
