@@ -273,9 +273,9 @@ def sigmoid_dice_loss(
     Example:
         >>> x, target = torch.tensor([[2.0, -1.0], [0.0, 1.0]]), torch.tensor([[1, 0], [0, 1]])
         >>> sigtorch.sigmoid_dice_loss(x, target.bool(), dims=-1)
-        tensor(0.1985)
+        tensor(0.1806)
         >>> sigtorch.sigmoid_dice_loss(x, target.bool(), dims=-1, reduction="none", bce_weight=0.5)
-        tensor([0.2401, 0.3793])
+        tensor([0.2333, 0.4896])
 
     Source:
         Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 2016, with
