@@ -13,10 +13,9 @@ import torch
 from sigtorch import _checks
 from sigtorch._checks import Save
 from sigtorch.plugin import classes
-from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import REPLACEMENTS
-from sigtorch.plugin.recognise import SIGMOID, SILU, AttributeKinds, obstacle, value_kind
-from sigtorch.plugin.rewrite import Rewritten, rewrite_methods
+from sigtorch.plugin.recognise import LEADS_TO_PRODUCTS, SIGMOID, SILU, AttributeKinds, obstacle
+from sigtorch.plugin.rewrite import Rewritten, attribute_kinds, attributes, rewrite_methods, sites_of
 from sigtorch.plugin.table import Row, headline, table
 
 
@@ -177,7 +176,6 @@ class _Survey:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []
-        self.elsewhere = Elsewhere()
         self.rewritten: dict[tuple[type, AttributeKinds], dict[str, Rewritten]] = {}  # each class is read once
 
     def visit(self, name: str, module: torch.nn.Module) -> None:
@@ -210,15 +208,14 @@ class _Survey:
 
     def fuse_products(self, name: str, module: torch.nn.Module) -> None:
         """Swaps a module whose methods hold products that can be fused, and gives the reasons for those that cannot."""
-        cls = type(module)
-        attributes = {**vars(module), **module._modules, **module._parameters, **module._buffers}
-        kinds = {a: kind for a, value in attributes.items() if (kind := value_kind(value))}
-        obstacles = {
-            a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(attributes[a]))
-        }
+        cls, held = type(module), attributes(module)
+        kinds = attribute_kinds(module)
+        obstacles = {a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(held[a]))}
         usable = frozenset((a, kind) for a, kind in kinds.items() if a not in obstacles)
         methods = self.rewrite_methods(cls, usable)
         running = {name: m for name, m in methods.items() if name not in vars(module)}
+        sites = [s for a, kind in kinds.items() if kind == LEADS_TO_PRODUCTS for s in sites_of(held[a])]
+        sites += [s for m in running.values() if m.function for s in m.sites]
         reasons = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
         reasons += _overridden_sites(module, methods)
         without = Counter(s.where for m in methods.values() for s in m.sites)
@@ -226,9 +223,9 @@ class _Survey:
             with_it = self.rewrite_methods(cls, usable | {(a, kinds[a])})
             more = Counter(s.where for m in with_it.values() for s in m.sites) - without
             reasons += [f"{where}: {a} cannot be fused, {why}" for where in more]
-        reasons += [f"{s.where}: {s.reason}" for s in self.elsewhere.sites(module)]
-        if fused := [f"sigtorch.{s.fused} at {s.where}" for m in running.values() for s in m.sites if not s.reason]:
-            note = f"{'; '.join(dict.fromkeys(fused))}, fuses if shapes allow"
+        if any(m.function for m in running.values()):
+            fused = dict.fromkeys(f"{s.fused} at {s.where}" for s in sites if not s.reason)
+            note = f"{'; '.join(fused)}, fuses if shapes allow" if fused else "a sigmoid or silu, for another's product"
             self.swaps.append(_Swap(name, module, _rewritten_class(cls, usable, methods), note))
         self.leave(name, module, reasons)
 

@@ -6,14 +6,30 @@ import operator
 import sys
 from collections.abc import Callable
 from itertools import pairwise
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from sigtorch import _backend, _checks, _eligible
 from sigtorch.ops import gates
-from sigtorch.plugin.recognise import SIGMOID, Activation, fusable_activation, sequence
+from sigtorch.plugin.classes import original_of
+from sigtorch.plugin.recognise import (
+    SIGMOID,
+    Activation,
+    activation_position,
+    fusable_activation,
+    obstacle,
+    own_forward,
+    sequence,
+)
+
+# Methods of a tensor that show its values in another shape, or nearly: a product takes the same view of its gate.
+VIEWS = {
+    "view", "view_as", "reshape", "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "transpose", "permute",
+    "movedim", "contiguous", "chunk", "split", "unbind", "to", "type_as", "float", "half", "bfloat16",
+}  # fmt: skip
 
 
 class Activated:
@@ -22,64 +38,93 @@ class Activated:
     Attributes:
         activation: which of the two it is.
         function: what computes it.
-        gate: its argument, perhaps viewed since.
-        computed: its value, where something may change the gate before the product; else None, and computing it is put off.
+        gate: its argument, or a view of that.
+        computed: its value, once that is computed; before the product only where something may change the gate until then.
         expanded: the shape to which it was expanded, or None.
         version: the gate's version counter when it was created; None for an inference tensor, which has none.
         with_graph: whether autograd was on then.
+        is_read: whether code outside of products has read the value, so that it is there anyway.
+        whole: what this is a view of, or None; ``take_view`` takes it.
     """
 
-    __slots__ = ("activation", "computed", "expanded", "function", "gate", "version", "with_graph")
+    __slots__ = (
+        "activation", "computed", "expanded", "function", "gate", "is_read", "take_view", "version", "whole", "with_graph"
+    )  # fmt: skip
 
     def __init__(
         self, activation: Activation, function: Any, gate: torch.Tensor, computed: torch.Tensor | None = None
     ) -> None:
         self.activation, self.function, self.gate, self.computed = activation, function, gate, computed
         self.version = None if gate.is_inference() else gate._version
-        self.with_graph, self.expanded = torch.is_grad_enabled(), None
+        self.with_graph, self.is_read = torch.is_grad_enabled(), False
+        self.expanded: torch.Size | None = None
+        self.whole: Activated | None = None
+        self.take_view: Callable[[torch.Tensor], Any] | None = None
 
     def value(self) -> Any:
         """Computes what was written, with autograd on or off as it was there: later statements may have switched it."""
-        value = self.computed
-        if value is None:
-            if self.gate_changed():
+        if self.computed is None:
+            if self.whole is None and self.gate_changed():
                 raise _checks.error_gate_changed(self.function)
             with torch.set_grad_enabled(self.with_graph):
-                value = self.function(self.gate)
-        return value if self.expanded is None else value.expand(self.expanded)
+                if self.whole is None or self.take_view is None:
+                    self.computed = self.function(self.gate)
+                else:
+                    self.computed = self.take_view(self.whole.value())
+        return self.computed
 
     def gate_changed(self) -> bool:
         """Tells whether something has written into the gate's memory since."""
         return self.version is not None and self.gate._version != self.version
 
-    def unsqueeze(self, dim: int) -> Any:
-        """Does what Tensor.unsqueeze does: an elementwise function of a view is the view of the function."""
-        if self.expanded is not None or self.gate_changed():
-            return self.value().unsqueeze(dim)
-        return self._viewed(lambda t: t.unsqueeze(dim))
+    def __getattr__(self, name: str) -> Any:
+        """Returns a method that does what Tensor's does: an elementwise function of a view is the view of the function."""
+        if name not in VIEWS:
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.viewed(lambda t: getattr(t, name)(*args, **kwargs))
 
-    def view(self, *shape: Any) -> Any:
-        """Does what Tensor.view does."""
-        is_shape = not any(isinstance(size, torch.dtype) for size in shape)
-        can_view = self.expanded is None and is_shape and self.gate.is_contiguous()
-        if not can_view or self.gate_changed():
-            return self.value().view(*shape)
-        return self._viewed(lambda t: t.view(*shape))
+    def __getitem__(self, index: Any) -> Any:
+        return self.viewed(lambda t: t[index])
+
+    def __iter__(self) -> Any:
+        return iter(self.viewed(lambda t: t.unbind()))
+
+    def expand(self, *shape: Any) -> Any:
+        """Does what Tensor.expand does; a product with a tensor of that shape needs no expanding."""
+        return self._expanded(lambda t: t.expand(*shape))
 
     def expand_as(self, other: Any) -> Any:
-        """Does what Tensor.expand_as does; a product with a tensor of that shape needs no expanding."""
-        if self.expanded is not None or not isinstance(other, torch.Tensor) or self.gate_changed():
-            return self.value().expand_as(other)
-        self.gate.expand(other.shape)  # raises PyTorch's error where it does not fit
-        viewed = self._viewed(lambda t: t)
-        viewed.expanded = other.shape
-        return viewed
+        """Does what Tensor.expand_as does."""
+        return self._expanded(lambda t: t.expand_as(other))
 
-    def _viewed(self, view: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        computed = None if self.computed is None else view(self.computed)
-        viewed = Activated(self.activation, self.function, view(self.gate), computed)
-        viewed.with_graph = self.with_graph
-        return viewed
+    def _expanded(self, expand: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        if not self._can_be_viewed():
+            return expand(self.value())
+        made = self._part(self.gate, expand)
+        made.expanded = expand(self.gate).shape  # raises PyTorch's error where it does not fit
+        return made
+
+    def viewed(self, view: Callable[[torch.Tensor], Any]) -> Any:
+        """Takes a view of the gate, if the value would have its strides, and one of the value otherwise."""
+        if not self._can_be_viewed():
+            return view(self.value())
+        gates = view(self.gate)
+        if not isinstance(gates, torch.Tensor):
+            return tuple(self._part(g, lambda t, i=i: view(t)[i]) for i, g in enumerate(gates))  # type: ignore[misc]
+        return self._part(gates, view) if gates.dtype == self.gate.dtype else view(self.value())
+
+    def _can_be_viewed(self) -> bool:
+        return not (self.is_read or self.expanded or self.gate_changed()) and _is_dense(self.gate)
+
+    def _part(self, gate: torch.Tensor, view: Callable[[torch.Tensor], Any]) -> Activated:
+        made = Activated(self.activation, self.function, gate)
+        made.with_graph, made.whole, made.take_view = self.with_graph, self, view
+        return made
+
+
+def _is_dense(t: torch.Tensor) -> bool:
+    """Tells whether an elementwise function of a tensor has the tensor's strides."""
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
 def activated(function: Any, gate: Any) -> Any:
@@ -87,11 +132,13 @@ def activated(function: Any, gate: Any) -> Any:
 
     If no kernel runs, or if the function does not end in a sigmoid or silu, all is computed now, as it was written.
     """
-    activation = _activation_to_fuse(function, gate)
-    if activation is None:
+    if not _may_fuse(gate):
         return function(gate)
+    activation = fusable_activation(function)
+    if activation is None:
+        return deferring(function)(gate)
     if steps := sequence(function):
-        return activated(steps[-1], _run(steps[:-1], gate))
+        return _views(steps, activated(*_last_step(steps, gate)))
     return Activated(activation, function, gate)
 
 
@@ -101,28 +148,37 @@ def activated_early(function: Any, gate: Any) -> Any:
     That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
     takes the gate or the value.
     """
-    activation = _activation_to_fuse(function, gate)
-    if activation is None:
+    if not _may_fuse(gate):
         return function(gate)
+    activation = fusable_activation(function)
+    if activation is None:
+        return deferring(function)(gate)
     if steps := sequence(function):
-        return activated_early(steps[-1], _run(steps[:-1], gate))
+        return _views(steps, activated_early(*_last_step(steps, gate)))
     if gate.is_inference():  # without a version counter, a change would not be noticed
         return function(gate)
     is_alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
     return Activated(activation, function, gate, None if is_alone else function(gate))
 
 
-def _activation_to_fuse(function: Any, gate: Any) -> Activation | None:
-    """Returns which activation a function ends in, if a kernel may run."""
-    if torch.compiler.is_compiling() or type(gate) not in _eligible.PLAIN_TYPES or not runs_kernel(gate):
-        return None
-    return fusable_activation(function)
+def _may_fuse(gate: Any) -> bool:
+    """Tells whether a kernel may run on a gate."""
+    return not torch.compiler.is_compiling() and type(gate) in _eligible.PLAIN_TYPES and runs_kernel(gate)
 
 
-def _run(steps: list[torch.nn.Module], x: Any) -> Any:
-    for step in steps:
+def _last_step(steps: list[torch.nn.Module], x: Any) -> tuple[torch.nn.Module, Any]:
+    """Returns the activation of a sequence, and its argument."""
+    last = activation_position(steps)
+    for step in steps[:last]:
         x = step(x)
-    return x
+    return steps[last], x
+
+
+def _views(steps: list[torch.nn.Module], activated: Any) -> Any:
+    """Runs the steps of a sequence after its activation, which only change the shape."""
+    for step in steps[activation_position(steps) + 1 :]:
+        activated = activated.viewed(step) if type(activated) is Activated else step(activated)
+    return activated
 
 
 def _count_references(argument: Any) -> int:
@@ -177,7 +233,9 @@ def runs_kernel(*tensors: torch.Tensor) -> bool:
 def _operands_fuse(act: Activated, x: Any) -> bool:
     """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
     gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.gate_changed():
+    if type(x) not in _eligible.PLAIN_TYPES or act.is_read:
+        return False
+    if act.expanded not in (None, x.shape) or act.gate_changed():
         return False
     if act.with_graph and x.requires_grad and not gate.requires_grad:
         return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
@@ -195,9 +253,61 @@ def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
     )
 
 
-def deferring(bound: Any) -> Any:
-    """Returns a bound method whose result, a sigmoid or silu, is put off for a product, if it is a rewritten one."""
+def value(held: Any) -> Any:
+    """Returns what a variable holds; a sigmoid or silu that was put off is computed."""
+    if type(held) is not Activated:
+        return held
+    held.is_read = True
+    return held.value()
+
+
+def called(callee: Any) -> Any:
+    """Returns what a function that holds products is rewritten to; anything else as it is."""
+    from sigtorch.plugin.rewrite import rewritten_function  # only now: rewriting needs this module
+
+    return _replaced(callee, rewritten_function)
+
+
+def deferring(callee: Any) -> Any:
+    """Returns what puts off the sigmoid or silu that a function ends in, for a product; anything else as it is."""
+    from sigtorch.plugin.rewrite import deferring_function  # only now: rewriting needs this module
+
+    if isinstance(callee, torch.nn.Module):
+        forward = own_forward(callee)
+        if type(forward) is not FunctionType or obstacle(callee) is not None:
+            return callee
+        deferred = _replaced(MethodType(forward, callee), deferring_function)
+        return callee if deferred.__func__ is forward else deferred
+    return _replaced(callee, deferring_function)
+
+
+def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
+    """Returns a function, or a method bound to its object, as ``find`` rewrites it."""
     if torch.compiler.is_compiling():
-        return bound
-    function = getattr(getattr(bound, "__func__", None), "_sigtorch_deferring", None)
-    return bound if function is None else MethodType(function, bound.__self__)
+        return callee
+    if type(callee) is FunctionType:
+        made = find(callee, object)
+        return callee if made is None else made.function
+    function: Any = callee
+    owner: Any = callee
+    if type(callee) is MethodType:
+        function, owner = callee.__func__, callee.__self__
+    elif not isinstance(callee, torch.nn.Module):
+        function = vars(type(callee)).get("__call__")
+    function = getattr(function, "_sigtorch_original", function)
+    made = find(function, original_of(type(owner))) if type(function) is FunctionType else None
+    return callee if made is None else MethodType(made.function, owner)
+
+
+def glu(function: Any, input: Any, dim: int = -1) -> Any:
+    """Computes ``F.glu(input, dim)``, by a kernel if one runs."""
+    can_run = function is F.glu and not torch.compiler.is_compiling() and type(input) in _eligible.PLAIN_TYPES
+    if (
+        can_run
+        and type(dim) is int
+        and -input.dim() <= dim < input.dim()
+        and input.shape[dim] % 2 == 0
+        and runs_kernel(input)
+    ):
+        return gates.GLUFunction.apply(input, dim, "triton")
+    return function(input, dim)

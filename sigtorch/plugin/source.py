@@ -62,6 +62,21 @@ def read_if_current(function: Any) -> Source | None:
         return None
 
 
+def read_lambda(function: Any) -> ast.Lambda | None:
+    """Returns the source of a lambda, if its file holds it, and no other one on its line."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    file = _compile_file(code.co_filename, "".join(lines))
+    if [_are_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())] != [True]:
+        return None
+    for first, last in file.statements:
+        if first <= code.co_firstlineno <= last:
+            nodes = ast.walk(_parse("\n" * (first - 1) + "".join(lines[first - 1 : last])))
+            found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno]
+            return found[0] if len(found) == 1 else None
+    return None
+
+
 def _are_same(a: types.CodeType, b: types.CodeType) -> bool:
     """Tells whether two codes are equal in their lines, too, which Python 3.10 does not compare."""
     pairs = zip(_with_nested(a), _with_nested(b), strict=True)

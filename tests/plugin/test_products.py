@@ -44,7 +44,11 @@ class Inplace(nn.Module):
 def test_activations_are_recognised_by_what_they_compute():
     for act, name in [(Silu(), "swiglu"), (Inplace(False), "sigmoid_gate"), (nn.Sigmoid(), "sigmoid_gate")]:
         assert sigtorch.patch(MLP(act)).swapped[""].startswith(f"sigtorch.{name} at patching.py:"), act
-    for act in (Twice(), Steep(), Called(), Inplace(True)):
+    steep = MLP(Steep())
+    before = run(steep)
+    sigtorch.patch(steep)
+    agree(before, run(steep), exactly=True)
+    for act in (Twice(), Called(), Inplace(True)):
         model = MLP(act)
         before = run(model)
         assert "" not in sigtorch.patch(model).swapped, act
