@@ -191,6 +191,9 @@ class Finder:
             return UNKNOWN if is_table or kind == MAY_BE_ACTIVATION else None
         if isinstance(callee, ast.Name) and callee.id in self.locals:
             return UNKNOWN
+        if isinstance(callee, ast.Call):  # of a class of modules, as in nn.Sigmoid()(x)
+            made = source.resolve(callee.func, self.function)
+            return UNKNOWN if isinstance(made, type) and issubclass(made, torch.nn.Module) else None
         if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
             if not self.knows_attributes and not hasattr(self.cls, callee.attr):
                 return UNKNOWN
@@ -327,8 +330,12 @@ class Finder:
         if self.is_refused(core, [product]):
             return
         self.activations[product] = activation
-        inert = factors is not None and self.is_inert(*_view_arguments(factors.right))
-        if factors is not None and viewed(factors.left) is core:
+        if factors is None:  # returned
+            is_last = isinstance(core.args[0] if core.args else core.func, ast.Name)
+            self.put_off(core, products.activated_at_last if is_last else products.activated_early)
+            return
+        inert = self.is_inert(*_view_arguments(factors.right))
+        if viewed(factors.left) is core:
             inert = self.is_inert(*_view_arguments(factors.left), factors.right)
         self.put_off(core, products.activated if inert else products.activated_early)
 
@@ -362,6 +369,8 @@ class Finder:
                 return self.rewriting.sites_in(getattr(self.cls, callee.attr, None), self.cls)
             if attribute_kind(owner, self.kinds, self.self_name) == LEADS_TO_PRODUCTS:
                 return [Site("")]
+            if isinstance(base := source.resolve(owner, self.function), type):
+                return self.rewriting.sites_in(inspect.getattr_static(base, callee.attr, None), base)
         if attribute_kind(callee, self.kinds, self.self_name) == LEADS_TO_PRODUCTS:
             return [Site("")]
         return self.rewriting.sites_in(source.resolve(callee, self.function), object)

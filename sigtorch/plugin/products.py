@@ -138,7 +138,7 @@ def activated(function: Any, gate: Any) -> Any:
     if activation is None:
         return deferring(function)(gate)
     if steps := sequence(function):
-        return _views(steps, activated(*_last_step(steps, gate)))
+        return _views(steps, activated(steps[activation_position(steps)], _run_before(steps, gate)))
     return Activated(activation, function, gate)
 
 
@@ -148,17 +148,28 @@ def activated_early(function: Any, gate: Any) -> Any:
     That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
     takes the gate or the value.
     """
+    is_alone = sys.getrefcount(gate) <= _ALONE  # before the gate is an argument of another call
+    return _activated_early(function, gate, is_alone)
+
+
+def activated_at_last(function: Any, gate: Any) -> Any:
+    """Returns ``function(gate)`` as :func:`activated_early` does, where a local variable may hold the gate: the last one."""
+    is_alone = sys.getrefcount(gate) <= _ALONE + 1
+    return _activated_early(function, gate, is_alone)
+
+
+def _activated_early(function: Any, gate: Any, is_alone: bool) -> Any:
     if not _may_fuse(gate):
         return function(gate)
     activation = fusable_activation(function)
     if activation is None:
         return deferring(function)(gate)
     if steps := sequence(function):
-        return _views(steps, activated_early(*_last_step(steps, gate)))
+        return _views(steps, activated_early(steps[activation_position(steps)], _run_before(steps, gate)))
     if gate.is_inference():  # without a version counter, a change would not be noticed
         return function(gate)
-    is_alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
-    return Activated(activation, function, gate, None if is_alone else function(gate))
+    keeps_gate = is_alone and not gate._is_view()
+    return Activated(activation, function, gate, None if keeps_gate else function(gate))
 
 
 def _may_fuse(gate: Any) -> bool:
@@ -166,12 +177,11 @@ def _may_fuse(gate: Any) -> bool:
     return not torch.compiler.is_compiling() and type(gate) in _eligible.PLAIN_TYPES and runs_kernel(gate)
 
 
-def _last_step(steps: list[torch.nn.Module], x: Any) -> tuple[torch.nn.Module, Any]:
-    """Returns the activation of a sequence, and its argument."""
-    last = activation_position(steps)
-    for step in steps[:last]:
+def _run_before(steps: list[torch.nn.Module], x: Any) -> Any:
+    """Runs the steps of a sequence before its activation."""
+    for step in steps[: activation_position(steps)]:
         x = step(x)
-    return steps[last], x
+    return x
 
 
 def _views(steps: list[torch.nn.Module], activated: Any) -> Any:
@@ -300,14 +310,8 @@ def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
 
 
 def glu(function: Any, input: Any, dim: int = -1) -> Any:
-    """Computes ``F.glu(input, dim)``, by a kernel if one runs."""
-    can_run = function is F.glu and not torch.compiler.is_compiling() and type(input) in _eligible.PLAIN_TYPES
-    if (
-        can_run
-        and type(dim) is int
-        and -input.dim() <= dim < input.dim()
-        and input.shape[dim] % 2 == 0
-        and runs_kernel(input)
-    ):
-        return gates.GLUFunction.apply(input, dim, "triton")
+    """Computes ``F.glu(input, dim)`` by sigtorch's function, but for what PyTorch's refuses."""
+    can_halve = type(input) in _eligible.PLAIN_TYPES and type(dim) is int and -input.dim() <= dim < input.dim()
+    if function is F.glu and can_halve and input.shape[dim] % 2 == 0 and input.is_floating_point():
+        return gates.glu(input, dim)
     return function(input, dim)

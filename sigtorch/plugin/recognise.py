@@ -249,6 +249,9 @@ def _callee_in(arguments: ast.arguments, value: ast.expr | None, self_name: str)
         value = value.orelse
     if not isinstance(value, ast.Call):
         return None
+    inner = _before_cast(value, x)
+    if inner is not None:
+        value, x = inner, ast.unparse(inner.args[0])
     if ast.unparse(value) == f"{x}.sigmoid()":
         return _Callee("", ())
     if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={in_place}"], ["inplace=False"]):
@@ -257,6 +260,18 @@ def _callee_in(arguments: ast.arguments, value: ast.expr | None, self_name: str)
         return None
     name, *attributes = ast.unparse(value.func).split(".")
     return _Callee(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
+
+
+def _before_cast(value: ast.Call, x: str) -> ast.Call | None:
+    """Returns the call in ``f(x.float()).to(x.dtype)``, which a kernel computes in float32 anyway; None for other calls."""
+    function = value.func
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Call) or not function.value.args:
+        return None
+    casts_back = ast.unparse(value) in (
+        f"{ast.unparse(function.value)}.{end}" for end in (f"to({x}.dtype)", f"type_as({x})")
+    )
+    argument = ast.unparse(function.value.args[0])
+    return function.value if casts_back and argument in (f"{x}.float()", f"{x}.to(torch.float32)") else None
 
 
 def value_kind(value: Any) -> Kind | None:

@@ -84,7 +84,8 @@ class _Rewriter(Rewriting):
         names, known = names_in(function), getattr(inspect.unwrap(function), "__globals__", {})
         if names & self.names or any(is_activation_table(known.get(name)) for name in names) or _may_lead(function):
             return True
-        methods = (f for base in self.cls.__mro__ if is_searched(base) for name in names if (f := vars(base).get(name)))
+        held = (vars(base).get(name) for base in self.cls.__mro__ if is_searched(base) for name in names)
+        methods = (getattr(f, "__func__", f) for f in held)  # of a static method
         return any(isinstance(f, FunctionType) and names_in(f) & self.names for f in methods)
 
     def rewrite(self, method: Any, *, defers_returns: bool = False) -> Rewritten:
@@ -111,7 +112,9 @@ class _Rewriter(Rewriting):
         return result.left(HIDDEN) if result.function is None else result
 
     def sites_in(self, function: Any, cls: Any) -> list[Site]:
-        if not isinstance(function, FunctionType) or not _may_lead(function):
+        if not isinstance(function, FunctionType):
+            return []
+        if not _may_lead(function) and (cls is object or not names_in(function) & self.names):
             return []
         made = rewritten_function(function, cls)
         return [] if made is None else [*made.sites]

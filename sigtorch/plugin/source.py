@@ -126,9 +126,11 @@ def _parse(text: str) -> ast.Module:
 
 
 def resolve(node: ast.expr, function: Any) -> Any:
-    """Returns the value of a name in a function's globals or closure, or of an attribute of a module there, else None."""
+    """Returns the value of a name in a function's globals or closure, or of an attribute of a module or class there."""
     if isinstance(node, ast.Attribute):
         owner = resolve(node.value, function)
+        if isinstance(owner, type):
+            return inspect.getattr_static(owner, node.attr, None)
         return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
     return resolve_name(node.id, function) if isinstance(node, ast.Name) else None
 

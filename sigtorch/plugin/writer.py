@@ -11,8 +11,8 @@ from sigtorch.plugin.find import Found, is_sigmoid_method
 from sigtorch.plugin.recognise import sigmoid_method
 
 _HELPERS = (
-    products.activated, products.activated_early, products.called, products.deferring, products.glu, products.product,
-    products.product_by, products.product_method, products.value, sigmoid_method,
+    products.activated, products.activated_at_last, products.activated_early, products.called, products.deferring,
+    products.glu, products.product, products.product_by, products.product_method, products.value, sigmoid_method,
 )  # fmt: skip
 HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
 

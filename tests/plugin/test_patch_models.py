@@ -61,11 +61,16 @@ EXPECTED = {
     "Qwen3Next": (
         {"swiglu": 5, "sigmoid_gate": 3},
         {
-            "Qwen3NextAttention": 1, "Qwen3NextExperts": 2, "Qwen3NextMLP": 2, "Qwen3NextSparseMoeBlock": 2,
+            "Qwen3NextAttention": 1,
+            "Qwen3NextExperts": 2,
+            "Qwen3NextMLP": 2,
+            "Qwen3NextSparseMoeBlock": 2,
             "Qwen3NextRMSNormGated": 1,
         },
     ),
 }
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_real_models(name, monkeypatch):
     model = build(name)
