@@ -57,6 +57,10 @@ class Found:
     Attributes:
         sites: the products, for a table.
         products: multiplications with an activation that is put off.
+        terms: those of them that a sum takes.
+        sums: additions of such a product.
+        interpolations: sums ``s * x + (1 - s) * y``, and calls of ``torch.lerp``.
+        complements: the ``1 - s`` in these.
         put_off: calls of an activation, and the helper that puts each off.
         deferred: calls of a function that ends in an activation, which it is to put off.
         read: loads of variables that may hold an activation that is put off, outside of products.
@@ -68,6 +72,10 @@ class Found:
 
     sites: list[Site] = field(default_factory=list)
     products: set[ast.AST] = field(default_factory=set)
+    terms: set[ast.AST] = field(default_factory=set)
+    sums: set[ast.AST] = field(default_factory=set)
+    interpolations: set[ast.AST] = field(default_factory=set)
+    complements: set[ast.AST] = field(default_factory=set)
     put_off: dict[ast.AST, Helper] = field(default_factory=dict)
     deferred: set[ast.AST] = field(default_factory=set)
     read: set[ast.AST] = field(default_factory=set)
@@ -136,8 +144,10 @@ class Finder:
     def find(self, *, defers_returns: bool = False) -> Found:
         """Finds all; ``defers_returns`` also puts off what the function returns."""
         for node in ast.walk(self.definition):
+            if pair := self.complemented(node):
+                self.uses |= dict.fromkeys(pair, node)
             for factor in self.factors(node) or ():
-                self.uses[viewed(factor)] = node
+                self.uses.setdefault(viewed(factor), node)  # an interpolation comes before its terms
         for node in self.scopes[0].statements if defers_returns else ():
             if isinstance(node, ast.Return) and node.value is not None:
                 self.uses[viewed(node.value)] = node
@@ -159,13 +169,36 @@ class Finder:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             pair = _Factors(node.left, node.right)
         elif isinstance(node, ast.Call) and not node.keywords:
-            if len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
+            if len(node.args) == 3 and source.resolve(node.func, self.function) is torch.addcmul:
+                pair = _Factors(*node.args[1:])
+            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
                 pair = _Factors(*node.args)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
                 pair = _Factors(node.func.value, node.args[0])
         if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):
             return None
         return pair
+
+    def complemented(self, node: ast.AST) -> list[ast.expr]:
+        """Returns the sigmoids of an interpolation: in ``s * x + (1 - s) * y`` both, of ``torch.lerp`` the weight."""
+        if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
+            is_lerp = source.resolve(node.func, self.function) is torch.lerp
+            return [viewed(node.args[2])] if is_lerp and not any(isinstance(a, ast.Starred) for a in node.args) else []
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
+            return []
+        terms = (node.left, node.right)
+        factors = [
+            f for t in terms if isinstance(t, ast.BinOp) and isinstance(t.op, ast.Mult) for f in (t.left, t.right)
+        ]
+        rests = [f for f in factors if _complement_of(f)]
+        if len(factors) != 4 or len(rests) != 1:
+            return []
+        rest, other_term = rests[0], factors[2:] if rests[0] in factors[:2] else factors[:2]
+        same = [f for f in other_term if isinstance(f, ast.Name) and f.id == _complement_of(rest)]
+        # The right term is evaluated before the left one is computed.
+        if len(same) != 1 or not self.is_inert(*(f for f in factors[2:] if f is not rest)):
+            return []
+        return [same[0], rest.right]  # type: ignore[attr-defined]
 
     def activation(self, node: ast.expr) -> Activation | Unknown | None:
         """Returns which activation's result a call is, or may be."""
@@ -278,10 +311,8 @@ class Finder:
             return False
         if not self.is_inert(*_view_arguments(value)) or isinstance(assignment.value, ast.Tuple):  # type: ignore[attr-defined]
             return False
-        for factor in self.factors(product) or ():
-            core = viewed(factor)
-            if not self.is_inert(*_view_arguments(factor), core):
-                return False
+        if not self.is_inert(*(part for f in self.operands(product) for part in (*_view_arguments(f), viewed(f)))):
+            return False
         node: ast.AST = user
         while node is not product:
             if not isinstance(node, _IN_ORDER):
@@ -292,6 +323,17 @@ class Finder:
                 return False
             node = children[next_one]
         return True
+
+    def operands(self, product: ast.AST) -> list[ast.expr]:
+        """Returns all that a product, or an interpolation, is computed from."""
+        if isinstance(product, ast.Call):
+            owner = [product.func.value] if isinstance(product.func, ast.Attribute) and len(product.args) == 1 else []
+            return [*owner, *product.args]
+        if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Add):
+            terms: list[Any] = [product.left, product.right]
+            factors = [f for term in terms for f in (term.left, term.right)]
+            return [f.right if _complement_of(f) else f for f in factors]
+        return [*(self.factors(product) or ())]
 
     def find_reads(self, variables: Variables) -> None:
         """Notes where else variables are read that hold what is put off: on other paths than those to the products."""
@@ -376,14 +418,32 @@ class Finder:
         return self.rewriting.sites_in(source.resolve(callee, self.function), object)
 
     def note_sites(self) -> None:
-        ordered = [n for n in ast.walk(self.definition) if self.factors(n)]
-        for product in sorted(ordered, key=position):
-            taken = [viewed(f) for f in self.factors(product) or ()]
-            if any(self.holds(c) or (isinstance(c, ast.Name) and product in self.activations) for c in taken):
-                self.found.products.add(product)
-                self.found.sites.append(Site(self.line_of(product), _FUSED[self.activations[product]]))
-            elif product in self.refused:
+        nodes = [n for n in ast.walk(self.definition) if n in self.activations or n in self.refused]
+        for product in sorted((n for n in nodes if not isinstance(n, ast.Return)), key=position):
+            if product not in self.activations:
                 self.found.sites.append(Site(self.line_of(product), "", CHANGED_REASON))
+                continue
+            fused = _FUSED[self.activations[product]]
+            if sigmoids := self.complemented(product):
+                fused = "sigtorch.sigmoid_lerp"
+                self.found.interpolations.add(product)
+                rests = [n for n in ast.walk(product) if isinstance(n, ast.BinOp) and n.right in sigmoids]
+                self.found.complements.update(n for n in rests if isinstance(n.op, ast.Sub))
+            else:
+                self.found.products.add(product)
+            self.found.sites.append(Site(self.line_of(product), fused))
+        for node in ast.walk(self.definition):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and node not in self.found.interpolations:
+                self.note_sum(node)
+
+    def note_sum(self, node: ast.BinOp) -> None:
+        """Notes a sum of a tensor and a product that may be a gate."""
+        for term in (node.right, node.left):
+            gated = term in self.found.products and isinstance(term, ast.BinOp) and self.activations[term] != SILU
+            if gated and (term is node.right or self.is_inert(node.right)):
+                self.found.terms.add(term)
+                self.found.sums.add(node)
+                return
 
     def is_self(self, node: ast.AST | None) -> bool:
         return isinstance(node, ast.Name) and node.id == self.self_name
@@ -427,6 +487,13 @@ def _view_arguments(node: ast.expr) -> list[ast.expr]:
             arguments += [*node.args, *(k.value for k in node.keywords)]  # type: ignore[attr-defined]
             node = node.func.value  # type: ignore[attr-defined]
     return arguments
+
+
+def _complement_of(node: ast.AST) -> str:
+    """Returns the name in ``1 - name``, or "" for any other expression."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Sub) or not isinstance(node.right, ast.Name):
+        return ""
+    return node.right.id if isinstance(node.left, ast.Constant) and node.left.value == 1 else ""
 
 
 def _unknown(kind: Kind | None) -> Unknown | None:

@@ -148,19 +148,21 @@ def activated_early(function: Any, gate: Any) -> Any:
     That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
     takes the gate or the value.
     """
+    if not _may_fuse(gate):
+        return function(gate)
     is_alone = sys.getrefcount(gate) <= _ALONE  # before the gate is an argument of another call
-    return _activated_early(function, gate, is_alone)
+    return _put_off(function, gate, is_alone)
 
 
 def activated_at_last(function: Any, gate: Any) -> Any:
     """Returns ``function(gate)`` as :func:`activated_early` does, where a local variable may hold the gate: the last one."""
-    is_alone = sys.getrefcount(gate) <= _ALONE + 1
-    return _activated_early(function, gate, is_alone)
-
-
-def _activated_early(function: Any, gate: Any, is_alone: bool) -> Any:
     if not _may_fuse(gate):
         return function(gate)
+    is_alone = sys.getrefcount(gate) <= _ALONE + 1
+    return _put_off(function, gate, is_alone)
+
+
+def _put_off(function: Any, gate: torch.Tensor, is_alone: bool) -> Any:
     activation = fusable_activation(function)
     if activation is None:
         return deferring(function)(gate)
@@ -218,21 +220,123 @@ def product_method(left: Any, name: str) -> Callable[[Any], Any]:
     return lambda right: _multiply(lambda _, b: method(b), left, right)
 
 
+class Gated:
+    """The product of a tensor and a sigmoid, for a sum to fuse."""
+
+    __slots__ = ("gate", "x")
+
+    def __init__(self, x: torch.Tensor, gate: torch.Tensor) -> None:
+        self.x, self.gate = x, gate
+
+
+class Complement:
+    """One minus what a variable holds, for a sum to fuse."""
+
+    __slots__ = ("held", "one")
+
+    def __init__(self, one: Any, held: Any) -> None:
+        self.one, self.held = one, held
+
+    def value(self) -> Any:
+        """Computes what was written."""
+        return self.one - value(self.held)
+
+
+def complement(one: Any, held: Any) -> Complement:
+    """Returns ``one - held``, put off for the sum that uses it."""
+    return Complement(one, held)
+
+
+def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Computes ``a * b + c * d``, where one factor may be a sigmoid and another one minus the same sigmoid."""
+    left, right = _by_kind(a, b), _by_kind(c, d)
+    if type(left[0]) is Complement:
+        left, right = right, left
+    (act, x), (rest, y) = left, right
+    is_sigmoid = type(act) is Activated and act.activation == SIGMOID and type(rest) is Complement and rest.held is act
+    if is_sigmoid and _three_fuse(act, x, y):
+        return fused_lerp(x, y, act.gate)
+    return _computed(a, b) + _computed(c, d)
+
+
+def _computed(*factors: Any) -> Any:
+    left, right = (t.value() if type(t) is Complement else t for t in factors)
+    return _multiply(operator.mul, left, right)
+
+
+def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
+    """Computes :func:`torch.lerp`, whose weight may be a sigmoid."""
+    is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
+    if is_sigmoid and function is torch.lerp and _three_fuse(weight, end, start):
+        return fused_lerp(end, start, weight.gate)
+    return function(start, end, value(weight))
+
+
+def gated(left: Any, right: Any) -> Any:
+    """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
+    act, x = _by_kind(left, right)
+    if type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated and _two_fuse(act, x):
+        return Gated(x, act.gate)
+    return _multiply(operator.mul, left, right)
+
+
+def plus(left: Any, right: Any) -> Any:
+    """Computes ``left + right``, one of which may be a gated tensor."""
+    term, residual = (left, right) if type(left) is Gated else (right, left)
+    if type(term) is not Gated:
+        return left + right
+    x = term.x
+    is_like_x = (
+        type(residual) in _eligible.PLAIN_TYPES
+        and residual.shape == x.shape
+        and residual.stride() == x.stride()
+        and residual.dtype == x.dtype
+    )
+    if is_like_x and runs_kernel(x, term.gate, residual):
+        return fused_product(SIGMOID, x, term.gate, residual)
+    computed = fused_product(SIGMOID, x, term.gate)
+    return computed + right if term is left else left + computed
+
+
+def addcmul(function: Any, summand: Any, left: Any, right: Any) -> Any:
+    """Computes :func:`torch.addcmul`, one of whose factors may be a sigmoid."""
+    if function is torch.addcmul and (type(left) is Activated or type(right) is Activated):
+        term = gated(left, right)
+        if type(term) is Gated:
+            return plus(summand, term)
+    return function(summand, value(left), value(right))
+
+
+def _by_kind(left: Any, right: Any) -> tuple[Any, Any]:
+    """Returns the factors, the one that is put off first; of two, the right one."""
+    put_off = (Activated, Complement)
+    return (left, right) if type(left) in put_off and type(right) not in put_off else (right, left)
+
+
 def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
-    act, x = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x):
+    act, x = _by_kind(left, right)
+    if type(act) is Activated and _two_fuse(act, x):
         return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
 
 
-def fused_product(activation: Activation, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """Computes by a kernel the product of operands that fuse."""
+def fused_product(
+    activation: Activation, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Computes by a kernel the product of operands that fuse, and a sum with it."""
+    if residual is not None:
+        return gates.SigmoidGateResidualFunction.apply(x, gate, residual, "triton")
     if activation == SIGMOID:
         return gates.SigmoidGateFunction.apply(x, gate, "triton")
     return gates.SwiGLUFunction.apply(gate, x, "triton")
+
+
+def fused_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Computes by a kernel the interpolation of operands that fuse."""
+    return gates.SigmoidLerpFunction.apply(x, y, gate, "triton")
 
 
 def runs_kernel(*tensors: torch.Tensor) -> bool:
@@ -240,17 +344,28 @@ def runs_kernel(*tensors: torch.Tensor) -> bool:
     return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
 
 
-def _operands_fuse(act: Activated, x: Any) -> bool:
+def _two_fuse(act: Activated, x: Any) -> bool:
     """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
     gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or act.is_read:
-        return False
-    if act.expanded not in (None, x.shape) or act.gate_changed():
+    if type(x) not in _eligible.PLAIN_TYPES or not _is_intact(act) or act.expanded not in (None, x.shape):
         return False
     if act.with_graph and x.requires_grad and not gate.requires_grad:
         return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
     shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
     return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
+
+
+def _three_fuse(act: Activated, x: Any, y: Any) -> bool:
+    """Tells whether a kernel gives an interpolation's values and strides."""
+    if not _is_intact(act) or not (type(x) in _eligible.PLAIN_TYPES and type(y) in _eligible.PLAIN_TYPES):
+        return False
+    same = act.gate.shape == x.shape == y.shape and act.gate.stride() == x.stride() == y.stride()
+    return same and act.gate.dtype == x.dtype == y.dtype and act.expanded is None and runs_kernel(x, y, act.gate)
+
+
+def _is_intact(act: Activated) -> bool:
+    """Tells whether the gate still gives the value, which nothing has read, under the autograd that is on now."""
+    return not act.is_read and act.with_graph == torch.is_grad_enabled() and not act.gate_changed()
 
 
 def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:

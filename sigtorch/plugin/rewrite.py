@@ -185,13 +185,16 @@ def attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 def _code_kind(value: Any) -> Kind | None:
     """Returns the kind of a function, module or other object by its code."""
-    if isinstance(value, torch.nn.Module):
-        forward, cls = own_forward(value), original_of(type(value))
-        if not isinstance(forward, FunctionType) or not is_searched(cls) or obstacle(value):
-            return None
+    if not isinstance(value, torch.nn.Module):
+        return LEADS_TO_PRODUCTS if sites_of(value) else None
+    forward, cls = own_forward(value), original_of(type(value))
+    if not isinstance(forward, FunctionType) or not is_searched(cls) or obstacle(value):
+        return None
+    try:
         kinds = {name: kind for name, v in attributes(value).items() if (kind := value_kind(v))}
-        return MAY_BE_ACTIVATION if _Rewriter(cls, kinds).is_deferrable(forward) else None
-    return LEADS_TO_PRODUCTS if sites_of(value) else None
+    except Exception:  # which is told in that module's own row
+        return None
+    return MAY_BE_ACTIVATION if _Rewriter(cls, kinds).is_deferrable(forward) else None
 
 
 def sites_of(value: Any) -> list[Site]:

@@ -11,8 +11,9 @@ from sigtorch.plugin.find import Found, is_sigmoid_method
 from sigtorch.plugin.recognise import sigmoid_method
 
 _HELPERS = (
-    products.activated, products.activated_at_last, products.activated_early, products.called, products.deferring,
-    products.glu, products.product, products.product_by, products.product_method, products.value, sigmoid_method,
+    products.activated, products.activated_at_last, products.activated_early, products.addcmul, products.called,
+    products.complement, products.deferring, products.gated, products.glu, products.interpolation, products.lerp,
+    products.plus, products.product, products.product_by, products.product_method, products.value, sigmoid_method,
 )  # fmt: skip
 HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
 
@@ -24,12 +25,20 @@ class Writer(ast.NodeTransformer):
         self.found = found
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        if node not in self.found.products:
-            return self.generic_visit(node)
-        return _call(products.product, self.visit(node.left), self.visit(node.right), at=node)
+        helper: Callable[..., Any] | None = None
+        parts: list[Any] = [node.left, node.right]
+        if node in self.found.interpolations:
+            helper, parts = products.interpolation, [p for term in parts for p in (term.left, term.right)]
+        elif node in self.found.complements:
+            helper = products.complement
+        elif node in self.found.sums:
+            helper = products.plus
+        elif node in self.found.products:
+            helper = products.gated if node in self.found.terms else products.product
+        return self.generic_visit(node) if helper is None else _call(helper, *map(self.visit, parts), at=node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if node in self.found.products:
+        if node in self.found.products or node in self.found.interpolations:
             return self.product(node)
         if node in self.found.put_off:
             return self.put_off(node, self.found.put_off[node])
@@ -47,6 +56,11 @@ class Writer(ast.NodeTransformer):
         return node
 
     def product(self, node: ast.Call) -> ast.AST:
+        if len(node.args) == 3:
+            is_lerp = node in self.found.interpolations
+            return _call(
+                products.lerp if is_lerp else products.addcmul, *map(self.visit, (node.func, *node.args)), at=node
+            )
         if len(node.args) == 2:
             function, left, right = (self.visit(part) for part in (node.func, *node.args))
             return _call(products.product_by, function, left, right, at=node)

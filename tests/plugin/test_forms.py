@@ -268,6 +268,49 @@ def inline_glu(self, x):
     return F.glu(torch.cat([self.w1(x), self.w3(x)], -1), dim=-1) + F.glu(self.w1(x).repeat(1, 2))
 
 
+def interpolated(self, x):
+    z = torch.sigmoid(self.w1(x))
+    n, h = self.w3(x), self.w3(-x)
+    return (1 - z) * n + z * h
+
+
+def interpolated_otherwise(self, x):
+    n, h = self.w3(x), self.w3(-x)
+    z = self.gate_fn(self.w1(x))
+    y = z * h + n * (1.0 - z)
+    return torch.lerp(y, h, z)
+
+
+def interpolated_by_calls(self, x):
+    z = torch.sigmoid(self.w1(x))
+    return z * self.w3(-x) + (1 - z) * self.w3(x)
+
+
+def rested(self, x):
+    z = torch.sigmoid(self.w1(x))
+    return (1 - z) * self.w3(x)
+
+
+def with_residual(self, x):
+    h = self.w3(x)
+    y = h + torch.sigmoid(self.w1(x)) * self.w3(-x)
+    return torch.sigmoid(self.w1(x)) * y + h
+
+
+def with_a_number(self, x):
+    return torch.sigmoid(self.w1(x)) * self.w3(x) + 1
+
+
+def with_silu(self, x):
+    h = self.w3(x)
+    return h + F.silu(self.w1(x)) * h
+
+
+def by_addcmul(self, x):
+    h = self.w3(x)
+    return torch.addcmul(h, torch.sigmoid(self.w1(x)), self.w3(-x))
+
+
 FORMS = {
     wrapped_attribute: 1, wrapped_by_statements: 1, wrapped_global: 1, wrapped_twice: 1, lambda_attribute: 1, lambda_global:
     1, partial_attribute: 1, looked_up: 1, of_a_list: 1, local_alias: 1, local_choice: 1, made_there: 1, static_method: 1,
@@ -275,6 +318,8 @@ FORMS = {
     indexed: 1, viewed_again: 1, halves: 2, same_dtype: 1, sequence_seen_otherwise: 1, gate_of_a_module: 1,
     named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1, in_a_function: 2, through_functions: 1,
     in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2,
+    interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
+    with_silu: 1, by_addcmul: 1,
 }  # fmt: skip
 
 
