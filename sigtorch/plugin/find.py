@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from sigtorch.plugin import products, source
+from sigtorch.plugin import activated, source
 from sigtorch.plugin.changes import Changes, InertCheck, position
 from sigtorch.plugin.flow import Variables, may_read
 from sigtorch.plugin.recognise import (
@@ -26,6 +26,15 @@ from sigtorch.plugin.recognise import (
     fusable_activation,
     is_activation_table,
     is_number,
+)
+from sigtorch.plugin.syntax import (
+    argument_nodes,
+    assigned,
+    complement_of,
+    file_name,
+    is_sigmoid_method,
+    view_arguments,
+    viewed,
 )
 
 _PRODUCTS = (torch.mul, torch.multiply, operator.mul)
@@ -133,7 +142,7 @@ class Finder:
         self.changes = Changes(definition, self.kinds, self.self_name)
         self.scopes = [Variables(n) for n in ast.walk(definition) if isinstance(n, ast.FunctionDef)]
         self.locals = {n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        self.locals |= {a.arg for n in ast.walk(definition) if isinstance(n, ast.arguments) for a in _arguments(n)}
+        self.locals |= {a.arg for n in ast.walk(definition) if isinstance(n, ast.arguments) for a in argument_nodes(n)}
         self.locals -= {self.self_name}
         self.found = Found()
         self.uses: dict[ast.AST, ast.AST] = {}  # the products, by what is multiplied
@@ -190,11 +199,11 @@ class Finder:
         factors = [
             f for t in terms if isinstance(t, ast.BinOp) and isinstance(t.op, ast.Mult) for f in (t.left, t.right)
         ]
-        rests = [f for f in factors if _complement_of(f)]
+        rests = [f for f in factors if complement_of(f)]
         if len(factors) != 4 or len(rests) != 1:
             return []
         rest, other_term = rests[0], factors[2:] if rests[0] in factors[:2] else factors[:2]
-        same = [f for f in other_term if isinstance(f, ast.Name) and f.id == _complement_of(rest)]
+        same = [f for f in other_term if isinstance(f, ast.Name) and f.id == complement_of(rest)]
         # The right term is evaluated before the left one is computed.
         if len(same) != 1 or not self.is_inert(*(f for f in factors[2:] if f is not rest)):
             return []
@@ -250,12 +259,12 @@ class Finder:
 
     def find_held(self, variables: Variables) -> None:
         """Puts off the activations that variables hold for products alone."""
-        assigned = [(s, *pair) for s in variables.statements for pair in _assigned(s)]
-        for statement, names, value in assigned:
+        assignments = [(s, *pair) for s in variables.statements for pair in assigned(s)]
+        for statement, names, value in assignments:
             core = viewed(value)
             if isinstance(core, ast.Name) and core is not value:
                 self.passed[core] = _Passed(statement, names)
-        for statement, names, value in assigned:
+        for statement, names, value in assignments:
             core = viewed(value)
             if isinstance(core, ast.Call) and (activation := self.activation(core)):
                 self.hold(variables, statement, names, value, core, activation)
@@ -275,7 +284,7 @@ class Finder:
         for product in found:
             self.activations.setdefault(product, activation)
         early = len(found) > 1 or not self.nothing_runs_between(variables, statement, value, found[0])
-        self.put_off(core, products.activated_early if early else products.activated)
+        self.put_off(core, activated.activated_early if early else activated.activated)
 
     def products_of(self, variables: Variables, statement: ast.stmt, names: list[str]) -> list[ast.AST]:
         """Returns the products that take what a statement assigns; none if anything else reads it."""
@@ -309,9 +318,9 @@ class Finder:
             return False
         if not all(isinstance(s, ast.Assign) and self.is_inert(s.value, *s.targets) for s in between):
             return False
-        if not self.is_inert(*_view_arguments(value)) or isinstance(assignment.value, ast.Tuple):  # type: ignore[attr-defined]
+        if not self.is_inert(*view_arguments(value)) or isinstance(assignment.value, ast.Tuple):  # type: ignore[attr-defined]
             return False
-        if not self.is_inert(*(part for f in self.operands(product) for part in (*_view_arguments(f), viewed(f)))):
+        if not self.is_inert(*(part for f in self.operands(product) for part in (*view_arguments(f), viewed(f)))):
             return False
         node: ast.AST = user
         while node is not product:
@@ -332,16 +341,16 @@ class Finder:
         if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Add):
             terms: list[Any] = [product.left, product.right]
             factors = [f for term in terms for f in (term.left, term.right)]
-            return [f.right if _complement_of(f) else f for f in factors]
+            return [f.right if complement_of(f) else f for f in factors]
         return [*(self.factors(product) or ())]
 
     def find_reads(self, variables: Variables) -> None:
         """Notes where else variables are read that hold what is put off: on other paths than those to the products."""
-        assigned = [(s, *pair) for s in variables.statements for pair in _assigned(s)]
+        assignments = [(s, *pair) for s in variables.statements for pair in assigned(s)]
         since: dict[str, list[ast.stmt]] = {}  # the assignments of what is put off, or a view of that, by variable
         count = -1
         while count != (count := sum(map(len, since.values()))):  # views of views
-            for statement, names, value in assigned:
+            for statement, names, value in assignments:
                 core = viewed(value)
                 passes = core in self.passed and isinstance(core, ast.Name) and core.id in since
                 for name in names if passes or self.holds(core) else ():
@@ -374,12 +383,12 @@ class Finder:
         self.activations[product] = activation
         if factors is None:  # returned
             is_last = isinstance(core.args[0] if core.args else core.func, ast.Name)
-            self.put_off(core, products.activated_at_last if is_last else products.activated_early)
+            self.put_off(core, activated.activated_at_last if is_last else activated.activated_early)
             return
-        inert = self.is_inert(*_view_arguments(factors.right))
+        inert = self.is_inert(*view_arguments(factors.right))
         if viewed(factors.left) is core:
-            inert = self.is_inert(*_view_arguments(factors.left), factors.right)
-        self.put_off(core, products.activated if inert else products.activated_early)
+            inert = self.is_inert(*view_arguments(factors.left), factors.right)
+        self.put_off(core, activated.activated if inert else activated.activated_early)
 
     def put_off(self, core: ast.Call, helper: Helper) -> None:
         if self.is_deferred(core.func):
@@ -452,72 +461,5 @@ class Finder:
         return f"{file_name(self.function)}:{node.lineno}"
 
 
-def viewed(node: ast.expr) -> ast.expr:
-    """Returns the expression of which the views in a node are taken; the node itself if it is no view."""
-    while _is_view(node):
-        node = node.value if isinstance(node, ast.Subscript) else node.func.value  # type: ignore[attr-defined]
-    return node
-
-
-def is_sigmoid_method(call: ast.Call) -> bool:
-    """Tells whether a call is ``x.sigmoid()``."""
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "sigmoid" and not call.args
-
-
-def file_name(function: Any) -> str:
-    """Returns the name of a function's file, without its folder."""
-    name: str = function.__code__.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return name
-
-
-def _is_view(node: ast.expr) -> bool:
-    if isinstance(node, ast.Subscript):
-        return not isinstance(node.value, (ast.Dict, ast.List, ast.Tuple))
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in products.VIEWS
-
-
-def _view_arguments(node: ast.expr) -> list[ast.expr]:
-    """Returns the arguments of the views in a node."""
-    arguments: list[ast.expr] = []
-    while _is_view(node):
-        if isinstance(node, ast.Subscript):
-            arguments.append(node.slice)
-            node = node.value
-        else:
-            arguments += [*node.args, *(k.value for k in node.keywords)]  # type: ignore[attr-defined]
-            node = node.func.value  # type: ignore[attr-defined]
-    return arguments
-
-
-def _complement_of(node: ast.AST) -> str:
-    """Returns the name in ``1 - name``, or "" for any other expression."""
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Sub) or not isinstance(node.right, ast.Name):
-        return ""
-    return node.right.id if isinstance(node.left, ast.Constant) and node.left.value == 1 else ""
-
-
 def _unknown(kind: Kind | None) -> Unknown | None:
     return UNKNOWN if kind == MAY_BE_ACTIVATION else None
-
-
-def _arguments(arguments: ast.arguments) -> Iterator[ast.arg]:
-    yield from (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-
-
-def _assigned(statement: ast.stmt) -> list[tuple[list[str], ast.expr]]:
-    """Returns the variables that a statement assigns, and their values: several of one value, if that is unpacked."""
-    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
-        return [([statement.target.id], statement.value)]
-    if not isinstance(statement, ast.Assign) or len(statement.targets) > 1:
-        return []
-    target, value = statement.targets[0], statement.value
-    if isinstance(target, ast.Name):
-        return [([target.id], value)]
-    if not isinstance(target, ast.Tuple) or not all(isinstance(t, ast.Name) for t in target.elts):
-        return []
-    names = [t.id for t in target.elts if isinstance(t, ast.Name)]
-    if not isinstance(value, ast.Tuple):
-        return [(names, value)]
-    if len(value.elts) != len(names) or any(isinstance(v, ast.Starred) for v in value.elts):
-        return []
-    return [([name], v) for name, v in zip(names, value.elts, strict=True)]

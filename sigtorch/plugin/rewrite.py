@@ -15,7 +15,7 @@ import torch
 
 from sigtorch.plugin import source
 from sigtorch.plugin.classes import original_of
-from sigtorch.plugin.find import Finder, Rewriting, Site, file_name
+from sigtorch.plugin.find import Finder, Rewriting, Site
 from sigtorch.plugin.recognise import (
     LEADS_TO_PRODUCTS,
     MAY_BE_ACTIVATION,
@@ -29,6 +29,7 @@ from sigtorch.plugin.recognise import (
     own_forward,
     value_kind,
 )
+from sigtorch.plugin.syntax import file_name
 from sigtorch.plugin.writer import HELPERS, Writer
 
 SOURCE_DIFFERS = "its source differs from the code that runs"

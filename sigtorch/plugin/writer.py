@@ -6,14 +6,15 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from sigtorch.plugin import products
-from sigtorch.plugin.find import Found, is_sigmoid_method
+from sigtorch.plugin import activated, products
+from sigtorch.plugin.find import Found
 from sigtorch.plugin.recognise import sigmoid_method
+from sigtorch.plugin.syntax import is_sigmoid_method
 
 _HELPERS = (
-    products.activated, products.activated_at_last, products.activated_early, products.addcmul, products.called,
-    products.complement, products.deferring, products.gated, products.glu, products.interpolation, products.lerp,
-    products.plus, products.product, products.product_by, products.product_method, products.value, sigmoid_method,
+    activated.activated, activated.activated_at_last, activated.activated_early, activated.called, activated.deferring,
+    activated.value, products.addcmul, products.Complement, products.gated, products.glu, products.interpolation, products.lerp,
+    products.plus, products.product, products.product_by, products.product_method, sigmoid_method,
 )  # fmt: skip
 HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
 
@@ -30,7 +31,7 @@ class Writer(ast.NodeTransformer):
         if node in self.found.interpolations:
             helper, parts = products.interpolation, [p for term in parts for p in (term.left, term.right)]
         elif node in self.found.complements:
-            helper = products.complement
+            helper = products.Complement
         elif node in self.found.sums:
             helper = products.plus
         elif node in self.found.products:
@@ -44,9 +45,9 @@ class Writer(ast.NodeTransformer):
             return self.put_off(node, self.found.put_off[node])
         helper: Callable[..., Any] | None = None
         if node in self.found.deferred:
-            helper = products.deferring
+            helper = activated.deferring
         elif node in self.found.called:
-            helper = products.called
+            helper = activated.called
         glu = node in self.found.glus
         self.generic_visit(node)
         if glu:
@@ -74,14 +75,14 @@ class Writer(ast.NodeTransformer):
         return _call(helper, self.visit(node.func), self.visit(node.args[0]), at=node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        return _call(products.value, node, at=node) if node in self.found.read else node
+        return _call(activated.value, node, at=node) if node in self.found.read else node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         self.generic_visit(node)
         if node not in self.found.added_to or not isinstance(node.target, ast.Name):
             return node
         name = node.target.id
-        value = _call(products.value, ast.Name(name, ast.Load()), at=node)
+        value = _call(activated.value, ast.Name(name, ast.Load()), at=node)
         return [ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], value), node), node]
 
 

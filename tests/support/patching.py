@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sigtorch.ops import gates, sigmoid
-from sigtorch.plugin import products
+from sigtorch.plugin import activated, products
 from sigtorch.plugin.recognise import SIGMOID
 
 
@@ -109,7 +109,7 @@ def spy(monkeypatch, functions=GATES):
 
     for module, name in functions:
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
-    monkeypatch.setattr(products, "runs_kernel", lambda *tensors: True)
+    monkeypatch.setattr(activated, "runs_kernel", lambda *tensors: True)
     monkeypatch.setattr(products, "fused_product", by_public_functions)
     monkeypatch.setattr(products, "fused_lerp", lambda *tensors: gates.sigmoid_lerp(*tensors))
     return calls
