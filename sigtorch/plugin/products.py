@@ -156,33 +156,49 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x):
-        return fused_product(act.activation, x, act.gate)
+    if type(act) is Activated:
+        obstacle = _obstacle(act, x)
+        if obstacle is None:
+            return fused_product(act.activation, x, act.gate)
+        if (report := _eligible.reporting()) is not None:
+            report.obstacle = obstacle
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
 
 
 def fused_product(activation: Activation, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """Computes by a kernel the product of operands that fuse."""
+    runner: _backend.Runner = "triton" if _eligible.reporting() is None else "operator"
     if activation == SIGMOID:
-        return gates.SigmoidGateFunction.apply(x, gate, "triton")
-    return gates.SwiGLUFunction.apply(gate, x, "triton")
+        return gates.SigmoidGateFunction.apply(x, gate, runner)
+    return gates.SwiGLUFunction.apply(gate, x, runner)
 
 
 def runs_kernel(*tensors: torch.Tensor) -> bool:
-    """Tells whether a kernel runs on these."""
-    return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
-
-
-def _operands_fuse(act: Activated, x: Any) -> bool:
-    """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
-    gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.gate_changed():
+    """Tells whether a kernel runs on these; during a report, whether one would without it."""
+    if not tensors[0].is_floating_point():
         return False
+    runner = _backend.select(*tensors)
+    return runner == "triton" or (runner == "operator" and _eligible.reporting() is not None)
+
+
+def _obstacle(act: Activated, x: Any) -> str | None:
+    """Returns why no kernel computes a product; None if one gives its values and strides, and saves nothing that may change."""
+    gate = act.gate
+    if type(x) not in _eligible.PLAIN_TYPES:
+        return "its other operand is no plain tensor"
+    if act.with_graph != torch.is_grad_enabled():
+        return "autograd is switched between the sigmoid and the product"
+    if act.gate_changed():
+        return "its gate has changed in place"
     if act.with_graph and x.requires_grad and not gate.requires_grad:
-        return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
-    return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
+        return "its gate needs no gradient"  # PyTorch saves the sigmoid alone for backward, a kernel both operands
+    takes_shapes = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
+    if not takes_shapes or act.expanded not in (None, x.shape):
+        return "no kernel takes its shapes"
+    if gate.stride() != x.stride() and not _have_same_order(x, gate):
+        return "its operands have their axes in different orders"
+    return None if runs_kernel(x, gate) else "no kernel takes its dtypes"
 
 
 def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
