@@ -13,7 +13,6 @@ import torch
 from sigtorch import _checks
 from sigtorch._checks import Save
 from sigtorch.plugin import classes
-from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import REPLACEMENTS
 from sigtorch.plugin.recognise import SIGMOID, SILU, AttributeKinds, obstacle, value_kind
 from sigtorch.plugin.report import Report, make_report
@@ -208,7 +207,6 @@ class _Survey:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []
-        self.elsewhere = Elsewhere()
         self.rewritten: dict[tuple[type, AttributeKinds], dict[str, Rewritten]] = {}  # each class is read once
 
     def visit(self, name: str, module: torch.nn.Module) -> None:
@@ -257,7 +255,6 @@ class _Survey:
             with_it = self.rewrite_methods(cls, usable | {(a, kinds[a])})
             more = Counter(s.where for m in with_it.values() for s in m.sites) - without
             reasons += [f"{where}: {a} cannot be fused, {why}" for where in more]
-        reasons += [f"{s.where}: {s.reason}" for s in self.elsewhere.sites(module)]
         if fused := [f"sigtorch.{s.fused} at {s.where}" for m in running.values() for s in m.sites if not s.reason]:
             note = f"{'; '.join(dict.fromkeys(fused))}, fuses if shapes allow"
             self.swaps.append(_Swap(name, module, _rewritten_class(cls, usable, methods), note))

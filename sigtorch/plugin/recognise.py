@@ -16,16 +16,13 @@ from sigtorch.plugin import source
 from sigtorch.plugin.classes import original_of
 
 Activation: TypeAlias = Literal["sigmoid", "silu"]
-Kind: TypeAlias = Literal[
-    "sigmoid", "silu", "number", "works in place", "named like an activation", "returns a new tensor"
-]
+Kind: TypeAlias = Literal["sigmoid", "silu", "number", "works in place", "returns a new tensor"]
 AttributeKinds: TypeAlias = frozenset[tuple[str, Kind]]  # of a module's attributes, by their names; pickles hold it
 
 SIGMOID: Final = "sigmoid"
 SILU: Final = "silu"
 NUMBER: Final = "number"
 WORKS_IN_PLACE: Final = "works in place"
-LIKE_ACTIVATION: Final = "named like an activation"
 RETURNS_NEW: Final = "returns a new tensor"
 
 
@@ -205,18 +202,9 @@ def value_kind(value: Any) -> Kind | None:
     # Python numbers and 0-d tensors: no kernel takes them as an operand.
     if value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float):
         return NUMBER
-    if _has_activation_name(value):
-        return LIKE_ACTIVATION
     if not isinstance(value, nn.Module):
         return None
     return WORKS_IN_PLACE if _works_in_place(value) else RETURNS_NEW if _returns_new_tensor(value) else None
-
-
-def _has_activation_name(value: Any) -> bool:
-    """Tells whether a function or module is named like a sigmoid or silu."""
-    function = getattr(value, "func", value)  # of a functools.partial
-    name = getattr(function, "__name__", None) or type(value).__name__
-    return callable(value) and isinstance(name, str) and name.lower() in ("sigmoid", "silu", "swish", "expit")
 
 
 def is_number(node: ast.expr, kinds: dict[str, Kind], self_name: str) -> bool:

@@ -9,10 +9,11 @@ import ast
 import inspect
 from typing import Any, NamedTuple
 
-from sigtorch.plugin import overlooked, source
+from sigtorch.plugin import source
 from sigtorch.plugin.recognise import NUMBER, RETURNS_NEW, WORKS_IN_PLACE, Activation, AttributeKinds, Kind
 from sigtorch.plugin.writer import HELPERS, Site, Writer, file_name, looks_at_variables
 
+NAMES = {"sigmoid", "silu", "expit"}  # of PyTorch's functions and methods
 SOURCE_DIFFERS = "its source differs from the code that runs"
 NO_SOURCE = "its source cannot be read"
 LOOKS_AT_VARIABLES = "it looks at its own variables"
@@ -63,9 +64,7 @@ class _Rewriter:
     def __init__(self, cls: Any, kinds: dict[str, Kind], methods: dict[str, Any]) -> None:
         self.cls, self.kinds, self.methods = cls, kinds, methods
         # Most methods hold no product, and none of these names: they need not be read.
-        self.names = overlooked.NAMES | {
-            name for name, kind in kinds.items() if kind not in (NUMBER, WORKS_IN_PLACE, RETURNS_NEW)
-        }
+        self.names = NAMES | {name for name, kind in kinds.items() if kind not in (NUMBER, WORKS_IN_PLACE, RETURNS_NEW)}
         self.activation_methods = {
             name: activation
             for name, f in methods.items()
@@ -76,8 +75,7 @@ class _Rewriter:
 
     def may_hold_product(self, function: Any) -> bool:
         """Tells whether a function names what may be a sigmoid or silu."""
-        names, known = names_in(function), getattr(inspect.unwrap(function), "__globals__", {})
-        return bool(names & self.names) or any(overlooked.is_activation_table(known.get(name)) for name in names)
+        return bool(names_in(function) & self.names)
 
     def rewrite(self, method: Any) -> Rewritten:
         """Rewrites a method, if that changes something."""
@@ -92,9 +90,8 @@ class _Rewriter:
             return unread.left(NO_SOURCE)
         looks_at_itself = looks_at_variables(read.definition)
         writer = Writer(self.cls, function, read.definition, self.kinds, self.activation_methods)
-        candidates = writer.candidates()
         writer.visit(read.definition)
-        result = Rewritten(method, None, (*writer.sites, *writer.left(candidates)))
+        result = Rewritten(method, None, (*writer.sites, *writer.refused_sites()))
         if looks_at_itself:
             return result.left(LOOKS_AT_VARIABLES)
         if all(site.reason for site in result.sites):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sigtorch.plugin import overlooked, products, source
+from sigtorch.plugin import products, source
 from sigtorch.plugin.changes import SCOPES, Changes, InertCheck
 from sigtorch.plugin.recognise import (
     SIGMOID,
@@ -44,7 +44,6 @@ class Site(NamedTuple):
     where: str
     fused: str = ""
     reason: str = ""
-    span: Span = ()
 
 
 class _Factors(NamedTuple):
@@ -90,20 +89,14 @@ class Writer(ast.NodeTransformer):
         self.is_inert, self.changes = InertCheck(cls, self.self_name), Changes(definition, kinds, self.self_name)
         self.sites: list[Site] = []
         self.site_spans: set[Span] = set()
-        self.refused: dict[Span, str] = {}  # products whose factor is assigned where it cannot be put off, and why
+        self.refused: dict[Span, Site] = {}  # products whose factor is assigned where it cannot be put off
         self.deferred_methods: set[str] = set()  # the activation methods whose results products take
         self.held: dict[ast.AST, _Held] = {}  # by the load of a variable, and by its assignment
         self.statement: ast.stmt = definition
 
-    def candidates(self) -> list[Site]:
-        """Returns the products that seem fusable by their names, with reasons in case they are left: call it before visit."""
-        search = overlooked.Search(self.function, self.kinds, self.self_name)
-        return [Site(self.line_of(c.node), "", c.reason, _span(c.node)) for c in search.candidates(self.definition)]
-
-    def left(self, candidates: list[Site]) -> list[Site]:
-        """Returns those of the candidates that the writer did not recognise."""
-        unrecognised = [c for c in candidates if c.span not in self.site_spans]
-        return [c._replace(reason=self.refused.get(c.span, c.reason)) for c in unrecognised]
+    def refused_sites(self) -> list[Site]:
+        """Returns the products whose assigned factor cannot be put off, and that have no other factor to fuse."""
+        return [site for span, site in self.refused.items() if span not in self.site_spans]
 
     def visit(self, node: ast.AST) -> Any:
         before = self.statement
@@ -134,7 +127,7 @@ class Writer(ast.NodeTransformer):
             if factors and use in [_viewed(f) for f in factors]:
                 gate = self.gate(assignment.value)
                 if gate is not None and self.changes.affect(gate, user):
-                    self.refused[_span(product)] = CHANGED_REASON
+                    self.refused[_span(product)] = Site(self.line_of(product), "", CHANGED_REASON)
                     return
                 path_is_inert = self.nothing_runs_between(assignment, rest[: rest.index(user)], user, product, use)
                 helper = products.activated if path_is_inert else products.activated_early
@@ -226,7 +219,7 @@ class Writer(ast.NodeTransformer):
         for factor, activation in zip(factors, (left, right), strict=True):
             gate = self.gate(factor) if activation and _viewed(factor) not in self.held else None
             if gate is not None and self.changes.affect(gate, self.statement):
-                self.sites.append(Site(self.line_of(node), fused, CHANGED_REASON, _span(node)))
+                self.sites.append(Site(self.line_of(node), fused, CHANGED_REASON))
                 if any(_viewed(f) in self.held for f in factors):  # that one still awaits its product
                     return self.product_call(node, factors, put_off_left=False, put_off_right=False)
                 return None

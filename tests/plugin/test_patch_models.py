@@ -63,10 +63,6 @@ EXPECTED = {
         {"Qwen3NextAttention": 1, "Qwen3NextExperts": 2, "Qwen3NextMLP": 2, "Qwen3NextSparseMoeBlock": 2},
     ),
 }
-LEFT = {
-    "FalconH1": ["FalconH1Mixer"] * 2,  # its product is in a function
-    "Qwen3Next": ["Qwen3NextRMSNormGated"],  # it looks its activation up by name in each call
-}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -76,7 +72,7 @@ def test_real_models(name, monkeypatch):
     patch = sigtorch.patch(model)
     class_names = {n: type(m).__name__ for n, m in model.named_modules()}
     assert Counter(class_names[n] for n in patch.swapped) == swapped
-    assert [class_names[n] for n in patch.left] == LEFT.get(name, [])
+    assert not patch.left
     agree(before, eager(model), exactly=True)
     calls = spy(monkeypatch)
     agree(before, eager(model))
