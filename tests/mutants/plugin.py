@@ -117,7 +117,7 @@ SLIPS = [
         ", inner.lineno = _INNER, [], _first_line(source.definition)",
         " = _INNER, []",
         REPORTED,
-        "a decorated method's lines are off by its decorators",
+        "a rewritten method begins at another line than the original",
     ),
     Slip(
         WATCHING,

@@ -125,9 +125,13 @@ def decorated(self, x):
 
 
 def test_lines_of_a_decorated_method():
-    report = report_on(decorated)
+    patch = sigtorch.patch(type("Model", (Body,), {"forward": decorated})())
+    report = patch.report(torch.randn(4, 6))
     line = decorated.__wrapped__.__wrapped__.__code__.co_firstlineno + 4
     assert [(r.place, r.fused) for r in report.products] == [(f"test_report.py:{line}", True)]
+    patch.undo()
+    (row,) = patch.report(torch.randn(4, 6)).products
+    assert (row.place, row.why) == (f"test_report.py:{line}", reasons.NOT_RUNNING_REASON)
 
 
 def used_twice(self, x):
