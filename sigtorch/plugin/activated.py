@@ -244,5 +244,8 @@ def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
 
 
 def runs_kernel(*tensors: torch.Tensor) -> bool:
-    """Tells whether a kernel runs on these."""
-    return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
+    """Tells whether a kernel runs on these; during a report, whether one would without it."""
+    if not tensors[0].is_floating_point():
+        return False
+    runner = _backend.select(*tensors)
+    return runner == "triton" or (runner == "operator" and _eligible.reporting() is not None)

@@ -15,6 +15,7 @@ from sigtorch._checks import Save
 from sigtorch.plugin import classes
 from sigtorch.plugin.forwards import REPLACEMENTS
 from sigtorch.plugin.recognise import LEADS_TO_PRODUCTS, SIGMOID, SILU, AttributeKinds, obstacle
+from sigtorch.plugin.report import Report, make_report
 from sigtorch.plugin.rewrite import Rewritten, attribute_kinds, attributes, rewrite_methods, sites_of
 from sigtorch.plugin.table import Row, headline, table
 
@@ -39,8 +40,8 @@ class _Done(NamedTuple):
 class Patch:
     """The swaps that :func:`sigtorch.patch` made in a model.
 
-    ``print`` it for a table of them, and call :meth:`undo` to take them back. As a context manager, it takes them back on
-    leaving the block.
+    ``print`` it for a table of them, call :meth:`report` for what one run computes, and :meth:`undo` to take them back. As a
+    context manager, it takes them back on leaving the block.
 
     Attributes:
         swapped: maps the name of each swapped module to what runs in its place.
@@ -55,7 +56,8 @@ class Patch:
         >>> patch.undo()
     """
 
-    def __init__(self, swaps: list[_Swap], left: list[Row]) -> None:
+    def __init__(self, model: torch.nn.Module, swaps: list[_Swap], left: list[Row]) -> None:
+        self._model = model
         self._swapped: list[Row] = []
         self._left = left
         self._done: list[_Done] = []
@@ -65,6 +67,7 @@ class Patch:
         except BaseException:
             self.undo()
             raise
+        self._methods = [m for swap in swaps for m in classes.methods_in(swap.new_class).values()]
         self.swapped = {row.name: row.note for row in self._swapped}
         self.left: dict[str, str] = {}
         for row in left:
@@ -105,6 +108,34 @@ class Patch:
                 cause = error
         if self._done:
             raise _checks.error_class_changed([each.swap.name for each in self._done]) from cause
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """Runs the model once, and tells of every product with a sigmoid or silu that it computes.
+
+        The model runs in the mode that it is in, training or evaluation, without gradients. Its parameters, buffers and
+        gradients, the arguments and the random state of PyTorch, Python and NumPy are as before afterwards, also if the
+        model raises. On a CPU, the report tells what would run on a CUDA device. It asks the functions that decide.
+
+        Args:
+            args: the arguments of the model.
+            kwargs: its keyword arguments.
+
+        Returns:
+            A :class:`Report`. ``print`` it for a table: for each line of code and its shapes, how often a product is computed,
+            and whether a kernel takes it or why none does; then the sigmoids, silus and losses that are part of no product.
+
+        Raises:
+            ValueError: a parameter or buffer of the model is lazy, and has no shape yet.
+            Exception: what the model raises.
+
+        Example:
+            >>> patch = sigtorch.patch(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GLU()))
+            >>> print(patch.report(torch.zeros(2, 4)))
+            sigtorch.report: what would run on a CUDA device
+              fused  1 x  glu  1 (GLU)  input (2, 4), float32
+            fused 1 of 1 products
+        """
+        return make_report(self._model, self.left, self._methods, args, kwargs)
 
     def __enter__(self) -> Patch:
         return self
@@ -166,7 +197,7 @@ def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
             survey.visit(name, module)
         except Exception as error:  # an unusual class of the user's may raise anything
             survey.leave(name, module, [f"it cannot be inspected: {_checks.in_a_line(error)}"])
-    return Patch(survey.swaps, survey.left)
+    return Patch(model, survey.swaps, survey.left)
 
 
 class _Survey:

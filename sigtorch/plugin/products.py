@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sigtorch import _eligible
+from sigtorch import _backend, _eligible
 from sigtorch.ops import gates
 from sigtorch.plugin import activated
 from sigtorch.plugin.activated import Activated, value
@@ -64,7 +64,7 @@ def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
         left, right = right, left
     (act, x), (rest, y) = left, right
     is_sigmoid = type(act) is Activated and act.activation == SIGMOID and type(rest) is Complement and rest.held is act
-    if is_sigmoid and _three_fuse(act, x, y):
+    if is_sigmoid and _fuses(_lerp_obstacle(act, x, y)):
         return fused_lerp(x, y, act.gate)
     return _computed(a, b) + _computed(c, d)
 
@@ -77,7 +77,7 @@ def _computed(*factors: Any) -> Any:
 def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
     """Computes :func:`torch.lerp`, whose weight may be a sigmoid."""
     is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
-    if is_sigmoid and function is torch.lerp and _three_fuse(weight, end, start):
+    if is_sigmoid and function is torch.lerp and _fuses(_lerp_obstacle(weight, end, start)):
         return fused_lerp(end, start, weight.gate)
     return function(start, end, value(weight))
 
@@ -85,7 +85,8 @@ def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
 def gated(left: Any, right: Any) -> Any:
     """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
     act, x = _by_kind(left, right)
-    if type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated and _two_fuse(act, x):
+    is_gate = type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated
+    if is_gate and _obstacle(act, x) is None:
         return Gated(x, act.gate)
     return _multiply(operator.mul, left, right)
 
@@ -127,7 +128,7 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = _by_kind(left, right)
-    if type(act) is Activated and _two_fuse(act, x):
+    if type(act) is Activated and _fuses(_obstacle(act, x)):
         return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
@@ -138,41 +139,66 @@ def fused_product(
 ) -> torch.Tensor:
     """Computes by a kernel the product of operands that fuse, and a sum with it."""
     if residual is not None:
-        return gates.SigmoidGateResidualFunction.apply(x, gate, residual, "triton")
+        return gates.SigmoidGateResidualFunction.apply(x, gate, residual, _runner())
     if activation == SIGMOID:
-        return gates.SigmoidGateFunction.apply(x, gate, "triton")
-    return gates.SwiGLUFunction.apply(gate, x, "triton")
+        return gates.SigmoidGateFunction.apply(x, gate, _runner())
+    return gates.SwiGLUFunction.apply(gate, x, _runner())
 
 
 def fused_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """Computes by a kernel the interpolation of operands that fuse."""
-    return gates.SigmoidLerpFunction.apply(x, y, gate, "triton")
+    return gates.SigmoidLerpFunction.apply(x, y, gate, _runner())
 
 
-def _two_fuse(act: Activated, x: Any) -> bool:
-    """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
+def _runner() -> _backend.Runner:
+    return "triton" if _eligible.reporting() is None else "operator"
+
+
+def _fuses(obstacle: str | None) -> bool:
+    """Tells whether a kernel runs, for there is no obstacle; during a report, the report is told of one."""
+    if obstacle is not None and (report := _eligible.reporting()) is not None:
+        report.obstacle = obstacle
+    return obstacle is None
+
+
+def _obstacle(act: Activated, x: Any) -> str | None:
+    """Returns why no kernel computes a product; None if one gives its values and strides, and saves nothing that may change."""
     gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or not _is_intact(act) or act.expanded not in (None, x.shape):
-        return False
+    if type(x) not in _eligible.PLAIN_TYPES:
+        return "its other operand is no plain tensor"
+    if reason := _change(act):
+        return reason
     if act.with_graph and x.requires_grad and not gate.requires_grad:
-        return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
-    return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and activated.runs_kernel(x, gate)
+        return "its gate needs no gradient"  # PyTorch saves the sigmoid alone for backward, a kernel both operands
+    takes_shapes = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
+    if not takes_shapes or act.expanded not in (None, x.shape):
+        return "no kernel takes its shapes"
+    if gate.stride() != x.stride() and not _have_same_order(x, gate):
+        return "its operands have their axes in different orders"
+    return None if activated.runs_kernel(x, gate) else "no kernel takes its dtypes"
 
 
-def _three_fuse(act: Activated, x: Any, y: Any) -> bool:
-    """Tells whether a kernel gives an interpolation's values and strides."""
-    if not _is_intact(act) or not (type(x) in _eligible.PLAIN_TYPES and type(y) in _eligible.PLAIN_TYPES):
-        return False
-    same = act.gate.shape == x.shape == y.shape and act.gate.stride() == x.stride() == y.stride()
-    return (
-        same and act.gate.dtype == x.dtype == y.dtype and act.expanded is None and activated.runs_kernel(x, y, act.gate)
-    )
+def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
+    """Returns why no kernel computes an interpolation; None if one gives its values and strides."""
+    if not (type(x) in _eligible.PLAIN_TYPES and type(y) in _eligible.PLAIN_TYPES):
+        return "its other operands are no plain tensors"
+    if reason := _change(act):
+        return reason
+    if not act.gate.shape == x.shape == y.shape or act.expanded is not None:
+        return "no kernel takes its shapes"
+    if not act.gate.stride() == x.stride() == y.stride():
+        return "its operands have different strides"
+    same = act.gate.dtype == x.dtype == y.dtype
+    return None if same and activated.runs_kernel(x, y, act.gate) else "no kernel takes its dtypes"
 
 
-def _is_intact(act: Activated) -> bool:
-    """Tells whether the gate still gives the value, which nothing has read, under the autograd that is on now."""
-    return not act.is_read and act.with_graph == torch.is_grad_enabled() and not act.gate_changed()
+def _change(act: Activated) -> str | None:
+    """Returns why the gate does not give the value any more; None if it does."""
+    if act.is_read:
+        return "other code has read its sigmoid or silu"
+    if act.with_graph != torch.is_grad_enabled():
+        return "autograd is switched between the sigmoid and the product"
+    return "its gate has changed in place" if act.gate_changed() else None
 
 
 def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:

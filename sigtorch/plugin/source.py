@@ -152,7 +152,7 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     and functions around it stay, so that all other names mean the same.
     """
     inner = copy.copy(source.definition)
-    inner.name, inner.decorator_list = _INNER, []
+    inner.name, inner.decorator_list, inner.lineno = _INNER, [], _first_line(source.definition)
     outer: Any = ast.parse(f"def {_OUTER}({', '.join(helpers)}): 0").body[0]
     outer.body = [inner]
     tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
@@ -160,7 +160,7 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
     code = next(c for c in _with_nested(whole) if c.co_name == _INNER)
     own = function.__code__
-    code = _restore_name(code, own.co_name).replace(co_firstlineno=own.co_firstlineno, co_flags=own.co_flags)
+    code = _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
     cells = dict(zip(own.co_freevars, function.__closure__ or (), strict=True))
     cells |= {name: types.CellType(value) for name, value in helpers.items()}
     return copy_function(function, code, tuple(cells[name] for name in code.co_freevars))
