@@ -151,6 +151,11 @@ def _known_function(function: Any, depth: int = 0) -> Activation | None:
 _MAX_DEPTH = 3  # of functions that call one another
 
 
+def is_known(value: Any) -> bool:
+    """Tells whether a value is one of PyTorch's sigmoids or silus, under whatever name."""
+    return any(value is function for function in _FUNCTIONS)
+
+
 def own_forward(module: nn.Module) -> Any:
     """Returns the forward of a module's class if calling the module runs only that, else None."""
     cls: Any = original_of(type(module))

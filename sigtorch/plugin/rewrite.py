@@ -25,6 +25,7 @@ from sigtorch.plugin.recognise import (
     AttributeKinds,
     Kind,
     is_activation_table,
+    is_known,
     obstacle,
     own_forward,
     value_kind,
@@ -221,7 +222,9 @@ def _may_lead(function: Any) -> bool:
         return False
     if function not in _leading:
         _leading[function] = False  # while it is looked at, for it may call itself
-        _leading[function] = bool(names_in(function) & NAMES) or any(map(_may_lead, _callees(function)))
+        named = names_in(function)
+        computes = named & NAMES or any(is_known(source.resolve_name(name, function)) for name in named)
+        _leading[function] = bool(computes) or any(map(_may_lead, _callees(function)))
     return _leading[function]
 
 

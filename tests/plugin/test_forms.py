@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.patching import MLP, agree, run, spy
 from torch import nn
+from torch.nn.functional import silu as act
 
 import sigtorch
 
@@ -256,6 +257,10 @@ def through_functions(self, x):
     return reaches(self.w1(x), self.w3(x))
 
 
+def under_another_name(self, x):
+    return act(self.w1(x)) * self.w3(x)
+
+
 def in_an_object(self, x):
     return self.processor(self, x)
 
@@ -317,7 +322,7 @@ FORMS = {
     in_branches: 1, read_by_the_next_turn: 3, read_in_a_branch: 0, in_a_tuple: 1, used_by_two_products: 2, annotated: 1,
     indexed: 1, viewed_again: 1, halves: 2, same_dtype: 1, sequence_seen_otherwise: 1, gate_of_a_module: 1,
     named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1, in_a_function: 2, through_functions: 1,
-    in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2,
+    under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2,
     interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
     with_silu: 1, by_addcmul: 1,
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from support.patching import Silu, forward_as
@@ -34,27 +33,6 @@ def test_numbers_are_no_operands():
     # The product with an argument, which may be a tensor.
     assert patch.swapped == {"": f"sigtorch.sigmoid_gate at test_left.py:{line}, fuses if shapes allow"}
     assert not patch.left
-
-
-class Parent(nn.Module):
-    def forward(self, x):
-        return torch.sigmoid(x) * x
-
-
-class Child(Parent):
-    def forward(self, x):
-        return super().forward(x) + 1
-
-
-class Named(Parent):
-    def forward(self, x):
-        return Parent.forward(self, x) + 1
-
-
-@pytest.mark.parametrize("cls", [Child, Named])
-def test_a_method_that_a_subclass_calls(cls):
-    line = Parent.forward.__code__.co_firstlineno + 1
-    assert sigtorch.patch(cls()).left == {"": f"test_left.py:{line}: a method of a subclass calls it"}
 
 
 def test_no_source():

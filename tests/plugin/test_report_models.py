@@ -13,7 +13,7 @@ from sigtorch.plugin import report as reasons
 SMALL = ["legacy_seresnet18", "mnasnet_small", "regnety_002", "rexnet_100", "semnasnet_075", "tinynet_e"]  # of timm
 CHOSEN = {"timm": SMALL, "torchvision": ["efficientnet_b0", "regnet_y_400mf"], "transformers": None}  # None: all
 NOT_PRINTED = {  # said only of what the patch says nothing about
-    reasons.FORM_REASON, reasons.FUNCTION_REASON, reasons.AUTOGRAD_REASON, reasons.GLU_REASON, reasons.IN_PLACE_REASON,
+    reasons.FORM_REASON, reasons.FUNCTION_REASON, reasons.AUTOGRAD_REASON, reasons.IN_PLACE_REASON,
     reasons.PYTORCH_REASON, reasons.SHARED_REASON,
 }  # fmt: skip
 PLACE = r"\S+\.py:\d+"
