@@ -1,8 +1,8 @@
 """Count what ``sigtorch.patch`` reaches in models of timm, torchvision and transformers: their own code, random weights.
 
-A site is a product σ(g)·x or silu(g)·u of two tensors that one evaluation of a small model computes. The plain model's sites
-are counted by watching its operators; those fused are the products that the patched model hands to sigtorch in a shape that
-a kernel takes. The same run checks that the patched model's output is the plain one's, to the last bit.
+A site is a product of a sigmoid or silu that one evaluation of a small model computes, as ``Patch.report`` counts them: without
+those whose sigmoid or silu other code takes, too. The same run checks that the patched model's output is the plain one's, to
+the last bit.
 
 Needs the models: ``pip install ".[scripts,models]"``. No download, no GPU.
 
@@ -11,13 +11,9 @@ Example: ``python scripts/reach.py --libraries timm torchvision``
 
 import _start  # isort: skip
 import argparse
-import sys
-import traceback
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import _folder
 import torch
@@ -26,57 +22,9 @@ from _options import folder
 from _output import progress, write_csv
 from rich.console import Console
 from rich.table import Table
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sigtorch
-from sigtorch.ops import gates
-from sigtorch.plugin import products
-from sigtorch.plugin.recognise import SIGMOID
-
-ACTIVATIONS = {torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_, torch.ops.aten.silu, torch.ops.aten.silu_}
-PRODUCTS = {torch.ops.aten.mul, torch.ops.aten.mul_}
-NO_KERNEL = "no method, or operands that no kernel takes"  # of which the patch says nothing
-
-
-class Watch(TorchDispatchMode):
-    """Finds products of two tensors of which one is what a sigmoid or silu returned, maybe cast or as a view, for just that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.activated: dict[int, torch.Tensor] = {}  # by storage, each kept alive so that no other takes its place
-        self.uses: Counter[int] = Counter()  # of such a storage, by what is no view of it
-        self.products: list[tuple[str, set[int]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        used = {storage(t) for t in tree_leaves(args) if isinstance(t, torch.Tensor)} & self.activated.keys()
-        packet = func.overloadpacket
-        if packet in ACTIVATIONS or (used and packet is torch.ops.aten._to_copy):
-            self.activated[storage(out)] = out
-        if isinstance(out, torch.Tensor) and storage(out) not in used:
-            self.uses.update(used)
-        if used and packet in PRODUCTS and all(isinstance(t, torch.Tensor) and t.dim() for t in args[:2]):
-            self.products.append((line(), used))
-        return out
-
-    def sites(self) -> Counter[str]:
-        """Counts the products at each line of code."""
-        return Counter(site for site, used in self.products if any(self.uses[s] == 1 for s in used))
-
-
-def storage(t: torch.Tensor) -> int:
-    return t.untyped_storage()._cdata  # type: ignore[no-any-return]
-
-
-def line() -> str:
-    """Find whose code multiplies: the first file on the stack that is neither PyTorch's, nor the plug-in's, nor this."""
-    passed = (Path(torch.__file__).parent, Path(products.__file__).parent, Path(__file__))
-    for frame, number in traceback.walk_stack(sys._getframe()):
-        path = Path(frame.f_code.co_filename)
-        if not {path, *path.parents} & {*passed}:
-            return f"{path.parent.name}/{path.name}:{number}"
-    return "?"
 
 
 def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
@@ -88,32 +36,24 @@ def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
     return [t for t in leaves if isinstance(t, torch.Tensor)]
 
 
-def by_operators(kind: str, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """A product that sigtorch is handed, by PyTorch's operators."""
-    return gates.sigmoid_gate(x, gate) if kind == SIGMOID else gates.swiglu(gate, x)
-
-
 def row(name: str, example: Example) -> dict[str, Any]:
     """The row of a table for a model."""
     torch.manual_seed(0)
     model = example.build().eval()
-    with Watch() as before:
-        plain = outputs(model, example)
+    plain = outputs(model, example)
     with sigtorch.patch(model) as patch:
-        reasons = dict(row.split(": ", 1) for rows in patch.left.values() for row in rows.splitlines() if ": " in row)
         same = all(torch.equal(a, b) for a, b in zip(plain, outputs(model, example), strict=True))
-        # CPU tensors pass for those of a device with kernels; PyTorch's operators compute what is handed over.
-        operators = {"runs_kernel": lambda *tensors: True, "fused_product": by_operators}
-        with mock.patch.multiple(products, **operators), Watch() as after:
-            outputs(model, example)
-    left = {site: n for site, n in after.sites().items() if site.split(":")[0] != "ops/gates.py"}
-    sites = before.sites().total()
+        report = patch.report(**example.inputs())
+    left: Counter[str] = Counter()
+    for product in report.products:
+        if not (product.fused or product.shared):
+            left[f"{product.place}, {product.why}"] += product.count
     return {
         "model": name,
-        "sites": sites,
-        "fused": sites - sum(left.values()),
+        "sites": report.total,
+        "fused": report.fused,
         "output": "same" if same else "OTHER",
-        "left": "; ".join(f"{n} at {site}, {reasons.get(site.split('/')[-1], NO_KERNEL)}" for site, n in left.items()),
+        "left": "; ".join(f"{n} at {site}" for site, n in left.items()),
     }
 
 

@@ -23,6 +23,7 @@ from sigtorch._eligible import (
     exported_or_transformed,
     have_plain_keys,
     observed,
+    reporting,
     transformed,
 )
 from sigtorch._once import once
@@ -42,7 +43,7 @@ _innermost: ContextVar[_Block | None] = ContextVar("sigtorch_backend", default=N
 def select(
     *tensors: torch.Tensor, beside: Sequence[torch.Tensor] = (), cpu_pass: bool = False, opaque: bool = False
 ) -> Runner:
-    """Chooses what runs an operation on these tensors.
+    """Chooses what runs an operation on these tensors; during a report, for CPU tensors what would run them on CUDA.
 
     Args:
         tensors: dense tensors of one device.
@@ -53,7 +54,8 @@ def select(
     if torch.compiler.is_compiling():  # before a ContextVar is read, which Dynamo refuses under fullgraph
         return _select_compiled((*tensors, *beside), [t.dtype for t in tensors], cpu_pass) if opaque else "aten"
     choice = chosen()
-    if choice == "aten" or (choice == "auto" and not cpu_pass and getattr(tensors[0], "is_cuda", False) is not True):
+    on_cuda = getattr(tensors[0], "is_cuda", False) is True
+    if choice == "aten" or (choice == "auto" and not cpu_pass and not on_cuda and reporting() is None):
         return "aten"  # under any mode
     if not have_plain_keys((*tensors, *beside) if beside else tensors) or transformed():
         return "aten"
@@ -66,6 +68,8 @@ def select(
         if t.get_device() != device:
             return "aten"
         kinds.append(t.dtype)
+    if choice == "auto" and device < 0 and not cpu_pass:  # a report asks
+        return "operator" if kernels_take([t.dtype for t in tensors]) else "aten"
     runner = _select_cached(*kinds)
     return "operator" if observed() and runner != "aten" else runner
 
@@ -92,19 +96,35 @@ def _select_constant(index: int, cpu_pass: bool, *dtypes: torch.dtype) -> Runner
 @once
 def _select_cached(choice: Backend, index: int, *dtypes: torch.dtype) -> Runner:
     """Chooses by dtypes and device: a CUDA device, or the CPU for the index -1."""
-    if 0 < dtypes.count(torch.float64) < len(dtypes):
-        return "aten"  # a kernel computes in float64 or in float32
+    if _are_mixed(dtypes):
+        return "aten"
     if choice == "triton":
         _require_kernels(index, dtypes)
         return "triton"
     if index < 0:
         return "cpu"
-    return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _triton_works_on(index) else "aten"
+    return "triton" if kernels_take(dtypes) and _triton_works_on(index) else "aten"
+
+
+def kernels_take(dtypes: Sequence[torch.dtype]) -> bool:
+    """Tells whether a kernel computes with tensors of these dtypes."""
+    return KERNEL_DTYPES.issuperset(dtypes) and not _are_mixed(dtypes)
+
+
+def _are_mixed(dtypes: Sequence[torch.dtype]) -> bool:
+    """Tells whether some but not all are float64: a kernel computes in float64 or in float32."""
+    return 0 < dtypes.count(torch.float64) < len(dtypes)
 
 
 def kernels_chosen() -> bool:
-    """Tells whether the kernels were chosen for tensors of any device, in compiled code by SIGTORCH_BACKEND alone."""
-    return (_compiled_choice() if torch.compiler.is_compiling() else chosen()) == "triton"
+    """Tells whether the kernels were chosen for tensors of any device, in compiled code by SIGTORCH_BACKEND alone.
+
+    During a report they are, for CPU tensors as for those of a CUDA device.
+    """
+    if torch.compiler.is_compiling():
+        return _compiled_choice() == "triton"
+    choice = chosen()
+    return choice == "triton" or (choice == "auto" and reporting() is not None)
 
 
 @constant_in_graphs

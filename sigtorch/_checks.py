@@ -226,6 +226,10 @@ def error_class_changed(names: Collection[str]) -> RuntimeError:
     )
 
 
+def error_lazy(name: str) -> ValueError:
+    return ValueError(f"Patch.report(): the parameter or buffer {name!r} has no shape yet; run the model once before")
+
+
 def error_gate_changed(called: object) -> RuntimeError:
     name = getattr(called, "__name__", type(called).__name__)
     return RuntimeError(

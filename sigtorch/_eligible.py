@@ -13,6 +13,7 @@ from torch._C import (
     _dispatch_tls_is_dispatch_key_excluded,
     _dispatch_tls_is_dispatch_key_included,
     _get_dispatch_mode,
+    _get_dispatch_stack_at,
     _get_tracing_state,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
@@ -33,6 +34,9 @@ TRACING_MODES = (_TorchDispatchModeKey.FAKE, _TorchDispatchModeKey.PROXY)
 
 # Function modes that do not watch what existing tensors do: a default device is one.
 TRANSPARENT_MODES: set[type] = {DeviceContext}
+
+# Dispatch modes that report what would run without them.
+REPORTING_MODES: set[type] = set()
 
 # Function modes that send torch.sigmoid here.
 DIVERTING_MODES: set[type] = set()
@@ -75,6 +79,14 @@ def observed() -> bool:
     """Tells whether a dispatch mode sees the operators that run, such as a selective checkpoint's or a FLOP counter."""
     # A mode sees nothing where its dispatch is switched off.
     return _len_torch_dispatch_stack() > 0 and not _dispatch_tls_is_dispatch_key_excluded(DispatchKey.Python)
+
+
+def reporting() -> Any:
+    """Returns the mode that reports what runs here, if no other dispatch mode sees that; else None."""
+    if _len_torch_dispatch_stack() != 1 or _dispatch_tls_is_dispatch_key_excluded(DispatchKey.Python):
+        return None
+    mode = _get_dispatch_stack_at(0)
+    return mode if type(mode) in REPORTING_MODES else None
 
 
 def transformed() -> bool:

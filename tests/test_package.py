@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("sigtorch/**/*.py") if "kernels" not in p.parts)
 KERNELS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py"))
 # Downwards only: a file may import what stands in a line below its own; within a folder, what stands beside it.
-FLOORS = ["__init__", "plugin", "nn", "ops", "cpu", "_elementwise", "_autograd", "_operators"]
+FLOORS = ["__main__", "__init__", "plugin", "nn", "ops", "cpu", "_elementwise", "_autograd", "_operators"]
 FLOORS += ["_backend", "_eligible", "_checks", "_once"]
 
 

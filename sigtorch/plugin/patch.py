@@ -13,10 +13,10 @@ import torch
 from sigtorch import _checks
 from sigtorch._checks import Save
 from sigtorch.plugin import classes
-from sigtorch.plugin.elsewhere import Elsewhere
 from sigtorch.plugin.forwards import REPLACEMENTS
-from sigtorch.plugin.recognise import SIGMOID, SILU, AttributeKinds, obstacle, value_kind
-from sigtorch.plugin.rewrite import Rewritten, rewrite_methods
+from sigtorch.plugin.recognise import LEADS_TO_PRODUCTS, SIGMOID, SILU, AttributeKinds, obstacle
+from sigtorch.plugin.report import Report, make_report
+from sigtorch.plugin.rewrite import Rewritten, attribute_kinds, attributes, rewrite_methods, sites_of
 from sigtorch.plugin.table import Row, headline, table
 
 
@@ -40,8 +40,8 @@ class _Done(NamedTuple):
 class Patch:
     """The swaps that :func:`sigtorch.patch` made in a model.
 
-    ``print`` it for a table of them, and call :meth:`undo` to take them back. As a context manager, it takes them back on
-    leaving the block.
+    ``print`` it for a table of them, call :meth:`report` for what one run computes, and :meth:`undo` to take them back. As a
+    context manager, it takes them back on leaving the block.
 
     Attributes:
         swapped: maps the name of each swapped module to what runs in its place.
@@ -56,7 +56,8 @@ class Patch:
         >>> patch.undo()
     """
 
-    def __init__(self, swaps: list[_Swap], left: list[Row]) -> None:
+    def __init__(self, model: torch.nn.Module, swaps: list[_Swap], left: list[Row]) -> None:
+        self._model = model
         self._swapped: list[Row] = []
         self._left = left
         self._done: list[_Done] = []
@@ -66,6 +67,7 @@ class Patch:
         except BaseException:
             self.undo()
             raise
+        self._methods = [m for swap in swaps for m in classes.methods_in(swap.new_class).values()]
         self.swapped = {row.name: row.note for row in self._swapped}
         self.left: dict[str, str] = {}
         for row in left:
@@ -106,6 +108,34 @@ class Patch:
                 cause = error
         if self._done:
             raise _checks.error_class_changed([each.swap.name for each in self._done]) from cause
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """Runs the model once, and tells of every product with a sigmoid or silu that it computes.
+
+        The model runs in the mode that it is in, training or evaluation, without gradients. Its parameters, buffers and
+        gradients, the arguments and the random state of PyTorch, Python and NumPy are as before afterwards, also if the
+        model raises. On a CPU, the report tells what would run on a CUDA device. It asks the functions that decide.
+
+        Args:
+            args: the arguments of the model.
+            kwargs: its keyword arguments.
+
+        Returns:
+            A :class:`Report`. ``print`` it for a table: for each line of code and its shapes, how often a product is computed,
+            and whether a kernel takes it or why none does; then the sigmoids, silus and losses that are part of no product.
+
+        Raises:
+            ValueError: a parameter or buffer of the model is lazy, and has no shape yet.
+            Exception: what the model raises.
+
+        Example:
+            >>> patch = sigtorch.patch(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GLU()))
+            >>> print(patch.report(torch.zeros(2, 4)))
+            sigtorch.report: what would run on a CUDA device
+              fused  1 x  glu  1 (GLU)  input (2, 4), float32
+            fused 1 of 1 products
+        """
+        return make_report(self._model, self.left, self._methods, args, kwargs)
 
     def __enter__(self) -> Patch:
         return self
@@ -167,7 +197,7 @@ def patch(model: torch.nn.Module, *, save: Save = "output") -> Patch:
             survey.visit(name, module)
         except Exception as error:  # an unusual class of the user's may raise anything
             survey.leave(name, module, [f"it cannot be inspected: {_checks.in_a_line(error)}"])
-    return Patch(survey.swaps, survey.left)
+    return Patch(model, survey.swaps, survey.left)
 
 
 class _Survey:
@@ -177,7 +207,6 @@ class _Survey:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []
-        self.elsewhere = Elsewhere()
         self.rewritten: dict[tuple[type, AttributeKinds], dict[str, Rewritten]] = {}  # each class is read once
 
     def visit(self, name: str, module: torch.nn.Module) -> None:
@@ -210,15 +239,14 @@ class _Survey:
 
     def fuse_products(self, name: str, module: torch.nn.Module) -> None:
         """Swaps a module whose methods hold products that can be fused, and gives the reasons for those that cannot."""
-        cls = type(module)
-        attributes = {**vars(module), **module._modules, **module._parameters, **module._buffers}
-        kinds = {a: kind for a, value in attributes.items() if (kind := value_kind(value))}
-        obstacles = {
-            a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(attributes[a]))
-        }
+        cls, held = type(module), attributes(module)
+        kinds = attribute_kinds(module)
+        obstacles = {a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(held[a]))}
         usable = frozenset((a, kind) for a, kind in kinds.items() if a not in obstacles)
         methods = self.rewrite_methods(cls, usable)
         running = {name: m for name, m in methods.items() if name not in vars(module)}
+        sites = [s for a, kind in kinds.items() if kind == LEADS_TO_PRODUCTS for s in sites_of(held[a])]
+        sites += [s for m in running.values() if m.function for s in m.sites]
         reasons = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
         reasons += _overridden_sites(module, methods)
         without = Counter(s.where for m in methods.values() for s in m.sites)
@@ -226,9 +254,9 @@ class _Survey:
             with_it = self.rewrite_methods(cls, usable | {(a, kinds[a])})
             more = Counter(s.where for m in with_it.values() for s in m.sites) - without
             reasons += [f"{where}: {a} cannot be fused, {why}" for where in more]
-        reasons += [f"{s.where}: {s.reason}" for s in self.elsewhere.sites(module)]
-        if fused := [f"sigtorch.{s.fused} at {s.where}" for m in running.values() for s in m.sites if not s.reason]:
-            note = f"{'; '.join(dict.fromkeys(fused))}, fuses if shapes allow"
+        if any(m.function for m in running.values()):
+            fused = dict.fromkeys(f"{s.fused} at {s.where}" for s in sites if not s.reason)
+            note = f"{'; '.join(fused)}, fuses if shapes allow" if fused else "a sigmoid or silu, for another's product"
             self.swaps.append(_Swap(name, module, _rewritten_class(cls, usable, methods), note))
         self.leave(name, module, reasons)
 

@@ -3,135 +3,18 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from sigtorch import _backend, _checks, _eligible
+from sigtorch import _backend, _eligible
 from sigtorch.ops import gates
-from sigtorch.plugin.recognise import SIGMOID, Activation, fusable_activation, sequence
-
-
-class Activated:
-    """The sigmoid or silu of a gate, for a product to fuse.
-
-    Attributes:
-        activation: which of the two it is.
-        function: what computes it.
-        gate: its argument, perhaps viewed since.
-        computed: its value, where something may change the gate before the product; else None, and computing it is put off.
-        expanded: the shape to which it was expanded, or None.
-        version: the gate's version counter when it was created; None for an inference tensor, which has none.
-        with_graph: whether autograd was on then.
-    """
-
-    __slots__ = ("activation", "computed", "expanded", "function", "gate", "version", "with_graph")
-
-    def __init__(
-        self, activation: Activation, function: Any, gate: torch.Tensor, computed: torch.Tensor | None = None
-    ) -> None:
-        self.activation, self.function, self.gate, self.computed = activation, function, gate, computed
-        self.version = None if gate.is_inference() else gate._version
-        self.with_graph, self.expanded = torch.is_grad_enabled(), None
-
-    def value(self) -> Any:
-        """Computes what was written, with autograd on or off as it was there: later statements may have switched it."""
-        value = self.computed
-        if value is None:
-            if self.gate_changed():
-                raise _checks.error_gate_changed(self.function)
-            with torch.set_grad_enabled(self.with_graph):
-                value = self.function(self.gate)
-        return value if self.expanded is None else value.expand(self.expanded)
-
-    def gate_changed(self) -> bool:
-        """Tells whether something has written into the gate's memory since."""
-        return self.version is not None and self.gate._version != self.version
-
-    def unsqueeze(self, dim: int) -> Any:
-        """Does what Tensor.unsqueeze does: an elementwise function of a view is the view of the function."""
-        if self.expanded is not None or self.gate_changed():
-            return self.value().unsqueeze(dim)
-        return self._viewed(lambda t: t.unsqueeze(dim))
-
-    def view(self, *shape: Any) -> Any:
-        """Does what Tensor.view does."""
-        is_shape = not any(isinstance(size, torch.dtype) for size in shape)
-        can_view = self.expanded is None and is_shape and self.gate.is_contiguous()
-        if not can_view or self.gate_changed():
-            return self.value().view(*shape)
-        return self._viewed(lambda t: t.view(*shape))
-
-    def expand_as(self, other: Any) -> Any:
-        """Does what Tensor.expand_as does; a product with a tensor of that shape needs no expanding."""
-        if self.expanded is not None or not isinstance(other, torch.Tensor) or self.gate_changed():
-            return self.value().expand_as(other)
-        self.gate.expand(other.shape)  # raises PyTorch's error where it does not fit
-        viewed = self._viewed(lambda t: t)
-        viewed.expanded = other.shape
-        return viewed
-
-    def _viewed(self, view: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        computed = None if self.computed is None else view(self.computed)
-        viewed = Activated(self.activation, self.function, view(self.gate), computed)
-        viewed.with_graph = self.with_graph
-        return viewed
-
-
-def activated(function: Any, gate: Any) -> Any:
-    """Returns ``function(gate)``, put off for the product that uses it: no other code runs before that.
-
-    If no kernel runs, or if the function does not end in a sigmoid or silu, all is computed now, as it was written.
-    """
-    activation = _activation_to_fuse(function, gate)
-    if activation is None:
-        return function(gate)
-    if steps := sequence(function):
-        return activated(steps[-1], _run(steps[:-1], gate))
-    return Activated(activation, function, gate)
-
-
-def activated_early(function: Any, gate: Any) -> Any:
-    """Returns ``function(gate)`` as :func:`activated` does, where other code runs before the product.
-
-    That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
-    takes the gate or the value.
-    """
-    activation = _activation_to_fuse(function, gate)
-    if activation is None:
-        return function(gate)
-    if steps := sequence(function):
-        return activated_early(steps[-1], _run(steps[:-1], gate))
-    if gate.is_inference():  # without a version counter, a change would not be noticed
-        return function(gate)
-    is_alone = sys.getrefcount(gate) <= _ALONE and not gate._is_view()
-    return Activated(activation, function, gate, None if is_alone else function(gate))
-
-
-def _activation_to_fuse(function: Any, gate: Any) -> Activation | None:
-    """Returns which activation a function ends in, if a kernel may run."""
-    if torch.compiler.is_compiling() or type(gate) not in _eligible.PLAIN_TYPES or not runs_kernel(gate):
-        return None
-    return fusable_activation(function)
-
-
-def _run(steps: list[torch.nn.Module], x: Any) -> Any:
-    for step in steps:
-        x = step(x)
-    return x
-
-
-def _count_references(argument: Any) -> int:
-    """Returns the reference count of an argument that nothing else holds, which differs between releases of Python."""
-    return sys.getrefcount(argument)
-
-
-# From Python 3.14 on, a call may borrow what a local variable holds, uncounted: there, no argument is known to be alone.
-_ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
+from sigtorch.plugin import activated
+from sigtorch.plugin.activated import Activated, value
+from sigtorch.plugin.recognise import SIGMOID, Activation
 
 
 def product(left: Any, right: Any) -> Any:
@@ -152,37 +35,170 @@ def product_method(left: Any, name: str) -> Callable[[Any], Any]:
     return lambda right: _multiply(lambda _, b: method(b), left, right)
 
 
+class Gated:
+    """The product of a tensor and a sigmoid, for a sum to fuse."""
+
+    __slots__ = ("gate", "x")
+
+    def __init__(self, x: torch.Tensor, gate: torch.Tensor) -> None:
+        self.x, self.gate = x, gate
+
+
+class Complement:
+    """One minus what a variable holds, for a sum to fuse."""
+
+    __slots__ = ("held", "one")
+
+    def __init__(self, one: Any, held: Any) -> None:
+        self.one, self.held = one, held
+
+    def value(self) -> Any:
+        """Computes what was written."""
+        return self.one - value(self.held)
+
+
+def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Computes ``a * b + c * d``, where one factor may be a sigmoid and another one minus the same sigmoid."""
+    left, right = _by_kind(a, b), _by_kind(c, d)
+    if type(left[0]) is Complement:
+        left, right = right, left
+    (act, x), (rest, y) = left, right
+    is_sigmoid = type(act) is Activated and act.activation == SIGMOID and type(rest) is Complement and rest.held is act
+    if is_sigmoid and _fuses(_lerp_obstacle(act, x, y)):
+        return fused_lerp(x, y, act.gate)
+    return _computed(a, b) + _computed(c, d)
+
+
+def _computed(*factors: Any) -> Any:
+    left, right = (t.value() if type(t) is Complement else t for t in factors)
+    return _multiply(operator.mul, left, right)
+
+
+def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
+    """Computes :func:`torch.lerp`, whose weight may be a sigmoid."""
+    is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
+    if is_sigmoid and function is torch.lerp and _fuses(_lerp_obstacle(weight, end, start)):
+        return fused_lerp(end, start, weight.gate)
+    return function(start, end, value(weight))
+
+
+def gated(left: Any, right: Any) -> Any:
+    """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
+    act, x = _by_kind(left, right)
+    is_gate = type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated
+    if is_gate and _obstacle(act, x) is None:
+        return Gated(x, act.gate)
+    return _multiply(operator.mul, left, right)
+
+
+def plus(left: Any, right: Any) -> Any:
+    """Computes ``left + right``, one of which may be a gated tensor."""
+    term, residual = (left, right) if type(left) is Gated else (right, left)
+    if type(term) is not Gated:
+        return left + right
+    x = term.x
+    is_like_x = (
+        type(residual) in _eligible.PLAIN_TYPES
+        and residual.shape == x.shape
+        and residual.stride() == x.stride()
+        and residual.dtype == x.dtype
+    )
+    if is_like_x and activated.runs_kernel(x, term.gate, residual):
+        return fused_product(SIGMOID, x, term.gate, residual)
+    computed = fused_product(SIGMOID, x, term.gate)
+    return computed + right if term is left else left + computed
+
+
+def addcmul(function: Any, summand: Any, left: Any, right: Any) -> Any:
+    """Computes :func:`torch.addcmul`, one of whose factors may be a sigmoid."""
+    if function is torch.addcmul and (type(left) is Activated or type(right) is Activated):
+        term = gated(left, right)
+        if type(term) is Gated:
+            return plus(summand, term)
+    return function(summand, value(left), value(right))
+
+
+def _by_kind(left: Any, right: Any) -> tuple[Any, Any]:
+    """Returns the factors, the one that is put off first; of two, the right one."""
+    put_off = (Activated, Complement)
+    return (left, right) if type(left) in put_off and type(right) not in put_off else (right, left)
+
+
 def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
-    act, x = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x):
+    act, x = _by_kind(left, right)
+    if type(act) is Activated and _fuses(_obstacle(act, x)):
         return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
 
 
-def fused_product(activation: Activation, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """Computes by a kernel the product of operands that fuse."""
+def fused_product(
+    activation: Activation, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Computes by a kernel the product of operands that fuse, and a sum with it."""
+    if residual is not None:
+        return gates.SigmoidGateResidualFunction.apply(x, gate, residual, _runner())
     if activation == SIGMOID:
-        return gates.SigmoidGateFunction.apply(x, gate, "triton")
-    return gates.SwiGLUFunction.apply(gate, x, "triton")
+        return gates.SigmoidGateFunction.apply(x, gate, _runner())
+    return gates.SwiGLUFunction.apply(gate, x, _runner())
 
 
-def runs_kernel(*tensors: torch.Tensor) -> bool:
-    """Tells whether a kernel runs on these."""
-    return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
+def fused_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Computes by a kernel the interpolation of operands that fuse."""
+    return gates.SigmoidLerpFunction.apply(x, y, gate, _runner())
 
 
-def _operands_fuse(act: Activated, x: Any) -> bool:
-    """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
+def _runner() -> _backend.Runner:
+    return "triton" if _eligible.reporting() is None else "operator"
+
+
+def _fuses(obstacle: str | None) -> bool:
+    """Tells whether a kernel runs, for there is no obstacle; during a report, the report is told of one."""
+    if obstacle is not None and (report := _eligible.reporting()) is not None:
+        report.obstacle = obstacle
+    return obstacle is None
+
+
+def _obstacle(act: Activated, x: Any) -> str | None:
+    """Returns why no kernel computes a product; None if one gives its values and strides, and saves nothing that may change."""
     gate = act.gate
-    if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.gate_changed():
-        return False
+    if type(x) not in _eligible.PLAIN_TYPES:
+        return "its other operand is no plain tensor"
+    if reason := _change(act):
+        return reason
     if act.with_graph and x.requires_grad and not gate.requires_grad:
-        return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
-    return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
+        return "its gate needs no gradient"  # PyTorch saves the sigmoid alone for backward, a kernel both operands
+    takes_shapes = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
+    if not takes_shapes or act.expanded not in (None, x.shape):
+        return "no kernel takes its shapes"
+    if gate.stride() != x.stride() and not _have_same_order(x, gate):
+        return "its operands have their axes in different orders"
+    return None if activated.runs_kernel(x, gate) else "no kernel takes its dtypes"
+
+
+def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
+    """Returns why no kernel computes an interpolation; None if one gives its values and strides."""
+    if not (type(x) in _eligible.PLAIN_TYPES and type(y) in _eligible.PLAIN_TYPES):
+        return "its other operands are no plain tensors"
+    if reason := _change(act):
+        return reason
+    if not act.gate.shape == x.shape == y.shape or act.expanded is not None:
+        return "no kernel takes its shapes"
+    if not act.gate.stride() == x.stride() == y.stride():
+        return "its operands have different strides"
+    same = act.gate.dtype == x.dtype == y.dtype
+    return None if same and activated.runs_kernel(x, y, act.gate) else "no kernel takes its dtypes"
+
+
+def _change(act: Activated) -> str | None:
+    """Returns why the gate does not give the value any more; None if it does."""
+    if act.is_read:
+        return "other code has read its sigmoid or silu"
+    if act.with_graph != torch.is_grad_enabled():
+        return "autograd is switched between the sigmoid and the product"
+    return "its gate has changed in place" if act.gate_changed() else None
 
 
 def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
@@ -195,9 +211,9 @@ def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
     )
 
 
-def deferring(bound: Any) -> Any:
-    """Returns a bound method whose result, a sigmoid or silu, is put off for a product, if it is a rewritten one."""
-    if torch.compiler.is_compiling():
-        return bound
-    function = getattr(getattr(bound, "__func__", None), "_sigtorch_deferring", None)
-    return bound if function is None else MethodType(function, bound.__self__)
+def glu(function: Any, input: Any, dim: int = -1) -> Any:
+    """Computes ``F.glu(input, dim)`` by sigtorch's function, but for what PyTorch's refuses."""
+    can_halve = type(input) in _eligible.PLAIN_TYPES and type(dim) is int and -input.dim() <= dim < input.dim()
+    if function is F.glu and can_halve and input.shape[dim] % 2 == 0 and input.is_floating_point():
+        return gates.glu(input, dim)
+    return function(input, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import types
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ from sigtorch.plugin.classes import original_of
 
 Activation: TypeAlias = Literal["sigmoid", "silu"]
 Kind: TypeAlias = Literal[
-    "sigmoid", "silu", "number", "works in place", "named like an activation", "returns a new tensor"
+    "sigmoid", "silu", "number", "works in place", "returns a new tensor", "may be an activation", "leads to products"
 ]
 AttributeKinds: TypeAlias = frozenset[tuple[str, Kind]]  # of a module's attributes, by their names; pickles hold it
 
@@ -25,8 +26,9 @@ SIGMOID: Final = "sigmoid"
 SILU: Final = "silu"
 NUMBER: Final = "number"
 WORKS_IN_PLACE: Final = "works in place"
-LIKE_ACTIVATION: Final = "named like an activation"
 RETURNS_NEW: Final = "returns a new tensor"
+MAY_BE_ACTIVATION: Final = "may be an activation"  # a table of activations, or a module that ends in one
+LEADS_TO_PRODUCTS: Final = "leads to products"  # a function, or an object that is no module
 
 
 def sigmoid_method(x: Any) -> Any:
@@ -45,7 +47,8 @@ _FUNCTIONS: dict[Any, Activation] = {
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER = nn.Sequential.forward, nn.Sequential.__iter__
 _SIGTORCH_FORWARD: Any = Sigmoid.forward
-_KNOWN = (*_FUNCTIONS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
+_VIEW_FORWARDS = (nn.Flatten.forward, nn.Unflatten.forward, nn.Identity.forward)
+_KNOWN = (*_FUNCTIONS, *_VIEW_FORWARDS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
 _CODES = {f: getattr(f, "__code__", None) for f in _KNOWN}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
@@ -64,8 +67,10 @@ def _class_activation(function: Any) -> Activation | None:
     """Returns which activation a function or module computes, by its class as it is now: hooks and the like aside."""
     if not isinstance(function, nn.Module):
         return _known_function(function)
-    activation = _forward_activation(_forward_of(function))
-    return _class_activation(steps[-1]) if activation is None and (steps := sequence(function)) else activation
+    activation = _forward_activation(own_forward(function))
+    if activation is None and (steps := sequence(function)):
+        return _class_activation(steps[activation_position(steps)])
+    return activation
 
 
 def sequence(function: Any) -> list[nn.Module]:
@@ -74,8 +79,24 @@ def sequence(function: Any) -> list[nn.Module]:
         return []
     cls = type(function)
     iterates = cls.__iter__ is _SEQUENTIAL_ITER and _is_unchanged(_SEQUENTIAL_ITER)
-    runs = _forward_of(function) is _SEQUENTIAL_FORWARD and _is_unchanged(_SEQUENTIAL_FORWARD)
+    runs = own_forward(function) is _SEQUENTIAL_FORWARD and _is_unchanged(_SEQUENTIAL_FORWARD)
     return [*function] if iterates and runs else []
+
+
+def activation_position(steps: list[nn.Module]) -> int:
+    """Returns the position of the last module that does more than to change the shape."""
+    last = len(steps) - 1
+    while last > 0 and _only_views(steps[last]):
+        last -= 1
+    return last
+
+
+def _only_views(module: nn.Module) -> bool:
+    """Tells whether a module only shows its input in another shape, such as ``nn.Flatten``."""
+    forward = own_forward(module)
+    known = any(forward is f for f in _VIEW_FORWARDS) and _is_unchanged(forward)
+    of_einops = f"{type(module).__module__}.{type(module).__name__}" == "einops.layers.torch.Rearrange"
+    return (known or of_einops) and obstacle(module) is None
 
 
 def obstacle(function: Any) -> str | None:
@@ -93,7 +114,7 @@ def obstacle(function: Any) -> str | None:
         return "it is compiled"
     if any(getattr(torch_modules, f"_global{hooks}") for hooks in _HOOKS):
         return "all modules have hooks, which fusing would bypass"
-    return obstacle(steps[-1]) if (steps := sequence(function)) else None
+    return obstacle(steps[activation_position(steps)]) if (steps := sequence(function)) else None
 
 
 def _works_in_place(module: nn.Module) -> bool:
@@ -112,15 +133,30 @@ def _is_unchanged(function: Any) -> bool:
     return _CODES[function] is getattr(function, "__code__", None)
 
 
-def _known_function(function: Any) -> Activation | None:
+def _known_function(function: Any, depth: int = 0) -> Activation | None:
+    """Returns which activation of its one argument a function computes, itself or by calling another."""
+    if type(function) is functools.partial:
+        takes_one = not function.args and function.keywords in ({}, {"inplace": False})
+        return _known_function(function.func, depth + 1) if takes_one and depth < _MAX_DEPTH else None
     try:
         activation = _FUNCTIONS.get(function)
     except Exception:  # hashing and comparing a user's object may raise anything
         return None
-    return activation if activation and _is_unchanged(function) else None
+    if activation is None:
+        is_plain = type(function) is types.FunctionType and depth < _MAX_DEPTH
+        return _called_activation(function, "", depth) if is_plain else None
+    return activation if _is_unchanged(function) else None
 
 
-def _forward_of(module: nn.Module) -> Any:
+_MAX_DEPTH = 3  # of functions that call one another
+
+
+def is_known(value: Any) -> bool:
+    """Tells whether a value is one of PyTorch's sigmoids or silus, under whatever name."""
+    return any(value is function for function in _FUNCTIONS)
+
+
+def own_forward(module: nn.Module) -> Any:
     """Returns the forward of a module's class if calling the module runs only that, else None."""
     cls: Any = original_of(type(module))
     calls = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL
@@ -128,9 +164,9 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 class _Callee(NamedTuple):
-    """The function that a one-statement forward calls, as a name and attributes of its value.
+    """The function that a one-statement function calls, as a name and attributes of its value.
 
-    An empty name stands for the method ``sigmoid`` of the forward's argument.
+    An empty name stands for the method ``sigmoid`` of the function's argument.
     """
 
     name: str
@@ -143,13 +179,18 @@ def _forward_activation(forward: Any) -> Activation | None:
         return None
     if forward is _SIGTORCH_FORWARD:
         return SIGMOID if _is_unchanged(forward) else None
-    callee = _callee(forward)
-    if callee is None:
+    return _called_activation(forward, forward.__code__.co_varnames[0], 0) if forward.__code__.co_argcount else None
+
+
+def _called_activation(function: types.FunctionType, self_name: str, depth: int) -> Activation | None:
+    """Returns which activation of its argument a function returns; a method's argument is the one after ``self_name``."""
+    callee = _callee(function, self_name)
+    if callee is None or any(function.__defaults__ or ()):  # the default of ``inplace``
         return None
-    value = source.resolve_name(callee.name, forward) if callee.name else sigmoid_method
+    value = source.resolve_name(callee.name, function) if callee.name else sigmoid_method
     for attribute in callee.attributes:
         value = getattr(value, attribute, None) if isinstance(value, types.ModuleType) else None
-    return _known_function(value)
+    return _known_function(value, depth + 1)
 
 
 _STATEMENT_BYTES = 240  # of code, at most, in every release of Python
@@ -161,41 +202,81 @@ class _Read(NamedTuple):
 
 
 # By the id of a code, which the value keeps alive: a code's source never changes. Codes hold no class.
-_read: dict[int, _Read] = {}
+_read: dict[tuple[int, str], _Read] = {}
 
 
-def _callee(forward: Any) -> _Callee | None:
-    """Returns the function whose result a one-statement forward returns."""
-    code = forward.__code__
-    if code.co_argcount != 2 or len(code.co_code) > _STATEMENT_BYTES:
+def _callee(function: types.FunctionType, self_name: str) -> _Callee | None:
+    """Returns the function whose result a one-statement function returns."""
+    code = function.__code__
+    if code.co_argcount > 3 or len(code.co_code) > _STATEMENT_BYTES:
         return None
-    known = _read.get(id(code))
+    known = _read.get((id(code), self_name))
     if known is None:
-        read = source.read_if_current(forward)
-        known = _read.setdefault(id(code), _Read(code, None if read is None else _callee_in(read.definition)))
+        known = _read.setdefault((id(code), self_name), _Read(code, _read_callee(function, self_name)))
     return known.callee
 
 
-def _callee_in(definition: ast.FunctionDef) -> _Callee | None:
-    arguments = definition.args
-    parameters = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+def _read_callee(function: types.FunctionType, self_name: str) -> _Callee | None:
+    if function.__name__ == "<lambda>":
+        read_lambda = source.read_lambda(function)
+        return None if read_lambda is None else _callee_in(read_lambda.args, read_lambda.body, self_name)
+    read = source.read_if_current(function)
+    return None if read is None else _callee_in(read.definition.args, _returned(read.definition), self_name)
+
+
+def _returned(definition: ast.FunctionDef) -> ast.expr | None:
+    """Returns the expression that a function of one statement returns; an ``if`` with two returns is one."""
     body = definition.body[1:] if ast.get_docstring(definition) is not None else definition.body
-    value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
-    if len(parameters) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs:
+    match body:
+        case [ast.Return(value=value)]:
+            return value
+        case [ast.If(test=test, body=[ast.Return(value=ast.expr() as a)], orelse=[ast.Return(value=ast.expr() as b)])]:
+            return ast.IfExp(test, a, b)
+        case [
+            ast.If(test=test, body=[ast.Return(value=ast.expr() as a)], orelse=[]),
+            ast.Return(value=ast.expr() as b),
+        ]:
+            return ast.IfExp(test, a, b)
+    return None
+
+
+def _callee_in(arguments: ast.arguments, value: ast.expr | None, self_name: str) -> _Callee | None:
+    """Returns what a function calls with its one argument, beside which it may have ``inplace=False``."""
+    parameters = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    own = parameters[1:] if self_name else parameters
+    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or len(own) - len(arguments.defaults) != 1:
         return None
-    self_name, x = parameters
-    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == f"{self_name}.inplace":
-        value = value.orelse  # whether it works in place, the instance tells
+    x, *options = own
+    if options not in ([], ["inplace"]):
+        return None
+    in_place = "inplace" if options else f"{self_name}.inplace"  # whether it works in place, the instance tells
+    if isinstance(value, ast.IfExp) and ast.unparse(value.test) == in_place:
+        value = value.orelse
     if not isinstance(value, ast.Call):
         return None
+    inner = _before_cast(value, x)
+    if inner is not None:
+        value, x = inner, ast.unparse(inner.args[0])
     if ast.unparse(value) == f"{x}.sigmoid()":
         return _Callee("", ())
-    if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={self_name}.inplace"]):
+    if [ast.unparse(k) for k in value.keywords] not in ([], [f"inplace={in_place}"], ["inplace=False"]):
         return None
     if [ast.unparse(a) for a in value.args] != [x]:
         return None
     name, *attributes = ast.unparse(value.func).split(".")
     return _Callee(name, tuple(attributes)) if name.isidentifier() and name not in parameters else None
+
+
+def _before_cast(value: ast.Call, x: str) -> ast.Call | None:
+    """Returns the call in ``f(x.float()).to(x.dtype)``, which a kernel computes in float32 anyway; None for other calls."""
+    function = value.func
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Call) or not function.value.args:
+        return None
+    casts_back = ast.unparse(value) in (
+        f"{ast.unparse(function.value)}.{end}" for end in (f"to({x}.dtype)", f"type_as({x})")
+    )
+    argument = ast.unparse(function.value.args[0])
+    return function.value if casts_back and argument in (f"{x}.float()", f"{x}.to(torch.float32)") else None
 
 
 def value_kind(value: Any) -> Kind | None:
@@ -205,18 +286,23 @@ def value_kind(value: Any) -> Kind | None:
     # Python numbers and 0-d tensors: no kernel takes them as an operand.
     if value.dim() == 0 if isinstance(value, torch.Tensor) else type(value) in (int, float):
         return NUMBER
-    if _has_activation_name(value):
-        return LIKE_ACTIVATION
+    if _holds_activations(value):
+        return MAY_BE_ACTIVATION
     if not isinstance(value, nn.Module):
         return None
     return WORKS_IN_PLACE if _works_in_place(value) else RETURNS_NEW if _returns_new_tensor(value) else None
 
 
-def _has_activation_name(value: Any) -> bool:
-    """Tells whether a function or module is named like a sigmoid or silu."""
-    function = getattr(value, "func", value)  # of a functools.partial
-    name = getattr(function, "__name__", None) or type(value).__name__
-    return callable(value) and isinstance(name, str) and name.lower() in ("sigmoid", "silu", "swish", "expit")
+def _holds_activations(value: Any) -> bool:
+    """Tells whether a container holds a sigmoid or silu."""
+    if isinstance(value, (dict, nn.ModuleDict)):
+        return is_activation_table(value) or any(map(_class_activation, value.values()))
+    return type(value) in (list, tuple, nn.ModuleList) and any(map(_class_activation, value))
+
+
+def is_activation_table(value: Any) -> bool:
+    """Tells whether a value is a dictionary of activations by name, such as transformers'."""
+    return isinstance(value, dict) and "silu" in value
 
 
 def is_number(node: ast.expr, kinds: dict[str, Kind], self_name: str) -> bool:

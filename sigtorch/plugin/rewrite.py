@@ -1,27 +1,52 @@
-"""Rewrites methods: each product of a sigmoid or silu with a tensor becomes a call that fuses it, and all else stays.
+"""Rewrites functions: each product of a sigmoid or silu with a tensor becomes a call that fuses it, and all else stays.
 
-The method's own source is compiled again, with the globals, closure, defaults and lines that it had.
+A function's own source is compiled again, with the globals, closure, defaults and lines that it had.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sigtorch.plugin import overlooked, source
-from sigtorch.plugin.recognise import NUMBER, RETURNS_NEW, WORKS_IN_PLACE, Activation, AttributeKinds, Kind
-from sigtorch.plugin.writer import HELPERS, Site, Writer, file_name, looks_at_variables
+import torch
+
+from sigtorch.plugin import source
+from sigtorch.plugin.classes import original_of
+from sigtorch.plugin.find import Finder, Rewriting, Site
+from sigtorch.plugin.recognise import (
+    LEADS_TO_PRODUCTS,
+    MAY_BE_ACTIVATION,
+    NUMBER,
+    RETURNS_NEW,
+    WORKS_IN_PLACE,
+    AttributeKinds,
+    Kind,
+    is_activation_table,
+    is_known,
+    obstacle,
+    own_forward,
+    value_kind,
+)
+from sigtorch.plugin.syntax import file_name
+from sigtorch.plugin.writer import HELPERS, Writer
 
 SOURCE_DIFFERS = "its source differs from the code that runs"
 NO_SOURCE = "its source cannot be read"
 LOOKS_AT_VARIABLES = "it looks at its own variables"
 HIDDEN = "a decorator hides the method"
-CALLED_BY_SUBCLASS = "a method of a subclass calls it"
+# Names of which one is in every function that computes a sigmoid, silu or GLU itself.
+NAMES = {"sigmoid", "sigmoid_", "silu", "silu_", "expit", "Sigmoid", "SiLU", "glu"}
+_SKIPPED_PACKAGES = {
+    "torch", "sigtorch", "builtins", "functools", "operator", "math", "typing", "numpy", "einops", "collections", "warnings",
+    "os", "abc", "contextlib", "dataclasses", "logging", "inspect", "copy", "itertools", "re", "packaging", "huggingface_hub",
+}  # fmt: skip
 
 
 class Rewritten(NamedTuple):
-    """A method, the function that replaces it or None if it stays, and the products in it."""
+    """A function, what replaces it or None if it stays, and the products in it."""
 
     original: Any
     function: Any
@@ -33,106 +58,201 @@ class Rewritten(NamedTuple):
 
 
 def rewrite_methods(cls: Any, kinds: AttributeKinds) -> dict[str, Rewritten]:
-    """Rewrites the methods of a class that hold products, for instances whose attributes are of these kinds.
-
-    Returns them by name. A method that a subclass overrides, but calls, is returned unrewritten as ``Base.name``.
-    """
-    skipped = ("torch", "sigtorch", "builtins")
-    bases = [b for b in reversed(cls.__mro__) if str(b.__module__).split(".")[0] not in skipped]
+    """Rewrites the methods of a class that hold products, for instances whose attributes are of these kinds, by name."""
+    bases = [b for b in reversed(cls.__mro__) if is_searched(b)]
     # As they are now: a method may have been replaced.
-    functions = [
-        (b, n, f) for b in bases for n, f in vars(b).items() if inspect.isfunction(f) and not n.startswith("__")
-    ]
-    methods = {name: f for _, name, f in functions if inspect.getattr_static(cls, name) is f}
-    rewriter = _Rewriter(cls, dict(kinds), methods)
+    functions = {n: f for b in bases for n, f in vars(b).items() if inspect.isfunction(f) and not n.startswith("__")}
+    methods = {name: f for name, f in functions.items() if inspect.getattr_static(cls, name) is f}
+    rewriter = _Rewriter(cls, dict(kinds))
     rewritten = {name: rewriter.rewrite(f) for name, f in methods.items() if rewriter.may_hold_product(f)}
-    for base, name, f in functions:
-        if methods.get(name) is f or not rewriter.may_hold_product(f):
-            continue
-        called = [names_in(caller) for caller in methods.values()]
-        if any({name, "super"} <= names or {name, base.__name__} <= names for names in called):
-            rewritten[f"{base.__name__}.{name}"] = rewriter.rewrite(f).left(CALLED_BY_SUBCLASS)
-    for name in rewriter.deferred_methods:
-        rewritten[name] = rewriter.add_deferring(name, rewritten.get(name))
+    for r in rewritten.values():
+        if r.function is not None:
+            r.function._sigtorch_original = r.original
     return {name: r for name, r in rewritten.items() if r.sites or r.function}
 
 
-class _Rewriter:
-    """Rewrites the methods of one class."""
+class _Rewriter(Rewriting):
+    """Rewrites the methods of a class, or a function; ``kinds`` is None if the attributes of the instance are not known."""
 
-    def __init__(self, cls: Any, kinds: dict[str, Kind], methods: dict[str, Any]) -> None:
-        self.cls, self.kinds, self.methods = cls, kinds, methods
+    def __init__(self, cls: Any, kinds: dict[str, Kind] | None) -> None:
+        self.cls, self.kinds = cls, kinds
         # Most methods hold no product, and none of these names: they need not be read.
-        self.names = overlooked.NAMES | {
-            name for name, kind in kinds.items() if kind not in (NUMBER, WORKS_IN_PLACE, RETURNS_NEW)
-        }
-        self.activation_methods = {
-            name: activation
-            for name, f in methods.items()
-            if self.may_hold_product(f) and (activation := self._returned_activation(f))
-        }
-        self.names |= self.activation_methods.keys()
-        self.deferred_methods: set[str] = set()  # the activation methods whose results products take
+        skipped = (NUMBER, WORKS_IN_PLACE, RETURNS_NEW)
+        self.names = NAMES | {name for name, kind in (kinds or {}).items() if kind not in skipped}
+        self.deferrable: dict[FunctionType, bool] = {}
 
     def may_hold_product(self, function: Any) -> bool:
-        """Tells whether a function names what may be a sigmoid or silu."""
+        """Tells whether a function names what may be a sigmoid or silu, or calls a function that does."""
         names, known = names_in(function), getattr(inspect.unwrap(function), "__globals__", {})
-        return bool(names & self.names) or any(overlooked.is_activation_table(known.get(name)) for name in names)
+        if names & self.names or any(is_activation_table(known.get(name)) for name in names) or _may_lead(function):
+            return True
+        held = (vars(base).get(name) for base in self.cls.__mro__ if is_searched(base) for name in names)
+        methods = (getattr(f, "__func__", f) for f in held)  # of a static method
+        return any(isinstance(f, FunctionType) and names_in(f) & self.names for f in methods)
 
-    def rewrite(self, method: Any) -> Rewritten:
-        """Rewrites a method, if that changes something."""
+    def rewrite(self, method: Any, *, defers_returns: bool = False) -> Rewritten:
+        """Rewrites a function, if that changes something."""
         function = inspect.unwrap(method)
-        line = f"{file_name(function)}:{function.__code__.co_firstlineno}"
-        unread = Rewritten(method, None, (Site(line),) if source.has_product(function.__code__) else ())
+        unread = Rewritten(method, None, ())
+        if names_in(function) & self.names and source.has_product(function.__code__):
+            unread = unread._replace(sites=(Site(f"{file_name(function)}:{function.__code__.co_firstlineno}"),))
         try:
             read = source.read(function)
         except source.SourceDiffersError:
             return unread.left(SOURCE_DIFFERS)
         if read is None:
             return unread.left(NO_SOURCE)
-        looks_at_itself = looks_at_variables(read.definition)
-        writer = Writer(self.cls, function, read.definition, self.kinds, self.activation_methods)
-        candidates = writer.candidates()
-        writer.visit(read.definition)
-        result = Rewritten(method, None, (*writer.sites, *writer.left(candidates)))
-        if looks_at_itself:
-            return result.left(LOOKS_AT_VARIABLES)
-        if all(site.reason for site in result.sites):
+        found = Finder(self.cls, function, read.definition, self.kinds, self).find(defers_returns=defers_returns)
+        result = Rewritten(method, None, tuple(s for s in found.sites if s.where))
+        if not (found.put_off or found.deferred or found.called or found.glus):
             return result
+        if looks_at_variables(read.definition):
+            return result.left(LOOKS_AT_VARIABLES)
+        Writer(found).visit(read.definition)
         compiled = source.compile_changed(read, function, HELPERS)
         result = result._replace(function=source.decorate_again(method, function, compiled))
-        if result.function is None:
-            return result.left(HIDDEN)
-        self.deferred_methods |= writer.deferred_methods
-        return result
+        return result.left(HIDDEN) if result.function is None else result
 
-    def _returned_activation(self, function: Any) -> Activation | None:
-        """Returns which activation's result a method ends in, if that is the only value that it returns."""
-        if hasattr(function, "__wrapped__") or str(function.__module__).split(".")[0] == "torch":
-            return None
-        read = source.read_if_current(function)
-        if read is None or read.definition.decorator_list or looks_at_variables(read.definition):
-            return None
-        returns = [n for n in ast.walk(read.definition) if isinstance(n, (ast.Return, ast.Yield, ast.YieldFrom))]
-        last = read.definition.body[-1]
-        if not isinstance(last, ast.Return) or last.value is None or returns != [last]:
-            return None
-        writer = Writer(self.cls, function, read.definition, self.kinds, {})
-        activation = writer.activation(last.value)
-        gate = writer.gate(last.value) if activation else None
-        return None if gate is None or writer.changes.affect(gate, last) else activation
+    def sites_in(self, function: Any, cls: Any) -> list[Site]:
+        if not isinstance(function, FunctionType):
+            return []
+        if not _may_lead(function) and (cls is object or not names_in(function) & self.names):
+            return []
+        made = rewritten_function(function, cls)
+        return [] if made is None else [*made.sites]
 
-    def add_deferring(self, name: str, rewritten: Rewritten | None) -> Rewritten:
-        """Returns an activation method with a second version, which puts its result off for a product."""
-        original = self.methods[name]
-        if rewritten is None or rewritten.function is None:
-            copy = source.copy_function(original, original.__code__, original.__closure__)
-            rewritten = Rewritten(original, copy, () if rewritten is None else rewritten.sites)
-        read = source.read_if_current(original)
-        if read is not None:
-            Writer(self.cls, original, read.definition, self.kinds, {}, defer_return=True).visit(read.definition)
-            rewritten.function._sigtorch_deferring = source.compile_changed(read, original, HELPERS)
-        return rewritten
+    def is_deferrable(self, function: Any) -> bool:
+        if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__") or not is_searched(function):
+            return False
+        if function not in self.deferrable:
+            self.deferrable[function] = False  # while it is read, for it may call itself
+            read = source.read_if_current(function) if names_in(function) & self.names else None
+            if read is not None and not read.definition.decorator_list and not looks_at_variables(read.definition):
+                finder = Finder(self.cls, function, read.definition, self.kinds, self)
+                self.deferrable[function] = finder.find(defers_returns=True).defers_return
+        return self.deferrable[function]
+
+
+class _Made(NamedTuple):
+    """What a function with this code is rewritten to, or None if it stays."""
+
+    code: CodeType
+    rewritten: Rewritten | None
+
+
+# What a function is rewritten to does not hold the function alive.
+_rewritten: WeakKeyDictionary[FunctionType, _Made] = WeakKeyDictionary()
+_deferring: WeakKeyDictionary[FunctionType, _Made] = WeakKeyDictionary()
+
+
+def rewritten_function(function: FunctionType, cls: Any = object) -> Rewritten | None:
+    """Returns what a function is rewritten to wherever it is called, or None if it stays.
+
+    ``cls`` is the class of the object whose method it is. Nothing is known of the object's attributes: each call looks.
+    """
+    return _made(_rewritten, function, cls, defers_returns=False)
+
+
+def deferring_function(function: FunctionType, cls: Any = object) -> Rewritten | None:
+    """Returns what a function that ends in a sigmoid or silu is rewritten to where a product takes its result."""
+    is_decorated = hasattr(function, "__wrapped__")  # and its decorator may do more with the result
+    return None if is_decorated else _made(_deferring, function, cls, defers_returns=True)
+
+
+def _made(
+    known: WeakKeyDictionary[FunctionType, _Made], function: FunctionType, cls: Any, *, defers_returns: bool
+) -> Rewritten | None:
+    made = known.get(function)
+    if made is None or made.code is not function.__code__:
+        known[function] = _Made(function.__code__, None)  # while it is rewritten, for it may call itself
+        new = _Rewriter(cls, None).rewrite(function, defers_returns=defers_returns)
+        made = _Made(function.__code__, new._replace(original=None) if new.function is not None else None)
+        known[function] = made
+    return made.rewritten
+
+
+def attribute_kinds(module: torch.nn.Module) -> dict[str, Kind]:
+    """Returns the kinds of what a module holds as attributes, by name."""
+    kinds = {name: kind for name, value in attributes(module).items() if (kind := value_kind(value))}
+    for name, value in attributes(module).items():
+        if kinds.get(name, RETURNS_NEW) == RETURNS_NEW and (kind := _code_kind(value)):
+            kinds[name] = kind
+    return kinds
+
+
+def attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """Returns what a module holds, by name."""
+    return {**vars(module), **module._modules, **module._parameters, **module._buffers}
+
+
+def _code_kind(value: Any) -> Kind | None:
+    """Returns the kind of a function, module or other object by its code."""
+    if not isinstance(value, torch.nn.Module):
+        return LEADS_TO_PRODUCTS if sites_of(value) else None
+    forward, cls = own_forward(value), original_of(type(value))
+    if not isinstance(forward, FunctionType) or not is_searched(cls) or obstacle(value):
+        return None
+    try:
+        kinds = {name: kind for name, v in attributes(value).items() if (kind := value_kind(v))}
+    except Exception:  # which is told in that module's own row
+        return None
+    return MAY_BE_ACTIVATION if _Rewriter(cls, kinds).is_deferrable(forward) else None
+
+
+def sites_of(value: Any) -> list[Site]:
+    """Returns the products in a function, or in the methods of an object that is no module, that are rewritten."""
+    if isinstance(value, FunctionType):
+        functions, cls = [value], object
+    elif isinstance(value, (torch.nn.Module, torch.Tensor)) or not is_searched(type(value)):
+        return []
+    else:
+        cls = type(value)
+        functions = [f for b in cls.__mro__ if is_searched(b) for f in vars(b).values() if isinstance(f, FunctionType)]
+    made = [rewritten_function(f, cls) for f in functions if _may_lead(f)]
+    return [site for m in made if m is not None for site in m.sites]
+
+
+_leading: WeakKeyDictionary[FunctionType, bool] = WeakKeyDictionary()
+
+
+def _may_lead(function: Any) -> bool:
+    """Tells whether a function, or one that it calls, names a sigmoid, silu or GLU."""
+    function = inspect.unwrap(function)
+    if not isinstance(function, FunctionType) or not is_searched(function):
+        return False
+    if function not in _leading:
+        _leading[function] = False  # while it is looked at, for it may call itself
+        named = names_in(function)
+        computes = named & NAMES or any(is_known(source.resolve_name(name, function)) for name in named)
+        _leading[function] = bool(computes) or any(map(_may_lead, _callees(function)))
+    return _leading[function]
+
+
+def _callees(function: FunctionType) -> list[FunctionType]:
+    """Returns the functions that a function names, by themselves or as attributes of modules."""
+    names = names_in(function)
+    values = [source.resolve_name(name, function) for name in names]
+    for module in values:
+        if isinstance(module, ModuleType) and module.__name__.split(".")[0] not in _SKIPPED_PACKAGES:
+            values += [vars(module).get(name) for name in names]
+    return [v for v in values if isinstance(v, FunctionType)]
+
+
+def is_searched(value: Any) -> bool:
+    """Tells whether a function or class may be a model's own."""
+    return str(getattr(value, "__module__", None)).split(".")[0] not in _SKIPPED_PACKAGES
+
+
+def looks_at_variables(definition: ast.FunctionDef) -> bool:
+    """Tells whether a function asks Python for its variables."""
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Attribute) and node.attr in ("currentframe", "_getframe", "f_locals"):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name = node.func.id
+            if name in ("eval", "exec") or (name in ("locals", "vars", "dir") and not node.args):
+                return True
+    return False
 
 
 def names_in(function: Any) -> set[str]:

@@ -62,6 +62,21 @@ def read_if_current(function: Any) -> Source | None:
         return None
 
 
+def read_lambda(function: Any) -> ast.Lambda | None:
+    """Returns the source of a lambda, if its file holds it, and no other one on its line."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    file = _compile_file(code.co_filename, "".join(lines))
+    if [_are_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())] != [True]:
+        return None
+    for first, last in file.statements:
+        if first <= code.co_firstlineno <= last:
+            nodes = ast.walk(_parse("\n" * (first - 1) + "".join(lines[first - 1 : last])))
+            found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno]
+            return found[0] if len(found) == 1 else None
+    return None
+
+
 def _are_same(a: types.CodeType, b: types.CodeType) -> bool:
     """Tells whether two codes are equal in their lines, too, which Python 3.10 does not compare."""
     pairs = zip(_with_nested(a), _with_nested(b), strict=True)
@@ -111,9 +126,11 @@ def _parse(text: str) -> ast.Module:
 
 
 def resolve(node: ast.expr, function: Any) -> Any:
-    """Returns the value of a name in a function's globals or closure, or of an attribute of a module there, else None."""
+    """Returns the value of a name in a function's globals or closure, or of an attribute of a module or class there."""
     if isinstance(node, ast.Attribute):
         owner = resolve(node.value, function)
+        if isinstance(owner, type):
+            return inspect.getattr_static(owner, node.attr, None)
         return vars(owner).get(node.attr) if inspect.ismodule(owner) else None
     return resolve_name(node.id, function) if isinstance(node, ast.Name) else None
 
@@ -135,7 +152,7 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     and functions around it stay, so that all other names mean the same.
     """
     inner = copy.copy(source.definition)
-    inner.name, inner.decorator_list = _INNER, []
+    inner.name, inner.decorator_list, inner.lineno = _INNER, [], _first_line(source.definition)
     outer: Any = ast.parse(f"def {_OUTER}({', '.join(helpers)}): 0").body[0]
     outer.body = [inner]
     tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
@@ -143,7 +160,7 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
     code = next(c for c in _with_nested(whole) if c.co_name == _INNER)
     own = function.__code__
-    code = _restore_name(code, own.co_name).replace(co_firstlineno=own.co_firstlineno, co_flags=own.co_flags)
+    code = _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
     cells = dict(zip(own.co_freevars, function.__closure__ or (), strict=True))
     cells |= {name: types.CellType(value) for name, value in helpers.items()}
     return copy_function(function, code, tuple(cells[name] for name in code.co_freevars))

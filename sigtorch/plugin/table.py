@@ -33,9 +33,13 @@ def table(swapped: list[Row], left: list[Row]) -> str:
         cells = "  ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True))
         first, *more = pattern.note.splitlines()
         lines += [f"  {cells}  {first}", *(f"    {line}" for line in more)]
-    # Names and lines of a user's model may hold characters that stdout cannot print: they are escaped.
+    return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes for what stdout cannot print: a user's names and files may hold any character."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def headline(swapped: list[Row], left: list[Row]) -> str:

@@ -100,14 +100,14 @@ SLIPS = [
     ),
     Slip(
         BACKEND,
-        "if 0 < dtypes.count(torch.float64) < len(dtypes):",
-        "if dtypes.count(torch.float64) == len(dtypes):",
+        "return 0 < dtypes.count(torch.float64) < len(dtypes)",
+        "return dtypes.count(torch.float64) == len(dtypes)",
         "tests/kernels/test_kernels.py -k 'promote and lerp'",
         "float64 beside float32 in a kernel",
     ),
     Slip(
         BACKEND,
-        'return "triton" if KERNEL_DTYPES.issuperset(dtypes) and _triton_works_on(index) else "aten"',
+        'return "triton" if kernels_take(dtypes) and _triton_works_on(index) else "aten"',
         'return "triton" if _triton_works_on(index) else "aten"',
         CHOICES,
         "a dtype that no kernel takes",

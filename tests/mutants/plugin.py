@@ -3,26 +3,79 @@
 from mutants.slip import Slip
 
 PRODUCTS, RECOGNISE, SOURCE = (f"sigtorch/plugin/{name}.py" for name in ("products", "recognise", "source"))
-CHANGES, CLASSES, WRITER = (f"sigtorch/plugin/{name}.py" for name in ("changes", "classes", "writer"))
+CHANGES, CLASSES, FIND = (f"sigtorch/plugin/{name}.py" for name in ("changes", "classes", "find"))
+ACTIVATED, FLOW, REWRITE = (f"sigtorch/plugin/{name}.py" for name in ("activated", "flow", "rewrite"))
 PATCH, FUNCTIONS = "sigtorch/plugin/patch.py", "sigtorch/plugin/functions.py"
+WATCHING, KEEPING = "sigtorch/plugin/watching.py", "sigtorch/plugin/keeping.py"
 REWRITTEN = "tests/plugin/test_rewrite.py tests/plugin/test_products.py"
 IN_PLACE = "tests/plugin/test_in_place.py tests/plugin/test_in_place_forms.py tests/plugin/test_order.py"
 SEEN = "tests/plugin/test_seen.py tests/plugin/test_what_runs.py tests/plugin/test_methods.py"
 PATCHED = "tests/plugin/test_patch.py tests/plugin/test_tools.py"
+FORMS = "tests/plugin/test_forms.py"
+REPORTED = "tests/plugin/test_report.py"
 DIVERTED = "tests/plugin/test_patched_functions.py tests/plugin/test_patch_losses.py"
 
 SLIPS = [
     Slip(
-        PRODUCTS,
-        "            with torch.set_grad_enabled(self.with_graph):\n                value = self.function(self.gate)",
-        "            value = self.function(self.gate)",
+        ACTIVATED,
+        "            with torch.set_grad_enabled(self.with_graph):\n",
+        "            if True:\n",
         REWRITTEN,
         "a sigmoid that was computed without autograd gets a graph",
     ),
     Slip(
+        ACTIVATED,
+        "        return not (self.is_read or self.expanded or self.gate_changed()) and _is_dense(self.gate)",
+        "        return not (self.is_read or self.expanded or self.gate_changed())",
+        "tests/plugin/test_guards.py tests/plugin/test_forms.py",
+        "a view of a gate whose sigmoid has other strides",
+    ),
+    Slip(
+        FIND,
+        "            self.found.added_to.update(variables.additions_to(name))",
+        "            pass",
+        FORMS,
+        "something is added to a sigmoid that was put off",
+    ),
+    Slip(
+        FIND,
+        "                if not more or name in variables.shared:",
+        "                if not more:",
+        FORMS,
+        "a nested function reads a sigmoid that was put off",
+    ),
+    Slip(
+        FLOW,
+        "            if always_runs and (stores or isinstance(statement, _ENDS)):",
+        "            if stores or isinstance(statement, _ENDS):",
+        FORMS,
+        "what reads a variable after a branch is overlooked",
+    ),
+    Slip(
+        REWRITE,
+        "    return None if is_decorated else _made(",
+        "    return _made(",
+        SEEN,
+        "a decorator gets a sigmoid that was put off",
+    ),
+    Slip(
+        REWRITE,
+        "    if made is None or made.code is not function.__code__:",
+        "    if made is None:",
+        FORMS,
+        "a function's former code runs",
+    ),
+    Slip(
         PRODUCTS,
-        "shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and",
-        "shapes_fuse and",
+        "    if act.is_read:\n",
+        "    if False:\n",
+        FORMS,
+        "a sigmoid is computed twice",
+    ),
+    Slip(
+        PRODUCTS,
+        "    if gate.stride() != x.stride() and not _have_same_order(x, gate):",
+        "    if False:",
         REWRITTEN,
         "the result has the strides of the other operand",
     ),
@@ -69,10 +122,10 @@ SLIPS = [
         "a write by out= is not noticed",
     ),
     Slip(
-        WRITER,
+        FIND,
         "        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):",
         "        if pair is None or any(isinstance(f, ast.Starred) for f in pair):",
-        "tests/plugin/test_overlooked.py tests/plugin/test_rewrite.py",
+        "tests/plugin/test_left.py tests/plugin/test_rewrite.py",
         "a product with a number counts as one",
     ),
     Slip(
@@ -109,5 +162,40 @@ SLIPS = [
         "            pytorch_takes",
         DIVERTED,
         "another thread's focal loss is diverted",
+    ),
+    Slip(
+        SOURCE,
+        ", inner.lineno = _INNER, [], _first_line(source.definition)",
+        " = _INNER, []",
+        REPORTED,
+        "a rewritten method begins at another line than the original",
+    ),
+    Slip(
+        WATCHING,
+        "            self.memories.pop(_memory(t), None)\n        if func",
+        "            pass\n        if func",
+        REPORTED,
+        "what was written over a sigmoid counts as the sigmoid",
+    ),
+    Slip(
+        WATCHING,
+        "        opened.activation.uses -= 1  # which was counted for each of the two\n",
+        "",
+        REPORTED,
+        "an interpolation counts as two products",
+    ),
+    Slip(
+        KEEPING,
+        "                self.before([buffer])\n",
+        "",
+        REPORTED,
+        "a report changes the running statistics of a BatchNorm",
+    ),
+    Slip(
+        KEEPING,
+        "        stack.callback(random.setstate, random.getstate())\n",
+        "",
+        REPORTED,
+        "a report draws from Python's random numbers",
     ),
 ]

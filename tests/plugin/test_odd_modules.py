@@ -28,10 +28,10 @@ class Homeless(MLP):
     __module__ = None
 
 
-class Unasked:
-    """Raises an error for every attribute."""
+class Unasked(dict):
+    """Raises an error when it is asked for what it holds."""
 
-    def __getattr__(self, name):
+    def values(self):
         raise RuntimeError("not now")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import sigtorch
 from sigtorch.ops import gates
-from sigtorch.plugin import products
+from sigtorch.plugin import activated
 
 
 class Twice(nn.SiLU):
@@ -44,7 +44,11 @@ class Inplace(nn.Module):
 def test_activations_are_recognised_by_what_they_compute():
     for act, name in [(Silu(), "swiglu"), (Inplace(False), "sigmoid_gate"), (nn.Sigmoid(), "sigmoid_gate")]:
         assert sigtorch.patch(MLP(act)).swapped[""].startswith(f"sigtorch.{name} at patching.py:"), act
-    for act in (Twice(), Steep(), Called(), Inplace(True)):
+    steep = MLP(Steep())
+    before = run(steep)
+    sigtorch.patch(steep)
+    agree(before, run(steep), exactly=True)
+    for act in (Twice(), Called(), Inplace(True)):
         model = MLP(act)
         before = run(model)
         assert "" not in sigtorch.patch(model).swapped, act
@@ -233,8 +237,8 @@ class Meddling(nn.Module):
 def test_a_gate_that_a_variable_holds_is_computed(calls):
     """Other code may change the gate through that variable before the product."""
     gate = torch.randn(4)
-    assert products.activated_early(torch.sigmoid, gate).computed is not None
-    only_here = products.activated_early(torch.sigmoid, gate * 1).computed is None
+    assert activated.activated_early(torch.sigmoid, gate).computed is not None
+    only_here = activated.activated_early(torch.sigmoid, gate * 1).computed is None
     assert only_here == (sys.version_info < (3, 14)), "from Python 3.14 on, references do not tell"
 
 
@@ -298,7 +302,7 @@ class SqueezeExcitation(nn.Module):
 def test_a_product_checks_each_thing_once(device, monkeypatch):
     """The backend is selected at the activation and at the product, and shapes are checked once."""
     model, x, asked = SqueezeExcitation(), torch.randn(2, 3, 4, 4, device=device), []
-    for module, name in ((products._backend, "select"), (gates, "select"), (gates, "gate_shape_fuses")):
+    for module, name in ((activated._backend, "select"), (gates, "select"), (gates, "gate_shape_fuses")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *t, f=function, n=name: asked.append(n) or f(*t))
     expected = model(x)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sigtorch.ops import gates, sigmoid
-from sigtorch.plugin import products
+from sigtorch.plugin import activated, products
 from sigtorch.plugin.recognise import SIGMOID
 
 
@@ -91,12 +91,12 @@ def agree(before, after, exactly=False):
         torch.testing.assert_close(a, b, **({"rtol": 0, "atol": 0} if exactly else {}))
 
 
-GATES = ((sigmoid, "sigmoid"), (gates, "glu"), (gates, "swiglu"), (gates, "sigmoid_gate"))
+GATES = ((sigmoid, "sigmoid"), *((gates, name) for name in ("glu", "swiglu", "sigmoid_gate", "sigmoid_lerp")))
 
 
-def by_public_functions(kind, x, gate):
+def by_public_functions(kind, x, gate, residual=None):
     """A fused product, by PyTorch's operators where no kernel runs."""
-    return gates.sigmoid_gate(x, gate) if kind == SIGMOID else gates.swiglu(gate, x)
+    return gates.sigmoid_gate(x, gate, residual) if kind == SIGMOID else gates.swiglu(gate, x)
 
 
 def spy(monkeypatch, functions=GATES):
@@ -109,6 +109,7 @@ def spy(monkeypatch, functions=GATES):
 
     for module, name in functions:
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
-    monkeypatch.setattr(products, "runs_kernel", lambda *tensors: True)
+    monkeypatch.setattr(activated, "runs_kernel", lambda *tensors: True)
     monkeypatch.setattr(products, "fused_product", by_public_functions)
+    monkeypatch.setattr(products, "fused_lerp", lambda *tensors: gates.sigmoid_lerp(*tensors))
     return calls

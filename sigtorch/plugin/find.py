@@ -1,0 +1,465 @@
+"""Finds the products of a sigmoid or silu in a function's source, and what has to be computed otherwise for them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+from sigtorch.plugin import activated, source
+from sigtorch.plugin.changes import Changes, InertCheck, position
+from sigtorch.plugin.flow import Variables, may_read
+from sigtorch.plugin.recognise import (
+    LEADS_TO_PRODUCTS,
+    MAY_BE_ACTIVATION,
+    SIGMOID,
+    SILU,
+    Activation,
+    Kind,
+    attribute_kind,
+    fusable_activation,
+    is_activation_table,
+    is_number,
+)
+from sigtorch.plugin.syntax import (
+    argument_nodes,
+    assigned,
+    complement_of,
+    file_name,
+    is_sigmoid_method,
+    view_arguments,
+    viewed,
+)
+
+_PRODUCTS = (torch.mul, torch.multiply, operator.mul)
+_METHODS = ("mul", "multiply")
+# Nodes whose parts are evaluated in the order in which they stand, so that only those before a product run before it.
+_IN_ORDER = (
+    ast.Assign, ast.Return, ast.Expr, ast.Call, ast.BinOp, ast.UnaryOp, ast.Starred, ast.Tuple, ast.keyword, ast.Attribute
+)  # fmt: skip
+CHANGED_REASON = "its gate changes in place"
+Span = tuple[Any, ...]
+Helper: TypeAlias = Callable[..., Any]
+Unknown: TypeAlias = Literal["unknown"]  # the call decides, when it runs
+UNKNOWN: Unknown = "unknown"
+_FUSED = {SIGMOID: "sigtorch.sigmoid_gate", SILU: "sigtorch.swiglu", UNKNOWN: "a product"}
+
+
+class Site(NamedTuple):
+    """A product in a user's source, and what computes it now or the reason why it is left."""
+
+    where: str
+    fused: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Found:
+    """The nodes of a function that are written anew.
+
+    Attributes:
+        sites: the products, for a table.
+        products: multiplications with an activation that is put off.
+        terms: those of them that a sum takes.
+        sums: additions of such a product.
+        interpolations: sums ``s * x + (1 - s) * y``, and calls of ``torch.lerp``.
+        complements: the ``1 - s`` in these.
+        put_off: calls of an activation, and the helper that puts each off.
+        deferred: calls of a function that ends in an activation, which it is to put off.
+        read: loads of variables that may hold an activation that is put off, outside of products.
+        added_to: statements such as ``x += 1`` to such a variable.
+        glus: calls of ``F.glu``.
+        called: calls of functions that hold products.
+        defers_return: whether the function returns an activation that is put off.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    products: set[ast.AST] = field(default_factory=set)
+    terms: set[ast.AST] = field(default_factory=set)
+    sums: set[ast.AST] = field(default_factory=set)
+    interpolations: set[ast.AST] = field(default_factory=set)
+    complements: set[ast.AST] = field(default_factory=set)
+    put_off: dict[ast.AST, Helper] = field(default_factory=dict)
+    deferred: set[ast.AST] = field(default_factory=set)
+    read: set[ast.AST] = field(default_factory=set)
+    added_to: set[ast.AST] = field(default_factory=set)
+    glus: set[ast.AST] = field(default_factory=set)
+    called: set[ast.AST] = field(default_factory=set)
+    defers_return: bool = False
+
+
+class _Factors(NamedTuple):
+    """The factors that a node multiplies."""
+
+    left: ast.expr
+    right: ast.expr
+
+
+class _Passed(NamedTuple):
+    """An assignment that gives what a variable holds to others, maybe as views."""
+
+    statement: ast.stmt
+    names: list[str]
+
+
+class Rewriting:
+    """Says of functions that a method calls whether they are rewritten; rewrite.py has the one that does it."""
+
+    def sites_in(self, function: Any, cls: Any) -> list[Site]:
+        """Returns the products in a function that are rewritten where it is called."""
+        return []
+
+    def is_deferrable(self, function: Any) -> bool:
+        """Tells whether a function ends in a sigmoid or silu, which it can put off."""
+        return False
+
+
+class Finder:
+    """Searches one function.
+
+    Args:
+        cls: the class whose method the function is; ``object`` if it is none.
+        function: the function.
+        definition: its source.
+        kinds: the kinds of the attributes of the method's instance; None if these are not known.
+        rewriting: what is known of the functions that it calls.
+    """
+
+    def __init__(
+        self, cls: Any, function: Any, definition: ast.FunctionDef, kinds: dict[str, Kind] | None, rewriting: Rewriting
+    ) -> None:
+        self.cls, self.function, self.definition, self.rewriting = cls, function, definition, rewriting
+        self.kinds, self.knows_attributes = kinds or {}, kinds is not None
+        arguments = [*definition.args.posonlyargs, *definition.args.args]
+        self.self_name = arguments[0].arg if arguments and cls is not object else ""
+        self.is_inert = InertCheck(cls if self.knows_attributes else object, self.self_name)
+        self.changes = Changes(definition, self.kinds, self.self_name)
+        self.scopes = [Variables(n) for n in ast.walk(definition) if isinstance(n, ast.FunctionDef)]
+        self.locals = {n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        self.locals |= {a.arg for n in ast.walk(definition) if isinstance(n, ast.arguments) for a in argument_nodes(n)}
+        self.locals -= {self.self_name}
+        self.found = Found()
+        self.uses: dict[ast.AST, ast.AST] = {}  # the products, by what is multiplied
+        self.passed: dict[ast.AST, _Passed] = {}  # by the load of a variable
+        self.activations: dict[ast.AST, Activation | Unknown] = {}  # of products
+        self.refused: set[ast.AST] = set()
+
+    def find(self, *, defers_returns: bool = False) -> Found:
+        """Finds all; ``defers_returns`` also puts off what the function returns."""
+        for node in ast.walk(self.definition):
+            if pair := self.complemented(node):
+                self.uses |= dict.fromkeys(pair, node)
+            for factor in self.factors(node) or ():
+                self.uses.setdefault(viewed(factor), node)  # an interpolation comes before its terms
+        for node in self.scopes[0].statements if defers_returns else ():
+            if isinstance(node, ast.Return) and node.value is not None:
+                self.uses[viewed(node.value)] = node
+        for variables in self.scopes:
+            self.find_held(variables)
+        for core, product in self.uses.items():
+            if isinstance(core, ast.Call):
+                self.put_off_inline(core, product)
+        for variables in self.scopes:
+            self.find_reads(variables)
+        self.found.defers_return = any(isinstance(product, ast.Return) for product in self.activations)
+        self.find_calls()
+        self.note_sites()
+        return self.found
+
+    def factors(self, node: ast.AST) -> _Factors | None:
+        """Returns the two factors that a node multiplies, if neither is certainly a number."""
+        pair = None
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            pair = _Factors(node.left, node.right)
+        elif isinstance(node, ast.Call) and not node.keywords:
+            if len(node.args) == 3 and source.resolve(node.func, self.function) is torch.addcmul:
+                pair = _Factors(*node.args[1:])
+            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
+                pair = _Factors(*node.args)
+            elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+                pair = _Factors(node.func.value, node.args[0])
+        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):
+            return None
+        return pair
+
+    def complemented(self, node: ast.AST) -> list[ast.expr]:
+        """Returns the sigmoids of an interpolation: in ``s * x + (1 - s) * y`` both, of ``torch.lerp`` the weight."""
+        if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
+            is_lerp = source.resolve(node.func, self.function) is torch.lerp
+            return [viewed(node.args[2])] if is_lerp and not any(isinstance(a, ast.Starred) for a in node.args) else []
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
+            return []
+        terms = (node.left, node.right)
+        factors = [
+            f for t in terms if isinstance(t, ast.BinOp) and isinstance(t.op, ast.Mult) for f in (t.left, t.right)
+        ]
+        rests = [f for f in factors if complement_of(f)]
+        if len(factors) != 4 or len(rests) != 1:
+            return []
+        rest, other_term = rests[0], factors[2:] if rests[0] in factors[:2] else factors[:2]
+        same = [f for f in other_term if isinstance(f, ast.Name) and f.id == complement_of(rest)]
+        # The right term is evaluated before the left one is computed.
+        if len(same) != 1 or not self.is_inert(*(f for f in factors[2:] if f is not rest)):
+            return []
+        return [same[0], rest.right]  # type: ignore[attr-defined]
+
+    def activation(self, node: ast.expr) -> Activation | Unknown | None:
+        """Returns which activation's result a call is, or may be."""
+        if not isinstance(node, ast.Call):
+            return None
+        callee = node.func
+        if self.is_deferred(callee):
+            return UNKNOWN
+        if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
+            return None
+        if is_sigmoid_method(node):
+            return SIGMOID if not self.is_self(callee.value) else None  # type: ignore[attr-defined]
+        return self.callee_activation(callee) if len(node.args) == 1 else None
+
+    def callee_activation(self, callee: ast.expr) -> Activation | Unknown | None:
+        """Returns which activation a function of one argument is, or may be."""
+        kind = attribute_kind(callee, self.kinds, self.self_name)
+        if kind == SIGMOID or kind == SILU:  # noqa: SIM109, mypy narrows by ==
+            return kind
+        if isinstance(callee, ast.Subscript):
+            kind = attribute_kind(callee.value, self.kinds, self.self_name)
+            is_table = is_activation_table(source.resolve(callee.value, self.function))
+            return UNKNOWN if is_table or kind == MAY_BE_ACTIVATION else None
+        if isinstance(callee, ast.Name) and callee.id in self.locals:
+            return UNKNOWN
+        if isinstance(callee, ast.Call):  # of a class of modules, as in nn.Sigmoid()(x)
+            made = source.resolve(callee.func, self.function)
+            return UNKNOWN if isinstance(made, type) and issubclass(made, torch.nn.Module) else None
+        if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
+            if not self.knows_attributes and not hasattr(self.cls, callee.attr):
+                return UNKNOWN
+            held = inspect.getattr_static(self.cls, callee.attr, None)
+            return fusable_activation(held.__func__) if isinstance(held, staticmethod) else _unknown(kind)
+        return fusable_activation(source.resolve(callee, self.function))
+
+    def is_deferred(self, callee: ast.expr) -> bool:
+        """Tells whether a function is called that ends in a sigmoid or silu, which it can put off."""
+        if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
+            return self.rewriting.is_deferrable(inspect.getattr_static(self.cls, callee.attr, None))
+        return self.rewriting.is_deferrable(source.resolve(callee, self.function))
+
+    def gate(self, core: ast.Call) -> list[ast.expr]:
+        """Returns the arguments that an activation's result may share no memory with, but is computed from."""
+        if is_sigmoid_method(core):
+            return [core.func.value]  # type: ignore[attr-defined]
+        return [] if self.is_deferred(core.func) else core.args
+
+    # Assigned activations
+
+    def find_held(self, variables: Variables) -> None:
+        """Puts off the activations that variables hold for products alone."""
+        assignments = [(s, *pair) for s in variables.statements for pair in assigned(s)]
+        for statement, names, value in assignments:
+            core = viewed(value)
+            if isinstance(core, ast.Name) and core is not value:
+                self.passed[core] = _Passed(statement, names)
+        for statement, names, value in assignments:
+            core = viewed(value)
+            if isinstance(core, ast.Call) and (activation := self.activation(core)):
+                self.hold(variables, statement, names, value, core, activation)
+
+    def hold(
+        self,
+        variables: Variables,
+        statement: ast.stmt,
+        names: list[str],
+        value: ast.expr,
+        core: ast.Call,
+        activation: Activation | Unknown,
+    ) -> None:
+        found = self.products_of(variables, statement, names)
+        if not found or self.is_refused(core, found):
+            return
+        for product in found:
+            self.activations.setdefault(product, activation)
+        early = len(found) > 1 or not self.nothing_runs_between(variables, statement, value, found[0])
+        self.put_off(core, activated.activated_early if early else activated.activated)
+
+    def products_of(self, variables: Variables, statement: ast.stmt, names: list[str]) -> list[ast.AST]:
+        """Returns the products that take what a statement assigns; none if anything else reads it."""
+        found: list[ast.AST] = []
+        for name in names:
+            loads = variables.reached(statement, name)
+            for load in loads:
+                more = [self.uses[load]] if load in self.uses else []
+                if load in self.passed:
+                    more = self.products_of(variables, *self.passed[load])
+                if not more or name in variables.shared:
+                    return []
+                found += more
+        return found
+
+    def is_refused(self, core: ast.Call, found: list[ast.AST]) -> bool:
+        """Tells whether a gate visibly changes in place, and notes the products that are left for it."""
+        statements = {v.statement_of[p] for p in found for v in self.scopes if p in v.statement_of}
+        if not any(self.changes.affect(g, s) for g in self.gate(core) for s in statements or {self.definition}):
+            return False
+        self.refused.update(found)
+        return True
+
+    def nothing_runs_between(
+        self, variables: Variables, assignment: ast.stmt, value: ast.expr, product: ast.AST
+    ) -> bool:
+        """Tells whether no code of the user's runs after an assigned sigmoid and before its one product."""
+        user = variables.statement_of.get(product)
+        between = None if user is None else variables.between(assignment, user)
+        if user is None or between is None or isinstance(product, ast.Return):
+            return False
+        if not all(isinstance(s, ast.Assign) and self.is_inert(s.value, *s.targets) for s in between):
+            return False
+        if not self.is_inert(*view_arguments(value)) or isinstance(assignment.value, ast.Tuple):  # type: ignore[attr-defined]
+            return False
+        if not self.is_inert(*(part for f in self.operands(product) for part in (*view_arguments(f), viewed(f)))):
+            return False
+        node: ast.AST = user
+        while node is not product:
+            if not isinstance(node, _IN_ORDER):
+                return False
+            children: list[ast.AST] = [node.value] if isinstance(node, ast.Assign) else [*ast.iter_child_nodes(node)]
+            next_one = next(i for i, child in enumerate(children) if product in ast.walk(child))
+            if not self.is_inert(*children[:next_one]):
+                return False
+            node = children[next_one]
+        return True
+
+    def operands(self, product: ast.AST) -> list[ast.expr]:
+        """Returns all that a product, or an interpolation, is computed from."""
+        if isinstance(product, ast.Call):
+            owner = [product.func.value] if isinstance(product.func, ast.Attribute) and len(product.args) == 1 else []
+            return [*owner, *product.args]
+        if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Add):
+            terms: list[Any] = [product.left, product.right]
+            factors = [f for term in terms for f in (term.left, term.right)]
+            return [f.right if complement_of(f) else f for f in factors]
+        return [*(self.factors(product) or ())]
+
+    def find_reads(self, variables: Variables) -> None:
+        """Notes where else variables are read that hold what is put off: on other paths than those to the products."""
+        assignments = [(s, *pair) for s in variables.statements for pair in assigned(s)]
+        since: dict[str, list[ast.stmt]] = {}  # the assignments of what is put off, or a view of that, by variable
+        count = -1
+        while count != (count := sum(map(len, since.values()))):  # views of views
+            for statement, names, value in assignments:
+                core = viewed(value)
+                passes = core in self.passed and isinstance(core, ast.Name) and core.id in since
+                for name in names if passes or self.holds(core) else ():
+                    if statement not in since.setdefault(name, []):
+                        since[name].append(statement)
+        for name, statements in since.items():
+            taken = {load for load, product in self.uses.items() if product in self.activations} | self.passed.keys()
+            self.found.read.update(
+                n for n in variables.loads_of(name)
+                if n not in taken and any(may_read(n, s, variables) for s in statements)
+            )  # fmt: skip
+            self.found.added_to.update(variables.additions_to(name))
+
+    def holds(self, core: ast.expr) -> bool:
+        return core in self.found.put_off or core in self.found.deferred
+
+    # Activations within a product
+
+    def put_off_inline(self, core: ast.Call, product: ast.AST) -> None:
+        activation = self.activation(core)
+        if activation is None:
+            return
+        factors = self.factors(product)
+        if factors is not None and viewed(factors.left) is core:
+            other = viewed(factors.right)
+            if isinstance(other, ast.Call) and self.activation(other) not in (None, UNKNOWN):
+                return  # of two sigmoids or silus the right one is fused
+        if self.is_refused(core, [product]):
+            return
+        self.activations[product] = activation
+        if factors is None:  # returned
+            is_last = isinstance(core.args[0] if core.args else core.func, ast.Name)
+            self.put_off(core, activated.activated_at_last if is_last else activated.activated_early)
+            return
+        inert = self.is_inert(*view_arguments(factors.right))
+        if viewed(factors.left) is core:
+            inert = self.is_inert(*view_arguments(factors.left), factors.right)
+        self.put_off(core, activated.activated if inert else activated.activated_early)
+
+    def put_off(self, core: ast.Call, helper: Helper) -> None:
+        if self.is_deferred(core.func):
+            self.found.deferred.add(core)
+        else:
+            self.found.put_off[core] = helper
+
+    # What else is written anew
+
+    def find_calls(self) -> None:
+        for node in ast.walk(self.definition):
+            if not isinstance(node, ast.Call) or self.holds(node):
+                continue
+            if source.resolve(node.func, self.function) is F.glu:
+                self.found.glus.add(node)
+                self.found.sites.append(Site(self.line_of(node), "sigtorch.glu"))
+            elif sites := self.called_sites(node.func):
+                self.found.called.add(node)
+                self.found.sites.extend(sites)
+
+    def called_sites(self, callee: ast.expr) -> list[Site]:
+        """Returns the products in a function that is called, which no class of the model holds as a method."""
+        if isinstance(callee, ast.Attribute):
+            owner = callee.value
+            if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
+                held = [vars(base).get(callee.attr) for base in self.cls.__mro__[1:]]
+                return [s for f in held for s in self.rewriting.sites_in(f, self.cls)]
+            if self.is_self(owner) and not self.knows_attributes:
+                return self.rewriting.sites_in(getattr(self.cls, callee.attr, None), self.cls)
+            if attribute_kind(owner, self.kinds, self.self_name) == LEADS_TO_PRODUCTS:
+                return [Site("")]
+            if isinstance(base := source.resolve(owner, self.function), type):
+                return self.rewriting.sites_in(inspect.getattr_static(base, callee.attr, None), base)
+        if attribute_kind(callee, self.kinds, self.self_name) == LEADS_TO_PRODUCTS:
+            return [Site("")]
+        return self.rewriting.sites_in(source.resolve(callee, self.function), object)
+
+    def note_sites(self) -> None:
+        nodes = [n for n in ast.walk(self.definition) if n in self.activations or n in self.refused]
+        for product in sorted((n for n in nodes if not isinstance(n, ast.Return)), key=position):
+            if product not in self.activations:
+                self.found.sites.append(Site(self.line_of(product), "", CHANGED_REASON))
+                continue
+            fused = _FUSED[self.activations[product]]
+            if sigmoids := self.complemented(product):
+                fused = "sigtorch.sigmoid_lerp"
+                self.found.interpolations.add(product)
+                rests = [n for n in ast.walk(product) if isinstance(n, ast.BinOp) and n.right in sigmoids]
+                self.found.complements.update(n for n in rests if isinstance(n.op, ast.Sub))
+            else:
+                self.found.products.add(product)
+            self.found.sites.append(Site(self.line_of(product), fused))
+        for node in ast.walk(self.definition):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and node not in self.found.interpolations:
+                self.note_sum(node)
+
+    def note_sum(self, node: ast.BinOp) -> None:
+        """Notes a sum of a tensor and a product that may be a gate."""
+        for term in (node.right, node.left):
+            gated = term in self.found.products and isinstance(term, ast.BinOp) and self.activations[term] != SILU
+            if gated and (term is node.right or self.is_inert(node.right)):
+                self.found.terms.add(term)
+                self.found.sums.add(node)
+                return
+
+    def is_self(self, node: ast.AST | None) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.self_name
+
+    def line_of(self, node: Any) -> str:
+        return f"{file_name(self.function)}:{node.lineno}"
+
+
+def _unknown(kind: Kind | None) -> Unknown | None:
+    return UNKNOWN if kind == MAY_BE_ACTIVATION else None
