@@ -12,6 +12,7 @@ LOBES = "speechbrain.lobes.models."
 ASR = {
     "tgt_vocab": 16, "input_size": 24, "d_model": 32, "nhead": 2, "num_encoder_layers": 2, "num_decoder_layers": 1, "d_ffn": 48,
     "kernel_size": 7, "attention_type": "RelPosMHAXL", "csgu_linear_units": 48, "causal": False,
+    "normalize_before": True,
 }  # fmt: skip
 TDNN = {"channels": [16, 16, 16, 16, 48], "attention_channels": 8, "lin_neurons": 16, "res2net_scale": 4, "se_channels": 8}
 FEATURES = {"x": (2, 20, 24)}
@@ -37,7 +38,7 @@ SPEECHBRAIN: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] =
     "QLiGRU": ("speechbrain.nnet.quaternion_networks.q_RNN.QLiGRU", RECURRENT, FEATURES),
     "Conv-TasNet": (
         f"{LOBES}conv_tasnet.MaskNet", {"N": 16, "B": 8, "H": 16, "P": 3, "X": 2, "R": 2, "C": 2, "mask_nonlinear": "softmax"},
-        {"mixture_w": (1, 20, 16)},
+        {"mixture_w": (1, 16, 20)},
     ),
     "DPTNet": (f"{LOBES}dual_path.DPTNetBlock", {"d_model": 16, "nhead": 2, "dim_feedforward": 16}, {"src": (2, 20, 16)}),
     "Conformer": (

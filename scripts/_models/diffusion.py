@@ -41,7 +41,7 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
     "UNet2DCondition GLIGEN": (
         "UNet2DConditionModel", GLIGEN, STEP, {"sample": (1, 4, 16, 16), "encoder_hidden_states": (1, 4, 24)},
     ),
-    "UNet1D": ("UNet1DModel", {"sample_size": 64, "block_out_channels": (8, 8, 16), "in_channels": 2}, STEP, {"sample": (1, 18, 64)}),
+    "UNet1D": ("UNet1DModel", {"sample_size": 64, "block_out_channels": (32, 32, 64), "extra_in_channels": 64}, STEP, {"sample": (1, 2, 64)}),
     "UNet3DCondition": (
         "UNet3DConditionModel",
         {
@@ -87,7 +87,7 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
          "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8}, STEP, IMAGE,
     ),
     "LuminaNext": (
-        "LuminaNextDiT2DModel", {**LUMINA, "cross_attention_dim": 24},
+        "LuminaNextDiT2DModel", {**LUMINA, "num_kv_heads": 2, "cross_attention_dim": 24},
         {**HALF, "encoder_mask": torch.ones(1, 4), "image_rotary_emb": torch.ones(16, 16, 8, dtype=torch.complex64),
          "cross_attention_kwargs": {}},
         IMAGE,
@@ -157,7 +157,7 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
         {**HEADS, "hidden_size": 32, "in_channels": 4, "patch_size": 2, "sample_size": 8, "cross_attention_dim": 24,
          "cross_attention_dim_t5": 16, "pooled_projection_dim": 16, "text_len": 4, "text_len_t5": 4,
          "activation_fn": "gelu-approximate", "use_style_cond_and_image_meta_size": False},
-        {**STEP, "text_embedding_mask": torch.ones(1, 4, dtype=torch.bool), "text_embedding_mask_t5": torch.ones(1, 4, dtype=torch.bool),
+        {**HALF, "text_embedding_mask": torch.ones(1, 4, dtype=torch.bool), "text_embedding_mask_t5": torch.ones(1, 4, dtype=torch.bool),
          "image_rotary_emb": (torch.ones(16, 16), torch.zeros(16, 16))},
         {**IMAGE, "encoder_hidden_states_t5": (1, 4, 16)},
     ),

@@ -67,7 +67,7 @@ VIT: dict[str, dict[str, Any]] = {
     "cct.CCT": {"img_size": 64, "embedding_dim": 32, "num_layers": 2, "num_heads": 2},
     "max_vit.MaxViT": {"dim": 16, "depth": (1, 2), "dim_head": 8, "dim_conv_stem": 16, "window_size": 4},
     "mobile_vit.MobileViT": {
-        "image_size": (64, 64), "dims": [32, 40, 48], "channels": [8, 16, 16, 24, 24, 32, 32, 40, 40, 48, 64],
+        "image_size": (64, 64), "dims": [32, 40, 48], "channels": [8, 16, 24, 24, 32, 32, 40, 40, 48, 48, 64],
     },
     "normalized_vit.nViT": {"image_size": 64, "patch_size": 16, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 48},
     "simple_vit_with_value_residual.SimpleViT": {
@@ -89,7 +89,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "EVA02": {"vision_cfg": {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224}},
     "MobileCLIP-S1": {"vision_cfg": {"timm_model_name": "fastvit_mci1", "timm_proj": None, "image_size": 256}},
     "ViTamin-S": {"vision_cfg": {"timm_model_name": "vitamin_small_224", "timm_pool": "", "image_size": 224}},
-    "coca-quickgelu": {"vision_cfg": VISION, "multimodal_cfg": MULTIMODAL, "quick_gelu": True},
+    "coca-quickgelu": {"vision_cfg": {**VISION, "output_tokens": True}, "multimodal_cfg": MULTIMODAL, "quick_gelu": True},
 }
 ULTRALYTICS = [
     "rtdetr-l", "yolo11n", "yolo11n-seg", "yolo12n", "yolo26n", "yolov10n", "yolov3-tiny", "yolov5n", "yolov8n",
@@ -136,7 +136,8 @@ def open_clip() -> dict[str, Example]:
 
     def build(options: dict[str, Any]) -> torch.nn.Module:
         kind = CoCa if "multimodal_cfg" in options else CustomTextCLIP if "timm_model_name" in options["vision_cfg"] else CLIP
-        return kind(embed_dim=32, text_cfg=TEXT, **options)  # type: ignore[no-any-return]
+        text = {**TEXT, "embed_cls": True, "output_tokens": True} if kind is CoCa else TEXT
+        return kind(embed_dim=32, text_cfg=text, **options)  # type: ignore[no-any-return]
 
     def example(options: dict[str, Any]) -> Example:
         size = options["vision_cfg"]["image_size"]
@@ -149,6 +150,9 @@ def open_clip() -> dict[str, Example]:
 def ultralytics() -> dict[str, Example]:
     """Detectors, from the descriptions that come with the library."""
     from ultralytics import RTDETR, YOLO
+    from ultralytics.utils import LOGGER
+
+    LOGGER.setLevel("ERROR")  # it sums up each model that it builds
 
     def build(name: str) -> torch.nn.Module:
         kind = RTDETR if name.startswith("rtdetr") else YOLO

@@ -69,11 +69,11 @@ def x_transformers() -> dict[str, Example]:
     from x_transformers import Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
 
     def build(options: dict[str, Any]) -> torch.nn.Module:
-        layers = Decoder(dim=32, depth=3, heads=2, attn_dim_head=16, **options)
+        layers = Decoder(dim=32, depth=3, heads=2, attn_dim_head=32, **options)
         return TransformerWrapper(num_tokens=64, max_seq_len=16, attn_layers=layers)  # type: ignore[no-any-return]
 
     def vision() -> torch.nn.Module:
-        layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=16, ff_glu=True, ff_swish=True)
+        layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=32, ff_glu=True, ff_swish=True)
         return ViTransformerWrapper(image_size=32, patch_size=8, num_classes=10, attn_layers=layers)  # type: ignore[no-any-return]
 
     def pair() -> torch.nn.Module:

@@ -59,8 +59,11 @@ def segmentation_models_pytorch() -> dict[str, Example]:
     """Encoders under decoders, without weights."""
     from segmentation_models_pytorch import create_model
 
-    inputs = noise(x=(1, 3, 64, 64))
-    return {name: Example(partial(create_model, encoder_weights=None, **SMP[name]), inputs) for name in SMP}
+    def example(name: str) -> Example:
+        size = 128 if name == "PAN" else 64  # PAN halves what the encoder leaves three times more
+        return Example(partial(create_model, encoder_weights=None, **SMP[name]), noise(x=(1, 3, size, size)))
+
+    return {name: example(name) for name in SMP}
 
 
 def monai() -> dict[str, Example]:

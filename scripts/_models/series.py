@@ -1,36 +1,39 @@
 """Forecasters of time series."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from .example import Example
 
-STEPS, AHEAD = 8, 4
-REALS = ["time", "value"]
-
-
-def batch() -> dict[str, Any]:
-    """Makes two series with a past and a future, as a loader of the library gives them."""
-    past, future = torch.randn(2, STEPS, 2), torch.randn(2, AHEAD, 2)
-    none = torch.zeros(2, 0, 0, dtype=torch.long)
-    return {
-        "x": {
-            "encoder_cont": past, "decoder_cont": future, "encoder_cat": none.new_zeros(2, STEPS, 1),
-            "decoder_cat": none.new_zeros(2, AHEAD, 1), "encoder_lengths": torch.full((2,), STEPS),
-            "decoder_lengths": torch.full((2,), AHEAD), "encoder_target": past[..., 1], "decoder_target": future[..., 1],
-            "target_scale": torch.tensor([[0.0, 1.0]] * 2),
-        }
-    }  # fmt: skip
+FORECASTERS: dict[str, dict[str, Any]] = {
+    "TemporalFusionTransformer": {"hidden_size": 8, "attention_head_size": 2, "hidden_continuous_size": 4},
+    "TiDEModel": {"hidden_size": 16},
+    "TimeXer": {"hidden_size": 16, "n_heads": 2, "e_layers": 1, "d_ff": 16, "patch_length": 4},
+    "xLSTMTime": {"hidden_size": 8, "input_size": 2, "output_size": 1, "xlstm_type": "slstm"},
+    "xLSTMTime of matrices": {"hidden_size": 8, "input_size": 2, "output_size": 1, "xlstm_type": "mlstm"},
+}
 
 
 def pytorch_forecasting() -> dict[str, Example]:
-    """The temporal fusion transformer, small."""
-    from pytorch_forecasting import TemporalFusionTransformer
+    """Forecasters of two series of one number."""
+    import pandas
+    from pytorch_forecasting import GroupNormalizer, TimeSeriesDataSet, models
 
-    def fusion() -> torch.nn.Module:
-        reals = {"time_varying_reals_encoder": REALS, "time_varying_reals_decoder": REALS[:1]}
-        kinds = {"time_varying_categoricals_encoder": ["day"], "time_varying_categoricals_decoder": ["day"], "x_categoricals": ["day"]}
-        return TemporalFusionTransformer(**reals, **kinds, x_reals=REALS, embedding_sizes={"day": (7, 4)}, hidden_size=8)
+    steps = 20
+    table = {"time": [*range(steps)] * 2, "series": ["a"] * steps + ["b"] * steps}
+    values = torch.linspace(0, 6, 2 * steps).sin().tolist()
+    data = TimeSeriesDataSet(
+        pandas.DataFrame({**table, "value": values}), time_idx="time", target="value", group_ids=["series"],
+        max_encoder_length=8, max_prediction_length=4, time_varying_known_reals=["time"], time_varying_unknown_reals=["value"],
+        static_categoricals=["series"], target_normalizer=GroupNormalizer(groups=["series"]),
+    )  # fmt: skip
 
-    return {"TemporalFusionTransformer": Example(fusion, batch)}
+    def build(name: str) -> torch.nn.Module:
+        return getattr(models, name.split()[0]).from_dataset(data, **FORECASTERS[name])  # type: ignore[no-any-return]
+
+    def batch() -> dict[str, Any]:
+        return {"x": next(iter(data.to_dataloader(train=False, batch_size=2)))[0]}
+
+    return {name: Example(partial(build, name), batch) for name in FORECASTERS}
