@@ -14,7 +14,13 @@ ASR = {
     "kernel_size": 7, "attention_type": "RelPosMHAXL", "csgu_linear_units": 48, "causal": False,
     "normalize_before": True,
 }  # fmt: skip
-TDNN = {"channels": [16, 16, 16, 16, 48], "attention_channels": 8, "lin_neurons": 16, "res2net_scale": 4, "se_channels": 8}
+TDNN = {
+    "channels": [16, 16, 16, 16, 48],
+    "attention_channels": 8,
+    "lin_neurons": 16,
+    "res2net_scale": 4,
+    "se_channels": 8,
+}
 FEATURES = {"x": (2, 20, 24)}
 RECURRENT = {"hidden_size": 16, "input_shape": (2, 20, 24), "bidirectional": True, "num_layers": 2}
 
@@ -27,10 +33,13 @@ SPEECHBRAIN: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] =
          "num_layers": 2, "residuals": [True] * 5}, FEATURES,
     ),
     "CRDNN": (
-        f"{LOBES}CRDNN.CRDNN", {"input_shape": (2, 20, 24), "cnn_channels": [8, 8], "rnn_neurons": 16, "rnn_layers": 2, "dnn_neurons": 16},
+        f"{LOBES}CRDNN.CRDNN", {"input_shape": (2, 20, 24), "cnn_channels": [8, 8], "rnn_neurons": 16, "rnn_layers": 2,
+                                   "dnn_neurons": 16}, FEATURES,
+    ),
+    "ResNet": (
+        f"{LOBES}ResNet.ResNet", {"input_size": 24, "channels": [8, 8, 16, 16], "block_sizes": [1] * 4, "lin_neurons": 16},
         FEATURES,
     ),
-    "ResNet": (f"{LOBES}ResNet.ResNet", {"input_size": 24, "channels": [8, 8, 16, 16], "block_sizes": [1] * 4, "lin_neurons": 16}, FEATURES),
     "Xvector": (f"{LOBES}Xvector.Xvector", {"in_channels": 24, "tdnn_channels": [16] * 5, "lin_neurons": 16}, FEATURES),
     "LiGRU": ("speechbrain.nnet.RNN.LiGRU", RECURRENT, FEATURES),
     "SLiGRU": ("speechbrain.nnet.RNN.SLiGRU", RECURRENT, FEATURES),
@@ -42,13 +51,14 @@ SPEECHBRAIN: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] =
     ),
     "DPTNet": (f"{LOBES}dual_path.DPTNetBlock", {"d_model": 16, "nhead": 2, "dim_feedforward": 16}, {"src": (2, 20, 16)}),
     "Conformer": (
-        f"{LOBES}transformer.Conformer.ConformerEncoder", {"num_layers": 2, "d_model": 32, "d_ffn": 48, "nhead": 2, "kernel_size": 7},
+        f"{LOBES}transformer.Conformer.ConformerEncoder",
+        {"num_layers": 2, "d_model": 32, "d_ffn": 48, "nhead": 2, "kernel_size": 7},
         {"src": (1, 20, 32), "pos_embs": (1, 39, 32)},
     ),
     "Branchformer": (
         f"{LOBES}transformer.Branchformer.BranchformerEncoder",
-        {"num_layers": 2, "d_model": 32, "nhead": 2, "kernel_size": 7, "csgu_linear_units": 48, "gate_activation": torch.nn.Sigmoid},
-        {"src": (1, 20, 32), "pos_embs": (1, 39, 32)},
+        {"num_layers": 2, "d_model": 32, "nhead": 2, "kernel_size": 7, "csgu_linear_units": 48,
+         "gate_activation": torch.nn.Sigmoid}, {"src": (1, 20, 32), "pos_embs": (1, 39, 32)},
     ),
     "FastSpeech2 encoder": (
         f"{LOBES}transformer.Transformer.TransformerEncoder",
@@ -67,7 +77,8 @@ TORCHAUDIO: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple
         {"input": (1, 1, 160)},
     ),
     "Emformer": (
-        "Emformer", {"input_dim": 32, "num_heads": 2, "ffn_dim": 48, "num_layers": 2, "segment_length": 4, "activation": "silu"},
+        "Emformer",
+        {"input_dim": 32, "num_heads": 2, "ffn_dim": 48, "num_layers": 2, "segment_length": 4, "activation": "silu"},
         {"lengths": torch.tensor([16])}, {"input": (1, 20, 32)},
     ),
     "HDemucs": (
@@ -102,11 +113,16 @@ def speechbrain() -> dict[str, Example]:
         return build(f"{LOBES}transformer.TransformerASR.TransformerASR", {**ASR, "encoder_module": encoder})
 
     def sepformer() -> torch.nn.Module:
-        block = partial(build, f"{LOBES}dual_path.SBTransformerBlock", {"num_layers": 1, "d_model": 16, "nhead": 2, "d_ffn": 24})
+        block = partial(
+            build, f"{LOBES}dual_path.SBTransformerBlock", {"num_layers": 1, "d_model": 16, "nhead": 2, "d_ffn": 24}
+        )
         sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 1, "K": 8, "num_spks": 2}
         return build(f"{LOBES}dual_path.Dual_Path_Model", {**sizes, "intra_model": block(), "inter_model": block()})
 
-    made = {name: Example(partial(build, kind, options), noise(**shapes)) for name, (kind, options, shapes) in SPEECHBRAIN.items()}
+    made = {
+        name: Example(partial(build, kind, options), noise(**shapes))
+        for name, (kind, options, shapes) in SPEECHBRAIN.items()
+    }
     heard = noise({"tgt": torch.tensor([[1, 2, 3]])}, src=(1, 20, 24))
     return {
         **made,

@@ -8,7 +8,11 @@ import torch
 from .example import Example, noise
 
 BLOCKS = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
-UNET = {**BLOCKS, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+UNET = {
+    **BLOCKS,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
 CROSS = {
     **BLOCKS, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 24,
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8,
@@ -41,7 +45,10 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
     "UNet2DCondition GLIGEN": (
         "UNet2DConditionModel", GLIGEN, STEP, {"sample": (1, 4, 16, 16), "encoder_hidden_states": (1, 4, 24)},
     ),
-    "UNet1D": ("UNet1DModel", {"sample_size": 64, "block_out_channels": (32, 32, 64), "extra_in_channels": 64}, STEP, {"sample": (1, 2, 64)}),
+    "UNet1D": (
+        "UNet1DModel", {"sample_size": 64, "block_out_channels": (32, 32, 64), "extra_in_channels": 64}, STEP,
+        {"sample": (1, 2, 64)},
+    ),
     "UNet3DCondition": (
         "UNet3DConditionModel",
         {
@@ -58,11 +65,14 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
          "channel_multiples": [1, 2]}, {}, {"sample": (1, 2, 64)},
     ),
     "VQModel": ("VQModel", {**KL, "num_vq_embeddings": 16}, {}, {"sample": (1, 3, 16, 16)}),
-    "DiT": ("DiTTransformer2DModel", {**HEADS, "sample_size": 8}, {**STEP, "class_labels": torch.tensor([1])}, {"hidden_states": (1, 4, 8, 8)}),
+    "DiT": (
+        "DiTTransformer2DModel", {**HEADS, "sample_size": 8}, {**STEP, "class_labels": torch.tensor([1])},
+        {"hidden_states": (1, 4, 8, 8)},
+    ),
     "SD3": (
         "SD3Transformer2DModel",
-        {**HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "joint_attention_dim": 24, "caption_projection_dim": 32,
-         "pooled_projection_dim": 16, "pos_embed_max_size": 8}, STEP, {**IMAGE, "pooled_projections": (1, 16)},
+        {**HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "joint_attention_dim": 24, "pooled_projection_dim": 16,
+         "caption_projection_dim": 32, "pos_embed_max_size": 8}, STEP, {**IMAGE, "pooled_projections": (1, 16)},
     ),
     "Flux": (
         "FluxTransformer2DModel", {**TWO_KINDS, "in_channels": 8, "pooled_projection_dim": 16}, {**HALF, **IDS},
@@ -74,8 +84,9 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
         {**HALF, "img_ids": torch.zeros(16, 4), "txt_ids": torch.zeros(4, 4), "guidance": torch.ones(1)}, SEQUENCE,
     ),
     "Chroma": (
-        "ChromaTransformer2DModel", {**TWO_KINDS, "in_channels": 8, "approximator_num_channels": 8, "approximator_hidden_dim": 16,
-                                     "approximator_layers": 1}, {**HALF, **IDS}, SEQUENCE,
+        "ChromaTransformer2DModel",
+        {**TWO_KINDS, "in_channels": 8, "approximator_num_channels": 8, "approximator_hidden_dim": 16,
+         "approximator_layers": 1}, {**HALF, **IDS}, SEQUENCE,
     ),
     "PixArt": (
         "PixArtTransformer2DModel", {**HEADS, "sample_size": 8, "cross_attention_dim": 32, "caption_channels": 24},
@@ -99,8 +110,9 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
     ),
     "AuraFlow": (
         "AuraFlowTransformer2DModel",
-        {"sample_size": 8, "num_mmdit_layers": 1, "num_single_dit_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-         "joint_attention_dim": 24, "caption_projection_dim": 32, "pos_embed_max_size": 64}, HALF, IMAGE,
+        {"sample_size": 8, "num_mmdit_layers": 1, "num_single_dit_layers": 2, "attention_head_dim": 16,
+         "num_attention_heads": 2, "joint_attention_dim": 24, "caption_projection_dim": 32, "pos_embed_max_size": 64},
+        HALF, IMAGE,
     ),
     "CogVideoX": (
         "CogVideoXTransformer3DModel",
@@ -141,7 +153,8 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
         {"in_channels": 4, "out_channels": 4, "timestep_ratio_embedding_dim": 8, "conditioning_dim": 32,
          "block_out_channels": (16, 32), "num_attention_heads": (2, 2), "down_num_layers_per_block": (1, 1),
          "up_num_layers_per_block": (1, 1), "clip_text_pooled_in_channels": 16, "clip_text_in_channels": 16},
-        {"timestep_ratio": torch.tensor([0.5])}, {"sample": (1, 4, 8, 8), "clip_text_pooled": (1, 1, 16), "clip_text": (1, 4, 16)},
+        {"timestep_ratio": torch.tensor([0.5])},
+        {"sample": (1, 4, 8, 8), "clip_text_pooled": (1, 1, 16), "clip_text": (1, 4, 16)},
     ),
     "UVit2D": (
         "UVit2DModel",
@@ -157,7 +170,8 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
         {**HEADS, "hidden_size": 32, "in_channels": 4, "patch_size": 2, "sample_size": 8, "cross_attention_dim": 24,
          "cross_attention_dim_t5": 16, "pooled_projection_dim": 16, "text_len": 4, "text_len_t5": 4,
          "activation_fn": "gelu-approximate", "use_style_cond_and_image_meta_size": False},
-        {**HALF, "text_embedding_mask": torch.ones(1, 4, dtype=torch.bool), "text_embedding_mask_t5": torch.ones(1, 4, dtype=torch.bool),
+        {**HALF, "text_embedding_mask": torch.ones(1, 4, dtype=torch.bool),
+         "text_embedding_mask_t5": torch.ones(1, 4, dtype=torch.bool),
          "image_rotary_emb": (torch.ones(16, 16), torch.zeros(16, 16))},
         {**IMAGE, "encoder_hidden_states_t5": (1, 4, 16)},
     ),
@@ -176,6 +190,55 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[
         {"encodings_and_masks": [(torch.ones(1, 4, 32), torch.ones(1, 4))], "decoder_noise_time": torch.tensor([0.5])},
         {"decoder_input_tokens": (1, 8, 8)},
     ),
+    "AutoencoderVidTok": (
+        "AutoencoderVidTok",
+        {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "spatial_ds": [0], "spatial_us": [1], "tempo_ds": [0],
+         "tempo_us": [1]},
+        {"sample_posterior": False}, {"sample": (1, 3, 5, 16, 16)},
+    ),
+    "AceStep": (
+        "AceStepTransformer1DModel",
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+         "head_dim": 16, "in_channels": 12, "audio_acoustic_hidden_dim": 4, "encoder_hidden_size": 24},
+        {**HALF, "timestep_r": torch.tensor([0.5])},
+        {"hidden_states": (1, 16, 4), "encoder_hidden_states": (1, 4, 24), "context_latents": (1, 16, 8)},
+    ),
+    "Ideogram4": (
+        "Ideogram4Transformer2DModel",
+        {"in_channels": 8, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "intermediate_size": 48,
+         "adaln_dim": 16, "llm_features_dim": 24, "mrope_section": (4, 2, 2)},
+        {**HALF, "position_ids": torch.zeros(1, 16, 3, dtype=torch.long), "segment_ids": torch.ones(1, 16, dtype=torch.long),
+         "indicator": torch.tensor([[3] * 4 + [2] * 12])}, {"hidden_states": (1, 16, 8), "encoder_hidden_states": (1, 16, 24)},
+    ),
+    "Krea2": (
+        "Krea2Transformer2DModel",
+        {"in_channels": 8, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1,
+         "intermediate_size": 48, "timestep_embed_dim": 16, "text_hidden_dim": 24, "num_text_layers": 2,
+         "text_num_attention_heads": 2, "text_num_key_value_heads": 2, "text_intermediate_size": 32,
+         "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1, "axes_dims_rope": (4, 4, 8)},
+        {**HALF, "position_ids": torch.zeros(20, 3)}, {"hidden_states": (1, 16, 8), "encoder_hidden_states": (1, 4, 2, 24)},
+    ),
+    "LTX2": (
+        "LTX2VideoTransformer3DModel",
+        {"in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32,
+         "gated_attn": True, "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
+         "audio_attention_head_dim": 8, "audio_cross_attention_dim": 16, "audio_gated_attn": True, "num_layers": 2,
+         "caption_channels": 24},
+        {**STEP, "num_frames": 1, "height": 4, "width": 4, "audio_num_frames": 2},
+        {**SEQUENCE, "audio_hidden_states": (1, 2, 4), "audio_encoder_hidden_states": (1, 4, 24)},
+    ),
+    "NucleusMoE": (
+        "NucleusMoEImageTransformer2DModel",
+        {**HEADS, "in_channels": 8, "out_channels": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 8), "num_experts": 4,
+         "moe_intermediate_dim": 16, "capacity_factors": 2.0, "dense_moe_strategy": "all_moe", "use_sigmoid": True},
+        {**HALF, "img_shapes": [(1, 4, 4)]}, SEQUENCE,
+    ),
+    "StableAudio3": (
+        "StableAudio3DiTModel",
+        {"io_channels": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "cond_token_dim": 24, "global_cond_dim": 16,
+         "local_add_cond_dim": 4, "timestep_features_dim": 16, "ff_mult": 2.0, "num_memory_tokens": 2}, HALF,
+        {"hidden_states": (1, 8, 16), "encoder_hidden_states": (1, 4, 24), "global_hidden_states": (1, 16)},
+    ),
 }  # fmt: skip
 
 
@@ -184,7 +247,10 @@ def diffusers() -> dict[str, Example]:
     import diffusers
 
     def build(kind: str, options: dict[str, Any]) -> torch.nn.Module:
-        return getattr(diffusers, kind)(**options)  # type: ignore[no-any-return]
+        model = getattr(diffusers, kind)(**options)
+        for weight in model.parameters():  # of which some models leave as memory has them, and many begin at 0
+            torch.nn.init.normal_(weight, std=0.1)
+        return model  # type: ignore[no-any-return]
 
     return {
         name: Example(partial(build, kind, options), noise(given, **shapes))

@@ -31,8 +31,8 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, tuple[int
     "GraphUNet": ("GraphUNet", {**MODEL, "depth": 2, "act": torch.sigmoid}, GRAPH, NODES),
     "PNA": (
         "PNA",
-        {**MODEL, "num_layers": 2, "act": "silu", "aggregators": ["mean", "max"], "scalers": ["identity"], "deg": torch.tensor([0, 2, 4])},
-        GRAPH, NODES,
+        {**MODEL, "num_layers": 2, "act": "silu", "aggregators": ["mean", "max"], "scalers": ["identity"],
+         "deg": torch.tensor([0, 2, 4])}, GRAPH, NODES,
     ),
     "Polynormer": ("Polynormer", {**MODEL, "local_layers": 2}, WHOLE, NODES),
     "SGFormer": ("SGFormer", MODEL, WHOLE, NODES),

@@ -41,7 +41,6 @@ TIMM = [
 TORCHVISION = {"efficientnet_b0": 224, "efficientnet_v2_s": 224, "regnet_y_400mf": 224, "maxvit_t": 224}
 
 
-
 def timm() -> dict[str, Example]:
     """Image classifiers, at the smallest size that each takes."""
     from timm import create_model, get_pretrained_cfg
@@ -89,7 +88,11 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "EVA02": {"vision_cfg": {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224}},
     "MobileCLIP-S1": {"vision_cfg": {"timm_model_name": "fastvit_mci1", "timm_proj": None, "image_size": 256}},
     "ViTamin-S": {"vision_cfg": {"timm_model_name": "vitamin_small_224", "timm_pool": "", "image_size": 224}},
-    "coca-quickgelu": {"vision_cfg": {**VISION, "output_tokens": True}, "multimodal_cfg": MULTIMODAL, "quick_gelu": True},
+    "coca-quickgelu": {
+        "vision_cfg": {**VISION, "output_tokens": True},
+        "multimodal_cfg": MULTIMODAL,
+        "quick_gelu": True,
+    },
 }
 ULTRALYTICS = [
     "rtdetr-l", "yolo11n", "yolo11n-seg", "yolo12n", "yolo26n", "yolov10n", "yolov3-tiny", "yolov5n", "yolov8n",
@@ -114,7 +117,9 @@ def efficientnet_pytorch() -> dict[str, Example]:
         return model  # type: ignore[no-any-return]
 
     inputs = noise(inputs=(1, 3, 64, 64))
-    made = {name: Example(partial(EfficientNet.from_name, name), inputs) for name in ("efficientnet-b0", "efficientnet-b1")}
+    made = {
+        name: Example(partial(EfficientNet.from_name, name), inputs) for name in ("efficientnet-b0", "efficientnet-b1")
+    }
     return {**made, "efficientnet-b0 for export": Example(exportable, inputs)}
 
 
@@ -135,7 +140,13 @@ def open_clip() -> dict[str, Example]:
     from open_clip import CLIP, CoCa, CustomTextCLIP
 
     def build(options: dict[str, Any]) -> torch.nn.Module:
-        kind = CoCa if "multimodal_cfg" in options else CustomTextCLIP if "timm_model_name" in options["vision_cfg"] else CLIP
+        kind = (
+            CoCa
+            if "multimodal_cfg" in options
+            else CustomTextCLIP
+            if "timm_model_name" in options["vision_cfg"]
+            else CLIP
+        )
         text = {**TEXT, "embed_cls": True, "output_tokens": True} if kind is CoCa else TEXT
         return kind(embed_dim=32, text_cfg=text, **options)  # type: ignore[no-any-return]
 

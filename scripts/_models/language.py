@@ -31,8 +31,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
 
 
-
-
 def transformers() -> dict[str, Example]:
     """Decoders and a vision tower, of two small layers."""
     import transformers
@@ -45,7 +43,6 @@ def transformers() -> dict[str, Example]:
     made = {name: Example(partial(build, name), lambda: dict(tokens)) for name in DECODERS}
     tower = partial(transformers.Aimv2VisionModel, transformers.Aimv2VisionConfig(**TOWER))
     return {**made, "Aimv2Vision": Example(tower, lambda: {"pixel_values": torch.randn(1, 3, 28, 28)})}
-
 
 
 X_TRANSFORMERS = {

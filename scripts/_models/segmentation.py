@@ -39,7 +39,9 @@ MONAI: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "BasicUNetPlusPlus mish": ("BasicUNetPlusPlus", {**PLANE, "features": (8,) * 6, "act": "mish"}, {"x": (1, 1, 32, 32)}),
     "DynUNet": ("DynUNet", {**SPACE, **DYN, "res_block": True}, {"x": (1, 1, 16, 16, 16)}),
     "EfficientNetBN": ("EfficientNetBN", {"model_name": "efficientnet-b0", "pretrained": False}, {"inputs": (1, 3, 64, 64)}),
-    "FlexibleUNet": ("FlexibleUNet", {"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"}, {"inputs": (1, 3, 64, 64)}),
+    "FlexibleUNet": (
+        "FlexibleUNet", {"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"}, {"inputs": (1, 3, 64, 64)},
+    ),
     "MedNeXt": ("MedNeXt", {**PLANE, "init_filters": 8, "kernel_size": 3, "global_resp_norm": True}, {"x": (1, 1, 32, 32)}),
     "SEResNet50": ("SEResNet50", SENET, {"x": (1, 3, 64, 64)}),
     "SEResNet50 of volumes": ("SEResNet50", {**SENET, "spatial_dims": 3, "in_channels": 1}, {"x": (1, 1, 32, 32, 32)}),
@@ -75,5 +77,7 @@ def monai() -> dict[str, Example]:
 
     unet = {**LATENT, **HEADS, "with_conditioning": True, "cross_attention_dim": 24}
     diffused = noise({"timesteps": torch.tensor([3])}, x=(1, 1, 16, 16), context=(1, 4, 24))
-    made = {name: Example(partial(build, kind, options), noise(**shapes)) for name, (kind, options, shapes) in MONAI.items()}
+    made = {
+        name: Example(partial(build, kind, options), noise(**shapes)) for name, (kind, options, shapes) in MONAI.items()
+    }
     return {**made, "DiffusionModelUNet": Example(partial(build, "DiffusionModelUNet", unet), diffused)}
