@@ -68,7 +68,8 @@ class Watch(TorchDispatchMode):
 
 
 def storage(t: torch.Tensor) -> int:
-    return t.untyped_storage()._cdata  # type: ignore[no-any-return]
+    """The storage of a tensor; a sparse one has none."""
+    return t.untyped_storage()._cdata if t.layout == torch.strided else 0  # type: ignore[no-any-return]
 
 
 def line() -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .example import Example, noise
+from .example import Example, drawn, noise
 
 BLOCKS = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
 UNET = {
@@ -247,10 +247,7 @@ def diffusers() -> dict[str, Example]:
     import diffusers
 
     def build(kind: str, options: dict[str, Any]) -> torch.nn.Module:
-        model = getattr(diffusers, kind)(**options)
-        for weight in model.parameters():  # of which some models leave as memory has them, and many begin at 0
-            torch.nn.init.normal_(weight, std=0.1)
-        return model  # type: ignore[no-any-return]
+        return drawn(getattr(diffusers, kind)(**options))
 
     return {
         name: Example(partial(build, kind, options), noise(given, **shapes))

@@ -16,3 +16,10 @@ class Example(NamedTuple):
 def noise(given: dict[str, Any] | None = None, **shapes: tuple[int, ...]) -> Callable[[], dict[str, Any]]:
     """Makes the inputs of an example: normal numbers of each shape, and what is given."""
     return lambda: {**{name: torch.randn(shape) for name, shape in shapes.items()}, **(given or {})}
+
+
+def drawn(model: torch.nn.Module) -> torch.nn.Module:
+    """Draws all weights of a model that leaves some as memory had them, or begins with many at 0."""
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return model

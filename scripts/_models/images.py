@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .example import Example, noise
+from .example import Example, drawn, noise
 
 TIMM = [
     "coatnet_0_rw_224",
@@ -148,7 +148,7 @@ def open_clip() -> dict[str, Example]:
             else CLIP
         )
         text = {**TEXT, "embed_cls": True, "output_tokens": True} if kind is CoCa else TEXT
-        return kind(embed_dim=32, text_cfg=text, **options)  # type: ignore[no-any-return]
+        return drawn(kind(embed_dim=32, text_cfg=text, **options))
 
     def example(options: dict[str, Any]) -> Example:
         size = options["vision_cfg"]["image_size"]
