@@ -1,23 +1,25 @@
-"""Count what ``sigtorch.patch`` reaches in models of timm, torchvision and transformers: their own code, random weights.
+"""Count what ``sigtorch.patch`` reaches in small models of other libraries: their own code, random weights.
 
 A site is a product of a sigmoid or silu that one evaluation of a small model computes, as ``Patch.report`` counts them: without
 those whose sigmoid or silu other code takes, too. The same run checks that the patched model's output is the plain one's, to
 the last bit.
 
-Needs the models: ``pip install ".[scripts,models]"``. No download, no GPU.
+Needs models: ``pip install ".[scripts,models]"`` brings timm, torchvision and transformers, the extra ``reach`` brings the
+others. No download of weights, no GPU.
 
 Example: ``python scripts/reach.py --libraries timm torchvision``
 """
 
 import _start  # isort: skip
 import argparse
+import importlib.util
 import warnings
 from collections import Counter
 from typing import Any
 
 import _folder
 import torch
-from _models import LIBRARIES, Example
+from _models import EXTRAS, LIBRARIES, Example
 from _options import folder
 from _output import progress, write_csv
 from rich.console import Console
@@ -68,16 +70,30 @@ def table(library: str, rows: list[dict[str, Any]]) -> Table:
     return made
 
 
+def not_installed(missing: set[str]) -> str:
+    """Tell which extra brings each library that is missing."""
+    rows = {extra: ", ".join(sorted(missing.intersection(libraries))) for extra, libraries in EXTRAS.items()}
+    return "; ".join(
+        f"not installed: {names}; the extra sigtorch[{extra}] brings them" for extra, names in rows.items() if names
+    )
+
+
 def main() -> None:
     """Count, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="(default: all)")
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, help="(default: those that are installed)")
     parser.add_argument("--out", type=folder, help="new folder for reach.csv (default: runs/reach, runs/reach-2, ...)")
     options = parser.parse_args()
+    missing = {library for library in LIBRARIES if importlib.util.find_spec(library) is None}
+    if unmet := missing.intersection(options.libraries or []):
+        parser.error(f"argument --libraries: {not_installed(unmet)}")
+    if not options.libraries and missing:
+        print(not_installed(missing))
+    chosen = options.libraries or [library for library in LIBRARIES if library not in missing]
     try:
-        models = {library: LIBRARIES[library]() for library in options.libraries}
+        models = {library: LIBRARIES[library]() for library in chosen}
     except ImportError as error:
-        parser.error(f"argument --libraries: {error}; the extra sigtorch[models] brings them")
+        parser.error(f"argument --libraries: {error}")
     with _folder.for_results(options.out, "runs/reach", ("reach.csv",)) as out:
         write_csv(out / "reach.csv", counted(models))
         print(f"written: {out / 'reach.csv'}")

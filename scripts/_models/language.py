@@ -1,51 +1,11 @@
-"""Small models of other libraries with random weights, and an input for each."""
+"""Language models, and their building blocks."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-
-class Example(NamedTuple):
-    """A function that makes a model, and the keyword arguments of one call."""
-
-    build: Callable[[], torch.nn.Module]
-    inputs: Callable[[], dict[str, torch.Tensor]]
-
-
-TIMM = [
-    "coatnet_0_rw_224",
-    "convit_tiny",
-    "cs3sedarknet_l",
-    "eca_halonext26ts",
-    "eca_nfnet_l0",
-    "ecaresnet26t",
-    "efficientnet_b0",
-    "efficientvim_m1",
-    "eva02_tiny_patch14_224",
-    "fastvit_t8",
-    "hgnet_tiny",
-    "legacy_seresnet18",
-    "legacy_seresnext26_32x4d",
-    "maxvit_rmlp_nano_rw_256",
-    "mixnet_s",
-    "mnasnet_small",
-    "nf_seresnet26",
-    "regnety_002",
-    "repvit_m0_9",
-    "rexnet_100",
-    "semnasnet_075",
-    "senet154",
-    "seresnet18",
-    "seresnet50",
-    "seresnetaa50d",
-    "seresnext26t_32x4d",
-    "tf_efficientnetv2_b0",
-    "tinynet_e",
-    "vit_small_plus_patch16_dinov3",
-]
-TORCHVISION = {"efficientnet_b0": 224, "efficientnet_v2_s": 224, "regnet_y_400mf": 224, "maxvit_t": 224}
+from .example import Example, noise
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -71,26 +31,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
 
 
-def timm() -> dict[str, Example]:
-    """Image classifiers, at the smallest size that each takes."""
-    from timm import create_model, get_pretrained_cfg
-
-    def image(name: str) -> dict[str, torch.Tensor]:
-        return {"x": torch.randn(1, *get_pretrained_cfg(name).input_size)}
-
-    return {name: Example(partial(create_model, name), partial(image, name)) for name in TIMM}
-
-
-def torchvision() -> dict[str, Example]:
-    """Image classifiers."""
-    from torchvision.models import get_model
-
-    return {
-        name: Example(partial(get_model, name), lambda size=size: {"x": torch.randn(1, 3, size, size)})
-        for name, size in TORCHVISION.items()
-    }
-
-
 def transformers() -> dict[str, Example]:
     """Decoders and a vision tower, of two small layers."""
     import transformers
@@ -105,4 +45,43 @@ def transformers() -> dict[str, Example]:
     return {**made, "Aimv2Vision": Example(tower, lambda: {"pixel_values": torch.randn(1, 3, 28, 28)})}
 
 
-LIBRARIES = {"timm": timm, "torchvision": torchvision, "transformers": transformers}
+X_TRANSFORMERS = {
+    "glu": {"ff_glu": True},
+    "swiglu": {"ff_swish": True, "ff_glu": True, "rotary_pos_emb": True, "use_rmsnorm": True},
+    "relu squared": {"ff_relu_squared": True, "attn_one_kv_head": True},
+    "attention on attention": {"attn_on_attn": True},
+    "gated values": {"attn_gate_values": True},
+    "gated value heads": {"attn_gate_value_heads": True, "alibi_pos_bias": True},
+    "SwiGLU values": {"attn_swiglu_values": True},
+    "gated residual": {"gate_residual": True},
+    "value residual": {"add_value_residual": True, "learned_value_residual_mix": True},
+    "LIMe": {"integrate_layers": True, "num_residual_streams": 2},
+    "macaron": {"macaron": True, "ff_glu": True, "attn_sigmoid": True},
+    "headwise output gate": {"attn_output_gate": True, "attn_output_gate_headwise": True},
+}  # fmt: skip
+
+
+def x_transformers() -> dict[str, Example]:
+    """Decoders of three small layers, one an option, and what is built from them."""
+    from x_transformers import Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
+
+    def build(options: dict[str, Any]) -> torch.nn.Module:
+        layers = Decoder(dim=32, depth=3, heads=2, attn_dim_head=32, **options)
+        return TransformerWrapper(num_tokens=64, max_seq_len=16, attn_layers=layers)  # type: ignore[no-any-return]
+
+    def vision() -> torch.nn.Module:
+        layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=32, ff_glu=True, ff_swish=True)
+        return ViTransformerWrapper(image_size=32, patch_size=8, num_classes=10, attn_layers=layers)  # type: ignore[no-any-return]
+
+    def pair() -> torch.nn.Module:
+        sizes = {"num_tokens": 64, "max_seq_len": 16, "depth": 2, "heads": 2}
+        both = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in {**sizes, "ff_glu": True}.items()}
+        return XTransformer(dim=32, **both)  # type: ignore[no-any-return]
+
+    tokens = torch.arange(12).reshape(1, 12)
+    made = {name: Example(partial(build, options), lambda: {"x": tokens}) for name, options in X_TRANSFORMERS.items()}
+    return {
+        **made,
+        "vision": Example(vision, noise(img=(1, 3, 32, 32))),
+        "encoder and decoder": Example(pair, lambda: {"src": tokens, "tgt": tokens}),
+    }
