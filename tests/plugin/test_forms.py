@@ -337,11 +337,11 @@ def by_addcmul(self, x):
 FORMS = {
     wrapped_attribute: 1, wrapped_by_statements: 1, wrapped_global: 1, wrapped_twice: 1, lambda_attribute: 1, lambda_global:
     1, partial_attribute: 1, looked_up: 1, of_a_list: 1, local_alias: 1, local_choice: 1, made_there: 1, static_method: 1,
-    in_branches: 1, read_by_the_next_turn: 3, read_in_a_branch: 0, read_then_multiplied: 1, read_by_a_closure: 0, in_a_tuple: 1, used_by_two_products: 2, annotated: 1,
-    indexed: 1, viewed_again: 1, halves: 2, same_dtype: 1, sequence_seen_otherwise: 1, gate_of_a_module: 1,
-    named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1, in_a_function: 2, through_functions: 1,
-    under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2,
-    interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
+    in_branches: 1, read_by_the_next_turn: 3, read_in_a_branch: 0, read_then_multiplied: 1, read_by_a_closure: 0,
+    in_a_tuple: 1, used_by_two_products: 2, annotated: 1, indexed: 1, viewed_again: 1, halves: 2, same_dtype: 1,
+    sequence_seen_otherwise: 1, gate_of_a_module: 1, named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1,
+    in_a_function: 2, through_functions: 1, under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu:
+    2, interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
     with_silu: 1, by_addcmul: 1,
 }  # fmt: skip
 
