@@ -16,7 +16,7 @@ from sigtorch.plugin import classes
 from sigtorch.plugin.forwards import REPLACEMENTS
 from sigtorch.plugin.recognise import LEADS_TO_PRODUCTS, SIGMOID, SILU, AttributeKinds, obstacle
 from sigtorch.plugin.report import Report, make_report
-from sigtorch.plugin.rewrite import Rewritten, attribute_kinds, attributes, rewrite_methods, sites_of
+from sigtorch.plugin.rewrite import Attributes, Rewritten, held_by, rewrite_methods
 from sigtorch.plugin.table import Row, headline, table
 
 
@@ -207,6 +207,7 @@ class _Survey:
         self.save = save
         self.swaps: list[_Swap] = []
         self.left: list[Row] = []
+        self.attributes = Attributes()
         self.rewritten: dict[tuple[type, AttributeKinds], dict[str, Rewritten]] = {}  # each class is read once
 
     def visit(self, name: str, module: torch.nn.Module) -> None:
@@ -239,13 +240,12 @@ class _Survey:
 
     def fuse_products(self, name: str, module: torch.nn.Module) -> None:
         """Swaps a module whose methods hold products that can be fused, and gives the reasons for those that cannot."""
-        cls, held = type(module), attributes(module)
-        kinds = attribute_kinds(module)
+        cls, held, kinds = type(module), held_by(module), self.attributes.kinds(module)
         obstacles = {a: why for a, kind in kinds.items() if kind in (SIGMOID, SILU) and (why := obstacle(held[a]))}
         usable = frozenset((a, kind) for a, kind in kinds.items() if a not in obstacles)
         methods = self.rewrite_methods(cls, usable)
         running = {name: m for name, m in methods.items() if name not in vars(module)}
-        sites = [s for a, kind in kinds.items() if kind == LEADS_TO_PRODUCTS for s in sites_of(held[a])]
+        sites = [s for a, kind in kinds.items() if kind == LEADS_TO_PRODUCTS for s in self.attributes.sites_of(held[a])]
         sites += [s for m in running.values() if m.function for s in m.sites]
         reasons = [f"{s.where}: {s.reason}" for m in methods.values() for s in m.sites if s.reason]
         reasons += _overridden_sites(module, methods)

@@ -6,6 +6,7 @@ A function's own source is compiled again, with the globals, closure, defaults a
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -86,9 +87,14 @@ class _Rewriter(Rewriting):
         names, known = names_in(function), getattr(inspect.unwrap(function), "__globals__", {})
         if names & self.names or any(is_activation_table(known.get(name)) for name in names) or _may_lead(function):
             return True
-        held = (vars(base).get(name) for base in self.cls.__mro__ if is_searched(base) for name in names)
-        methods = (getattr(f, "__func__", f) for f in held)  # of a static method
-        return any(isinstance(f, FunctionType) and names_in(f) & self.names for f in methods)
+        return bool(names & self.naming_methods)
+
+    @functools.cached_property
+    def naming_methods(self) -> set[str]:
+        """The methods of the class that name what may be a sigmoid or silu."""
+        held = [(name, f) for base in self.cls.__mro__ if is_searched(base) for name, f in vars(base).items()]
+        functions = [(name, getattr(f, "__func__", f)) for name, f in held]  # of a static method
+        return {name for name, f in functions if isinstance(f, FunctionType) and names_in(f) & self.names}
 
     def rewrite(self, method: Any, *, defers_returns: bool = False) -> Rewritten:
         """Rewrites a function, if that changes something."""
@@ -171,43 +177,67 @@ def _made(
     return made.rewritten
 
 
-def attribute_kinds(module: torch.nn.Module) -> dict[str, Kind]:
-    """Returns the kinds of what a module holds as attributes, by name."""
-    kinds = {name: kind for name, value in attributes(module).items() if (kind := value_kind(value))}
-    for name, value in attributes(module).items():
-        if kinds.get(name, RETURNS_NEW) == RETURNS_NEW and (kind := _code_kind(value)):
-            kinds[name] = kind
-    return kinds
+class Attributes:
+    """Knows what modules hold. While a model is surveyed, each module and each class is looked at once."""
 
+    def __init__(self) -> None:
+        self.by_value: dict[int, dict[str, Kind]] = {}
+        self.deferrable: dict[tuple[type, AttributeKinds], bool] = {}
+        self.sites_by_class: dict[type, list[Site]] = {}
 
-def attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns what a module holds, by name."""
-    return {**vars(module), **module._modules, **module._parameters, **module._buffers}
+    def kinds(self, module: torch.nn.Module) -> dict[str, Kind]:
+        """Returns the kinds of what a module holds, by name."""
+        kinds = dict(self._kinds_by_value(module))
+        for name, value in held_by(module).items():
+            if kinds.get(name, RETURNS_NEW) == RETURNS_NEW and (kind := self._code_kind(value)):
+                kinds[name] = kind
+        return kinds
 
+    def _kinds_by_value(self, module: torch.nn.Module) -> dict[str, Kind]:
+        if id(module) not in self.by_value:
+            kinds = {name: kind for name, value in held_by(module).items() if (kind := value_kind(value))}
+            self.by_value[id(module)] = kinds
+        return self.by_value[id(module)]
 
-def _code_kind(value: Any) -> Kind | None:
-    """Returns the kind of a function, module or other object by its code."""
-    if not isinstance(value, torch.nn.Module):
-        return LEADS_TO_PRODUCTS if sites_of(value) else None
-    forward, cls = own_forward(value), original_of(type(value))
-    if not isinstance(forward, FunctionType) or not is_searched(cls) or obstacle(value):
-        return None
-    try:
-        kinds = {name: kind for name, v in attributes(value).items() if (kind := value_kind(v))}
-    except Exception:  # which is told in that module's own row
-        return None
-    return MAY_BE_ACTIVATION if _Rewriter(cls, kinds).is_deferrable(forward) else None
+    def _code_kind(self, value: Any) -> Kind | None:
+        """Returns the kind of a function, module or other object by its code."""
+        if not isinstance(value, torch.nn.Module):
+            return LEADS_TO_PRODUCTS if self.sites_of(value) else None
+        cls = original_of(type(value))
+        if not is_searched(cls) or not isinstance(own_forward(value), FunctionType):
+            return None
+        try:
+            kinds = self._kinds_by_value(value)
+        except Exception:  # which is told in that module's own row
+            return None
+        key = cls, frozenset(kinds.items())
+        if key not in self.deferrable:
+            self.deferrable[key] = _Rewriter(cls, kinds).is_deferrable(own_forward(value))
+        return MAY_BE_ACTIVATION if self.deferrable[key] and obstacle(value) is None else None
 
-
-def sites_of(value: Any) -> list[Site]:
-    """Returns the products in a function, or in the methods of an object that is no module, that are rewritten."""
-    if isinstance(value, FunctionType):
-        functions, cls = [value], object
-    elif isinstance(value, (torch.nn.Module, torch.Tensor)) or not is_searched(type(value)):
-        return []
-    else:
+    def sites_of(self, value: Any) -> list[Site]:
+        """Returns the products in a function, or in the methods of an object that is no module, that are rewritten."""
+        if isinstance(value, FunctionType):
+            made = rewritten_function(value) if _may_lead(value) else None
+            return [] if made is None else [*made.sites]
         cls = type(value)
-        functions = [f for b in cls.__mro__ if is_searched(b) for f in vars(b).values() if isinstance(f, FunctionType)]
+        if cls not in self.sites_by_class:
+            is_object = is_searched(cls) and not isinstance(value, (torch.nn.Module, torch.Tensor))
+            self.sites_by_class[cls] = _sites_in_methods(cls) if is_object else []
+        return self.sites_by_class[cls]
+
+
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+
+
+def held_by(module: torch.nn.Module) -> dict[str, Any]:
+    """Returns what a module holds as attributes of its own, by name."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    return {**own, **module._modules, **module._parameters, **module._buffers}
+
+
+def _sites_in_methods(cls: type) -> list[Site]:
+    functions = [f for b in cls.__mro__ if is_searched(b) for f in vars(b).values() if isinstance(f, FunctionType)]
     made = [rewritten_function(f, cls) for f in functions if _may_lead(f)]
     return [site for m in made if m is not None for site in m.sites]
 
