@@ -246,31 +246,39 @@ _leading: WeakKeyDictionary[FunctionType, bool] = WeakKeyDictionary()
 
 
 def _may_lead(function: Any) -> bool:
-    """Tells whether a function, or one that it calls, names a sigmoid, silu or GLU."""
+    """Tells whether a function, or one that it calls, names a sigmoid, silu or GLU: in its own package, or next to it."""
     function = inspect.unwrap(function)
     if not isinstance(function, FunctionType) or not is_searched(function):
         return False
     if function not in _leading:
         _leading[function] = False  # while it is looked at, for it may call itself
-        named = names_in(function)
-        computes = named & NAMES or any(is_known(source.resolve_name(name, function)) for name in named)
-        _leading[function] = bool(computes) or any(map(_may_lead, _callees(function)))
+        callees = [f for f in _callees(function) if is_searched(f)]
+        near = [f for f in callees if _package(f) == _package(function)]
+        _leading[function] = any(map(_names_activation, (function, *callees))) or any(map(_may_lead, near))
     return _leading[function]
+
+
+def _names_activation(function: FunctionType) -> bool:
+    names = names_in(function)
+    return bool(names & NAMES) or any(is_known(source.resolve_name(name, function)) for name in names)
 
 
 def _callees(function: FunctionType) -> list[FunctionType]:
     """Returns the functions that a function names, by themselves or as attributes of modules."""
     names = names_in(function)
     values = [source.resolve_name(name, function) for name in names]
-    for module in values:
-        if isinstance(module, ModuleType) and module.__name__.split(".")[0] not in _SKIPPED_PACKAGES:
-            values += [vars(module).get(name) for name in names]
+    modules = [v for v in values if isinstance(v, ModuleType) and v.__name__.split(".")[0] not in _SKIPPED_PACKAGES]
+    values += [vars(module).get(name) for module in modules for name in names]
     return [v for v in values if isinstance(v, FunctionType)]
+
+
+def _package(value: Any) -> str:
+    return str(getattr(value, "__module__", None)).split(".")[0]
 
 
 def is_searched(value: Any) -> bool:
     """Tells whether a function or class may be a model's own."""
-    return str(getattr(value, "__module__", None)).split(".")[0] not in _SKIPPED_PACKAGES
+    return _package(value) not in _SKIPPED_PACKAGES
 
 
 def looks_at_variables(definition: ast.FunctionDef) -> bool:
