@@ -23,7 +23,7 @@ from sigtorch.plugin.recognise import (
 # Methods of a tensor that show its values in another shape, or nearly: a product takes the same view of its gate.
 VIEWS = {
     "view", "view_as", "reshape", "unsqueeze", "squeeze", "expand", "expand_as", "flatten", "unflatten", "transpose", "permute",
-    "movedim", "contiguous", "chunk", "split", "unbind", "to", "type_as", "float", "half", "bfloat16",
+    "movedim", "contiguous", "chunk", "split", "unbind", "repeat", "to", "type_as", "float", "half", "bfloat16",
 }  # fmt: skip
 
 

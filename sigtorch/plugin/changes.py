@@ -67,7 +67,10 @@ class Changes:
     def __init__(self, function: ast.FunctionDef, kinds: dict[str, Kind], self_name: str) -> None:
         self.function, self.kinds, self.self_name = function, kinds, self_name
         self.scopes_of: dict[ast.AST, tuple[ast.AST, ...]] = {}  # the loops and functions around a node
-        self._note_scopes(function, ())
+        self.branches_of: dict[
+            ast.AST, dict[ast.AST, str]
+        ] = {}  # the choices around a node, and the branch that it is in
+        self._note_scopes(function, (), {})
         nodes = [*ast.walk(function)]
         parameters = {a for n in nodes if isinstance(n, ast.arguments) for a in _parameter_names(n)}
         stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -230,10 +233,16 @@ class Changes:
     def _attribute_kind(self, callee: ast.expr) -> Kind | None:
         return self.kinds.get(callee.attr) if self._is_attribute(callee) else None  # type: ignore[attr-defined]
 
-    def _note_scopes(self, node: ast.AST, within: tuple[ast.AST, ...]) -> None:
-        for child in ast.iter_child_nodes(node):
-            self.scopes_of[child] = within
-            self._note_scopes(child, (*within, child) if isinstance(child, (*_LOOPS, *SCOPES)) else within)
+    def _note_scopes(self, node: ast.AST, within: tuple[ast.AST, ...], branches: dict[ast.AST, str]) -> None:
+        for field, value in ast.iter_fields(node):
+            inside = (
+                {**branches, node: field} if isinstance(node, (ast.If, ast.IfExp)) and field != "test" else branches
+            )
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    self.scopes_of[child], self.branches_of[child] = within, inside
+                    is_scope = isinstance(child, (*_LOOPS, *SCOPES))
+                    self._note_scopes(child, (*within, child) if is_scope else within, inside)
 
     def _may_follow(self, node: ast.AST, gate: ast.expr) -> bool:
         """Tells whether a node may run after a gate's expression."""
@@ -242,6 +251,9 @@ class Changes:
             return True
         if any(isinstance(s, SCOPES) for s in {*mine} ^ {*others}):  # a nested function is called at any time
             return True
+        chosen, branches = self.branches_of.get(gate, {}), self.branches_of.get(node, {})
+        if any(branches.get(choice, branch) != branch for choice, branch in chosen.items()):
+            return False
         return position(node) > position(gate)
 
     def _is_reassigned(self, name: str, statement: ast.stmt, change: ast.AST) -> bool:

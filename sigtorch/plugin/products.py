@@ -66,12 +66,12 @@ def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
     is_sigmoid = type(act) is Activated and act.activation == SIGMOID and type(rest) is Complement and rest.held is act
     if is_sigmoid and _fuses(_lerp_obstacle(act, x, y)):
         return fused_lerp(x, y, act.gate)
-    return _computed(a, b) + _computed(c, d)
+    # One minus the sigmoid takes its value in any case.
+    return _value(a) * _value(b) + _value(c) * _value(d)
 
 
-def _computed(*factors: Any) -> Any:
-    left, right = (t.value() if type(t) is Complement else t for t in factors)
-    return _multiply(operator.mul, left, right)
+def _value(factor: Any) -> Any:
+    return factor.value() if type(factor) is Complement else value(factor)
 
 
 def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:

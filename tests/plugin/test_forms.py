@@ -32,6 +32,10 @@ def swish(x):
     return x * torch.sigmoid(x)
 
 
+def swish_in_place(x, inplace=False):
+    return x.mul_(x.sigmoid()) if inplace else x.mul(x.sigmoid())
+
+
 def mixed(x):
     return hidden(x) * x.cos()
 
@@ -271,6 +275,15 @@ def in_a_function(self, x):
     return swish(self.w1(x)) + mixed(self.w3(x))
 
 
+def in_a_function_with_a_choice(self, x):
+    return swish_in_place(self.w1(x)) + swish_in_place(self.w1(x), True)
+
+
+def repeated(self, x):
+    gate = torch.sigmoid(self.w1(x).mean(0, keepdim=True)).repeat(4, 1)
+    return self.w3(x) * gate
+
+
 def through_functions(self, x):
     return reaches(self.w1(x), self.w3(x))
 
@@ -340,9 +353,9 @@ FORMS = {
     in_branches: 1, read_by_the_next_turn: 3, read_in_a_branch: 0, read_then_multiplied: 1, read_by_a_closure: 0,
     in_a_tuple: 1, used_by_two_products: 2, annotated: 1, indexed: 1, viewed_again: 1, halves: 2, same_dtype: 1,
     sequence_seen_otherwise: 1, gate_of_a_module: 1, named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1,
-    in_a_function: 2, through_functions: 1, under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu:
-    2, interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
-    with_silu: 1, by_addcmul: 1,
+    in_a_function: 2, in_a_function_with_a_choice: 1, repeated: 1, through_functions: 1, under_another_name: 1,
+    in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2, interpolated: 1, interpolated_otherwise: 2,
+    interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1, with_silu: 1, by_addcmul: 1,
 }  # fmt: skip
 
 
