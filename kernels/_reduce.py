@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels._layout import (
-    PER_ELEMENT,
     TILE_BYTES,
     WARPS,
     Operand,
-    encode_strides,
     exact,
     form_of,
     functions_of,
+    grid_axes,
     layout_of,
+    ordered_strides,
     tile_shape,
 )
 from sigtorch.kernels._math import rounded
@@ -41,6 +41,7 @@ SCALE = tl.constexpr(2.0**-12)
 def _map_and_sum_kernel(
     inputs,
     outputs,
+    batch_sizes,
     batch_strides,
     row_strides,
     rows,
@@ -49,21 +50,22 @@ def _map_and_sum_kernel(
     chunk_tiles,
     FN: tl.constexpr,
     FORM: tl.constexpr,
+    AXES: tl.constexpr,
     OVER_ROWS: tl.constexpr,
-    OVER_BATCHES: tl.constexpr,
+    OVER_COLS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last result.
 
-    The last output holds the sums, each (sums_size,) in the layout of the last input: one per chunk, or if OVER_BATCHES one
-    per chunk and batch.
+    The last output holds the sums: (parts, sums_size). A program writes into the part of its chunk, or, over rows and
+    columns, of its chunk and its block of columns. Batches that are summed have parts of their own, by their strides.
     """
-    strides = (batch_strides, row_strides)
+    strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    batch = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(AXES.batches).to(tl.int64)
+    block = tl.program_id(AXES.cols).to(tl.int64)
     chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
@@ -78,67 +80,91 @@ def _map_and_sum_kernel(
             row += BLOCK_M
         else:
             col += BLOCK_N
-    LAST: tl.constexpr = len(inputs) - 1
-    ptr = outputs[-1] + (chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk) * sums_size
+    SUMS: tl.constexpr = len(FORM.kinds) - 1
+    part = chunk * tl.num_programs(AXES.cols) + block if OVER_ROWS and OVER_COLS else chunk
+    ptr = outputs[-1] + part * sums_size
     if OVER_ROWS:
         first = Tile(batch, 0, col, m * 0, n, rows, cols)
-        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector) + m * 0
-        total, mask = tl.sum(total, 0, keep_dims=True), n < cols - col
+        ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector) + m * 0
+        total = tl.sum(total, 0, keep_dims=True)
+        if OVER_COLS:
+            total, mask = tl.sum(total, 1, keep_dims=True), m < 1
+        else:
+            mask = n < cols - col
     else:
         first = Tile(batch, row, 0, m, n, rows, cols)
-        ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector)
+        ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
         total, mask = tl.sum(total, 1, keep_dims=True), m < rows - row
     tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
 def launch_map_and_sum(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
-) -> torch.Tensor | None:
-    """Writes fn of the inputs into the outputs, but for fn's last result, which is summed and returned.
+    fn: Any,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor, ...],
+    small: torch.Tensor,
+    results: tuple[int, ...],
+    *,
+    warps: int = WARPS,
+) -> torch.Tensor:
+    """Writes some of fn's results into the outputs, and returns another one, summed; its axes are in the outputs' order.
 
-    The sum has the shape of the last input, which is broadcast along rows or along columns. If it is broadcast in another
-    way, nothing is launched, and None is returned.
+    Args:
+        fn: a scalar function of ``_math.py``, with several results.
+        inputs: as for ``launch_map``, of which the first has the shape that all broadcast to, of one element or more.
+        outputs: as for ``launch_map``; may be empty if the first input is dense.
+        small: has the shape and dtype that the sums get.
+        results: which of fn's results are written, one per output, then which one is summed.
+        warps: per tile.
     """
-    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs)
-    small, parts = inputs[-1], ready.call.partials
-    if not parts:
-        return None
+    settings = results, small.shape, small.dtype, warps
+    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs or inputs[:1], settings)
+    parts, strides, device = ready.call.partials, ready.call.strides, small.device
     if parts == 1:
-        sums = torch.empty_like(small)
+        sums = torch.empty_strided(small.shape, strides, dtype=small.dtype, device=device)
         ready.launch(inputs, (*outputs, sums))
-        return sums
-    wide = torch.float64 if small.dtype == torch.float64 else torch.float32
-    sums = torch.empty((parts, small.numel()), dtype=wide, device=small.device)
-    ready.launch(inputs, (*outputs, sums))
-    return sums.sum(0, dtype=wide).as_strided(small.shape, small.stride()).to(small.dtype)
+    else:
+        wide = torch.float64 if small.dtype == torch.float64 else torch.float32
+        partials = torch.empty((parts, small.numel()), dtype=wide, device=device)
+        ready.launch(inputs, (*outputs, partials))
+        sums = partials.sum(0, dtype=wide).as_strided(small.shape, strides).to(small.dtype)
+    return sums
 
 
-def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
-    layout, small, last = layout_of(inputs, outputs), inputs[-1], len(inputs) - 1
-    stride_set, over_rows = layout.stride_sets[last], layout.kinds[last] == PER_ELEMENT
-    row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
-    dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
-    # Broadcast along rows, it differs per column and has no stride from row to row; along columns, the other way round.
-    if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
-        return Call(_map_and_sum_kernel, (0, 0, 0), ())  # is not launched
-    block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
+def _map_and_sum_call(
+    fn: Any,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor, ...],
+    results: tuple[int, ...],
+    shape: torch.Size,
+    dtype: torch.dtype,
+    warps: int,
+) -> Call:
+    like, written = outputs[0], outputs[: len(results) - 1]
+    strides = tuple(ordered_strides(shape, like))
+    sums = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    layout = layout_of(inputs, outputs, sums)
+    over_rows, over_cols = layout.sums_over
+    block_m, block_n = tile_shape(layout, TILE_BYTES // like.element_size())
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
     chunks = triton.cdiv(tiles, chunk_tiles)
-    over_batches = layout.batch_strides is not None and layout.batch_strides[stride_set] == 0
-    form = form_of(layout, inputs, [t.dtype for t in (*outputs, small)])
-    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    sizes = layout.rows, layout.cols, small.numel(), chunk_tiles
-    arguments = (*strides, *sizes, fn, form, over_rows, over_batches, block_m, block_n)
-    partials = chunks * layout.batches if over_batches else chunks
-    return Call(_map_and_sum_kernel, (kept, layout.batches, chunks), arguments, partials)
+    axes = grid_axes(layout.batches, 0)
+    form = form_of(layout, inputs, [*(t.dtype for t in written), dtype], results=results)
+    parts = layout.parts * chunks * (across if over_rows and over_cols else 1)
+    sizes = layout.rows, layout.cols, layout.parts * sums.numel(), chunk_tiles
+    arguments = (*layout.encoded, *sizes, fn, form, axes, over_rows, over_cols, block_m, block_n)
+    programs = {axes.cols: kept, axes.batches: layout.batches, axes.rows: chunks}
+    grid = programs[0], programs[1], programs[2]
+    return Call(_map_and_sum_kernel, grid, arguments, parts, strides, warps)
 
 
 @triton.jit(do_not_specialize=["batches", "rows", "cols"])
 def _sum_kernel(
     inputs,
     outputs,
+    batch_sizes,
     batch_strides,
     row_strides,
     batches,
@@ -156,7 +182,7 @@ def _sum_kernel(
     FN's last result is summed, the others are written into the outputs. The last output holds the programs' sums: (programs,).
     If some elements are ignored, it is (2 * programs,): behind the sums, how many elements each program did not ignore.
     """
-    strides = (batch_strides, row_strides)
+    strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
@@ -274,10 +300,9 @@ def _sum_call(
     programs = min(tiles, LOSS_PROGRAMS)
     # The only output is the gradient, or stands for x.
     form = form_of(layout, inputs, [dtype, *(t.dtype for t in outputs)], target_input)
-    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    arguments = (*strides, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
+    arguments = (*layout.encoded, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
     partials = programs if target_input is None else 2 * programs
-    return Call(_sum_kernel, (programs, 1, 1), arguments, partials, LOSS_WARPS if block_m == 1 else WARPS)
+    return Call(_sum_kernel, (programs, 1, 1), arguments, partials, warps=LOSS_WARPS if block_m == 1 else WARPS)
 
 
 def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], with_counts: bool) -> Call:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sigtorch.kernels import _loss_math
-from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_reachable
+from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_straight
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_sum
 from sigtorch.kernels._scale import launch_scale
@@ -137,13 +137,13 @@ def _reducible(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return x
     indexed = target.dtype == torch.int64  # the axis of the classes is found by its stride, which must be its alone
     can_lead = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
-    return x if can_lead and is_reachable(axes_of((x, x), x, indexed)) else x.contiguous()
+    return x if can_lead and is_straight(axes_of((x, x), x, indexed), indexed) else x.contiguous()
 
 
 def _result(x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A result with x's strides; contiguous if x has more rows of matrices than a grid has programs for."""
     out = torch.empty_like(x, dtype=dtype)
-    if out.is_contiguous() or target.dtype != torch.int64 or is_reachable(axes_of((out,), out, True)):
+    if out.is_contiguous() or target.dtype != torch.int64 or is_straight(axes_of((out,), out, True), True):
         return out
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 

@@ -181,7 +181,7 @@ def _operands_fuse(act: Activated, x: Any) -> bool:
         return False
     if act.with_graph and x.requires_grad and not gate.requires_grad:
         return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
+    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.SigmoidGateFunction.fuses(x, gate))
     return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
 
 
