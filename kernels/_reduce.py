@@ -84,13 +84,15 @@ def _map_and_sum_kernel(
     part = chunk * tl.num_programs(AXES.cols) + block if OVER_ROWS and OVER_COLS else chunk
     ptr = outputs[-1] + part * sums_size
     if OVER_ROWS:
-        first = Tile(batch, 0, col, m * 0, n, rows, cols)
-        ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector) + m * 0
+        first = Tile(batch, 0, col, tl.zeros([1, 1], tl.int32), n, rows, cols)
+        ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
         total = tl.sum(total, 0, keep_dims=True)
         if OVER_COLS:
-            total, mask = tl.sum(total, 1, keep_dims=True), m < 1
+            total, mask = tl.sum(total, 1, keep_dims=True), None
         else:
             mask = n < cols - col
+            if FORM.vector > 1:
+                mask = tl.max_constancy(mask, [1, FORM.vector])
     else:
         first = Tile(batch, row, 0, m, n, rows, cols)
         ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
