@@ -156,7 +156,7 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = (right, left) if type(right) is Activated else (left, right)
-    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x):
+    if type(act) is Activated and act.with_graph == torch.is_grad_enabled() and _operands_fuse(act, x, right is act):
         return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
@@ -174,25 +174,45 @@ def runs_kernel(*tensors: torch.Tensor) -> bool:
     return tensors[0].is_floating_point() and _backend.select(*tensors) == "triton"
 
 
-def _operands_fuse(act: Activated, x: Any) -> bool:
+def _operands_fuse(act: Activated, x: Any, x_first: bool) -> bool:
     """Tells whether a kernel gives the product's values and strides, and saves no tensor that may be changed later."""
     gate = act.gate
     if type(x) not in _eligible.PLAIN_TYPES or act.expanded not in (None, x.shape) or act.gate_changed():
         return False
     if act.with_graph and x.requires_grad and not gate.requires_grad:
         return False  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    shapes_fuse = gate.shape == x.shape or (act.activation == SIGMOID and gates.SigmoidGateFunction.fuses(x, gate))
-    return shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and runs_kernel(x, gate)
+    if not gates.SigmoidGateFunction.fuses(x, gate):
+        return False
+    leads = x_first == (act.activation == SIGMOID)  # the first operand of the product is the kernel's, too
+    return (gate.stride() == x.stride() or _have_same_strides(x, gate, x_first, leads)) and runs_kernel(x, gate)
 
 
-def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Tells whether the axes that both have are in the same order by their strides."""
-    axes = zip(gate.shape, x.stride()[-gate.dim() :], gate.stride(), strict=True)
-    strides = sorted(((x_stride, gate_stride) for n, x_stride, gate_stride in axes if n > 1), reverse=True)
-    # A stride of zero has no place in that order.
+def _have_same_strides(x: torch.Tensor, gate: torch.Tensor, x_first: bool, leads: bool) -> bool:
+    """Tells whether a kernel's result has the strides of PyTorch's product.
+
+    In PyTorch, the first operand orders the axes, and the second those along which the first is broadcast. A kernel's result
+    has the strides of its first operand of the result's shape. So the axes that both have must be in the same order by their
+    strides, unless the first operand is the kernel's first and has all.
+    """
+    first, second = (x, gate) if x_first else (gate, x)
+    large = first if _covers(first, second) else second
+    if not _covers(large, first):  # each is broadcast: a kernel's result is contiguous
+        return x.is_contiguous() and gate.is_contiguous()
+    if not all(stride for n, stride in zip(large.shape, large.stride(), strict=True) if n > 1):
+        return False  # a stride of zero has no place in an order
+    if leads and large is first:
+        return True
+    axes = zip(*(reversed(part) for t in (x, gate) for part in (t.shape, t.stride())), strict=False)
+    strides = sorted(((by, other) for n, by, m, other in axes if n > 1 and m > 1), reverse=True)
     return all(min(pair) > 0 for pair in strides) and all(
         outer >= inner for (_, outer), (_, inner) in pairwise(strides)
     )
+
+
+def _covers(large: torch.Tensor, t: torch.Tensor) -> bool:
+    """Tells whether two tensors that broadcast have the large one's shape together."""
+    sizes = zip(reversed(large.shape), reversed(t.shape), strict=False)
+    return t.dim() <= large.dim() and all(n >= m or n == 0 for n, m in sizes)
 
 
 def deferring(bound: Any) -> Any:
