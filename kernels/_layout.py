@@ -132,9 +132,7 @@ class Form(NamedTuple):
     results: tuple[int, ...] | None = None  # the function's results that are used, in order; None for all
 
 
-def layout_of(
-    inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor], sums: torch.Tensor | None = None
-) -> Layout:
+def layout_of(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor], sums: torch.Tensor | None = None) -> Layout:
     """Returns the common layout of inputs, broadcastable to the outputs, of outputs of one shape and strides, and of sums.
 
     Sums are an operand behind the outputs: dense, of a shape that broadcasts to the outputs'.

@@ -32,7 +32,9 @@ def _result(*inputs: torch.Tensor) -> torch.Tensor:
     if shape != first.shape:
         lead = next((t for t in others if t.shape == shape), None)
         return first.new_empty(shape, dtype=dtype) if lead is None else torch.empty_like(lead, dtype=dtype)
-    return torch.empty_like(first) if dtype is first.dtype else torch.empty_like(first, dtype=dtype)  # omitting is faster
+    return (
+        torch.empty_like(first) if dtype is first.dtype else torch.empty_like(first, dtype=dtype)
+    )  # omitting is faster
 
 
 def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size:
