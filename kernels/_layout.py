@@ -101,7 +101,7 @@ class GridAxes(NamedTuple):
 
 
 def grid_axes(batches: int, rows: int) -> GridAxes:
-    """Returns the axes for so many programs: only the first may be as long as MAX_GRID, and memory for two such is not there."""
+    """Returns the axes for so many programs: only the first may have MAX_GRID, and no memory has two such."""
     if batches >= MAX_GRID:
         return GridAxes(cols=1, batches=0, rows=2)
     return GridAxes(cols=2, batches=1, rows=0) if rows >= MAX_GRID else GridAxes()
@@ -320,7 +320,7 @@ def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def ordered_strides(shape: Sequence[int], like: torch.Tensor) -> list[int]:
     """Returns the strides of a dense tensor, of a shape that broadcasts to like's, with its axes in like's order."""
     strides, step = [0] * len(shape), 1
-    for axis in sorted(reversed(range(len(shape))), key=lambda i: like.stride(i - len(shape))):
+    for axis in sorted(range(len(shape)), key=lambda i: (like.stride(i - len(shape)), -i)):
         strides[axis], step = step, step * shape[axis]
     return strides
 

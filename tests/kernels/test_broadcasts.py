@@ -64,7 +64,7 @@ def test_broadcasts_of_both_match_the_oracle(device):
 
 
 @pytest.mark.parametrize("x", [(), (6,), (4, 6), (2, 1, 4, 6), (5, 1, 1, 1, 6)], ids=str)
-@pytest.mark.parametrize("g", [(), (1,), (1, 6), (4, 1), (3, 2, 4, 6), (1, 2, 1, 4, 1)], ids=str)
+@pytest.mark.parametrize("g", [(), (1,), (1, 6), (4, 1), (2, 3, 4, 6), (1, 2, 1, 4, 1)], ids=str)
 def test_other_numbers_of_axes(x, g, device):
     case = case_of(x, g)
     check(case, case.inputs(None, torch.float64, device), backend="triton")

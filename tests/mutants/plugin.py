@@ -21,8 +21,8 @@ SLIPS = [
     ),
     Slip(
         PRODUCTS,
-        "shapes_fuse and (gate.stride() == x.stride() or _have_same_order(x, gate)) and",
-        "shapes_fuse and",
+        "(gate.stride() == x.stride() or _have_same_strides(x, gate, x_first, leads)) and runs",
+        "runs",
         REWRITTEN,
         "the result has the strides of the other operand",
     ),
