@@ -58,7 +58,7 @@ def _map_and_sum_kernel(
 ):
     """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last result.
 
-    The last output holds the sums: (parts, sums_size). A program writes into the part of its chunk, or, over rows and
+    The last output holds the sums: (parts, sums_size), a size in vectors unless OVER_COLS. A program writes into the part of its chunk, or, over rows and
     columns, of its chunk and its block of columns. Batches that are summed have parts of their own, by their strides.
     """
     strides = (batch_sizes, batch_strides, row_strides)
@@ -82,7 +82,7 @@ def _map_and_sum_kernel(
             col += BLOCK_N
     SUMS: tl.constexpr = len(FORM.kinds) - 1
     part = chunk * tl.num_programs(AXES.cols) + block if OVER_ROWS and OVER_COLS else chunk
-    ptr = outputs[-1] + part * sums_size
+    ptr = outputs[-1] + part * sums_size * (1 if OVER_COLS else FORM.vector)
     if OVER_ROWS:
         first = Tile(batch, 0, col, tl.zeros([1, 1], tl.int32), n, rows, cols)
         ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
@@ -155,7 +155,8 @@ def _map_and_sum_call(
     axes = grid_axes(layout.batches, 0)
     form = form_of(layout, inputs, [*(t.dtype for t in written), dtype], results=results)
     parts = layout.parts * chunks * (across if over_rows and over_cols else 1)
-    sizes = layout.rows, layout.cols, layout.parts * sums.numel(), chunk_tiles
+    sums_size = layout.parts * sums.numel() // (1 if over_cols else layout.vector)
+    sizes = layout.rows, layout.cols, sums_size, chunk_tiles
     arguments = (*layout.encoded, *sizes, fn, form, axes, over_rows, over_cols, block_m, block_n)
     programs = {axes.cols: kept, axes.batches: layout.batches, axes.rows: chunks}
     grid = programs[0], programs[1], programs[2]
