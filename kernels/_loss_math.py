@@ -200,16 +200,16 @@ def asymmetric(x, t, gamma_pos, gamma_neg, clip=None, PRECISE: tl.constexpr = Tr
 
 
 @triton.jit
-def dice_terms(x, t, row, PRECISE: tl.constexpr):
-    """Returns the terms of apart and of overlap; row has the shape of their sums, and is not read."""
+def dice_terms(x, t, PRECISE: tl.constexpr):
+    """Returns the terms of apart and of overlap."""
     s, rest = exact_sigmoid_and_complement(x, PRECISE)
     return fma(s, 1.0 - t, rest * t), s * t
 
 
 @triton.jit
-def dice_and_bce_terms(x, t, row, PRECISE: tl.constexpr):
+def dice_and_bce_terms(x, t, PRECISE: tl.constexpr):
     """Returns the same, and the binary cross-entropy."""
-    apart, overlap = dice_terms(x, t, row, PRECISE)
+    apart, overlap = dice_terms(x, t, PRECISE)
     _, cross_entropy = bce(x, t, 1, 1, PRECISE)
     return apart, overlap, cross_entropy
 

@@ -9,13 +9,12 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels._layout import (
-    MAX_GRID,
     TILE_BYTES,
     WARPS,
     Operand,
-    encode_strides,
     form_of,
     functions_of,
+    grid_axes,
     layout_of,
     tile_shape,
 )
@@ -27,6 +26,7 @@ from sigtorch.kernels._tile import Tile, run_tile
 def _map_kernel(
     inputs,
     outputs,
+    batch_sizes,
     batch_strides,
     row_strides,
     rows,
@@ -35,18 +35,18 @@ def _map_kernel(
     LOSS: tl.constexpr,
     TARGET: tl.constexpr,
     FORM: tl.constexpr,
-    ROWS_FIRST: tl.constexpr,
+    AXES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    strides = (batch_strides, row_strides)
+    strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    batch = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(AXES.batches).to(tl.int64)
     row = tl.cast(0, tl.int64)
     if row_strides is not None:
-        row = tl.program_id(0 if ROWS_FIRST else 2).to(tl.int64) * BLOCK_M
-    col = tl.program_id(2 if ROWS_FIRST else 0).to(tl.int64) * BLOCK_N
+        row = tl.program_id(AXES.rows).to(tl.int64) * BLOCK_M
+    col = tl.program_id(AXES.cols).to(tl.int64) * BLOCK_N
     tile = Tile(batch, row, col, m, n, rows, cols)
     unused = row  # run_tile() wants accumulators
     run_tile(inputs, outputs, strides, tile, FN, LOSS, TARGET, FORM, None, unused, unused)
@@ -81,9 +81,8 @@ def _map_call(
     layout = layout_of(inputs, outputs)
     block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
-    rows_first = down >= MAX_GRID  # only a grid's first axis may be that long
-    grid = (down, layout.batches, across) if rows_first else (across, layout.batches, down)
+    axes = grid_axes(layout.batches, down)
+    programs = {axes.cols: across, axes.batches: layout.batches, axes.rows: down}
     form = form_of(layout, inputs, [t.dtype for t in outputs], target_input)
-    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    arguments = (*strides, layout.rows, layout.cols, *functions_of(fn), form, rows_first, block_m, block_n)
-    return Call(_map_kernel, grid, arguments, warps=warps)
+    arguments = (*layout.encoded, layout.rows, layout.cols, *functions_of(fn), form, axes, block_m, block_n)
+    return Call(_map_kernel, (programs[0], programs[1], programs[2]), arguments, warps=warps)

@@ -29,6 +29,7 @@ class Call(NamedTuple):
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
     partials: int = 0  # of a sum: how many parts of it the kernel writes
+    strides: tuple[int, ...] = ()  # of each part, if it is a tensor
     warps: int = WARPS
     options: tuple[tuple[str, Any], ...] = ()  # others of the compiler
 

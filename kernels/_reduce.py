@@ -6,22 +6,23 @@ agree bit for bit.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from sigtorch.kernels._layout import (
-    PER_ELEMENT,
     TILE_BYTES,
     WARPS,
     Operand,
-    encode_strides,
     exact,
     form_of,
     functions_of,
+    grid_axes,
     layout_of,
+    ordered_strides,
     tile_shape,
 )
 from sigtorch.kernels._math import rounded
@@ -41,6 +42,7 @@ SCALE = tl.constexpr(2.0**-12)
 def _map_and_sum_kernel(
     inputs,
     outputs,
+    batch_sizes,
     batch_strides,
     row_strides,
     rows,
@@ -51,27 +53,29 @@ def _map_and_sum_kernel(
     LOSS: tl.constexpr,
     TARGET: tl.constexpr,
     FORM: tl.constexpr,
-    SUMS: tl.constexpr,
+    COUNT: tl.constexpr,
+    AXES: tl.constexpr,
     OVER_ROWS: tl.constexpr,
-    OVER_BATCHES: tl.constexpr,
+    OVER_COLS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up each of FN's last SUMS results.
+    """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last COUNT results.
 
-    The last output holds the sums of one result, then of the next, each (sums_size,) in the layout of the last input: one per
-    chunk, or if OVER_BATCHES one per chunk and batch.
+    The last output holds the sums of one result, then of the next, each (parts, sums_size), a size in vectors unless
+    OVER_COLS. A program writes into the part of its chunk, or, over rows and columns, of its chunk and its block of columns.
+    Batches that are summed have parts of their own, by their strides.
     """
-    strides = (batch_strides, row_strides)
+    strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
-    batch = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(AXES.batches).to(tl.int64)
+    block = tl.program_id(AXES.cols).to(tl.int64)
     chunk = tl.program_id(2).to(tl.int64)
     row = chunk * chunk_tiles * BLOCK_M if OVER_ROWS else block * BLOCK_M
     col = block * BLOCK_N if OVER_ROWS else chunk * chunk_tiles * BLOCK_N
     totals = ()
-    for i in tl.static_range(SUMS):  # noqa: B007, Triton takes no _ that a loop sets again
+    for i in tl.static_range(COUNT):  # noqa: B007, Triton takes no _ that a loop sets again
         totals = totals + (tl.zeros([BLOCK_M, BLOCK_N], tl.float64 if FORM.double else tl.float32),)  # noqa: RUF005
     number = 0
     while number < chunk_tiles:  # Triton 3.4's interpreter takes no range() of an argument
@@ -83,108 +87,145 @@ def _map_and_sum_kernel(
             row += BLOCK_M
         else:
             col += BLOCK_N
-    LAST: tl.constexpr = len(inputs) - 1
-    part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk
-    parts = tl.num_programs(2) * (tl.num_programs(1) if OVER_BATCHES else 1)
-    for i in tl.static_range(SUMS):
-        ptr = outputs[-1] + (part + parts * i) * sums_size
+    SUMS: tl.constexpr = len(FORM.kinds) - 1
+    part = chunk * tl.num_programs(AXES.cols) + block if OVER_ROWS and OVER_COLS else chunk
+    parts = tl.num_programs(2) * (tl.num_programs(AXES.cols) if OVER_ROWS and OVER_COLS else 1)
+    for i in tl.static_range(COUNT):
+        ptr = outputs[-1] + (part + parts * i) * sums_size * (1 if OVER_COLS else FORM.vector)
         if OVER_ROWS:
-            first = Tile(batch, 0, col, m * 0, n, rows, cols)
-            ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector) + m * 0
-            total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols - col
+            first = Tile(batch, 0, col, tl.zeros([1, 1], tl.int32), n, rows, cols)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
+            total = tl.sum(totals[i], 0, keep_dims=True)
+            if OVER_COLS:
+                total, mask = tl.sum(total, 1, keep_dims=True), None
+            else:
+                mask = n < cols - col
+                if FORM.vector > 1:
+                    mask = tl.max_constancy(mask, [1, FORM.vector])
         else:
             first = Tile(batch, row, 0, m, n, rows, cols)
-            ptr = pointers(ptr, strides, first, FORM.stride_sets[LAST], FORM.kinds[LAST], FORM.vector)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
             total, mask = tl.sum(totals[i], 1, keep_dims=True), m < rows - row
         tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
 
+class Sums(NamedTuple):
+    """What a kernel sums up: how many results, to which shape and dtype, and which of a function's results it uses."""
+
+    count: int
+    shape: torch.Size
+    dtype: torch.dtype
+    results: tuple[int, ...] | None = None  # those that are written, then those that are summed; None if all are summed
+
+
 def launch_map_and_sum(
-    fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
-) -> torch.Tensor | None:
-    """Writes fn of the inputs into the outputs, but for fn's last result, which is summed and returned.
+    fn: Any,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor, ...],
+    small: torch.Tensor,
+    results: tuple[int, ...],
+    *,
+    warps: int = WARPS,
+) -> torch.Tensor:
+    """Writes some of fn's results into the outputs, and returns another one, summed; its axes are in the outputs' order.
 
-    The sum has the shape of the last input, which is broadcast along rows or along columns. If it is broadcast in another
-    way, nothing is launched, and None is returned.
+    Args:
+        fn: a scalar function of ``_math.py``, with several results.
+        inputs: as for ``launch_map``, of which the first has the shape that all broadcast to, of one element or more.
+        outputs: as for ``launch_map``; may be empty if the first input is dense.
+        small: has the shape and dtype that the sums get.
+        results: which of fn's results are written, one per output, then which one is summed.
+        warps: per tile.
     """
-    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs)
-    small, parts = inputs[-1], ready.call.partials
-    if not parts:
-        return None
+    settings = results, small.shape, small.dtype, warps
+    ready, inputs = plan(_map_and_sum_call, fn, inputs, outputs or inputs[:1], settings)
+    parts, strides, device = ready.call.partials, ready.call.strides, small.device
     if parts == 1:
-        sums = torch.empty_like(small)
+        sums = torch.empty_strided(small.shape, strides, dtype=small.dtype, device=device)
         ready.launch(inputs, (*outputs, sums))
-        return sums
-    wide = torch.float64 if small.dtype == torch.float64 else torch.float32
-    sums = torch.empty((parts, small.numel()), dtype=wide, device=small.device)
-    ready.launch(inputs, (*outputs, sums))
-    return sums.sum(0, dtype=wide).as_strided(small.shape, small.stride()).to(small.dtype)
+    else:
+        wide = torch.float64 if small.dtype == torch.float64 else torch.float32
+        partials = torch.empty((parts, small.numel()), dtype=wide, device=device)
+        ready.launch(inputs, (*outputs, partials))
+        sums = partials.sum(0, dtype=wide).as_strided(small.shape, strides).to(small.dtype)
+    return sums
 
 
-def _map_and_sum_call(fn: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> Call:
-    return _call_of_sums(fn, inputs, outputs, 1, TILE_BYTES // outputs[0].element_size(), WARPS)
+def _map_and_sum_call(
+    fn: Any,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor, ...],
+    results: tuple[int, ...],
+    shape: torch.Size,
+    dtype: torch.dtype,
+    warps: int,
+) -> Call:
+    sums, tile = Sums(1, shape, dtype, results), TILE_BYTES // outputs[0].element_size()
+    return _call_of_sums(fn, inputs, outputs, sums, tile, warps, warps)
 
 
 def launch_sums(
-    fn: Any, inputs: tuple[Operand, ...], small: torch.Tensor, like: torch.Tensor, count: int
-) -> torch.Tensor | None:
-    """Returns the sums of fn's results as one tensor, in float32 or all in float64: (count, *small.shape).
-
-    If small is broadcast in another way than ``launch_map_and_sum`` takes, nothing is launched, and None is returned.
+    fn: Any, inputs: tuple[Operand, ...], like: torch.Tensor, shape: torch.Size, dtype: torch.dtype, count: int
+) -> torch.Tensor:
+    """Returns the sums of each of fn's results, in float32 or all in float64: (count, *shape).
 
     Args:
         fn: the pass of a loss.
         inputs: as for ``launch_map``, broadcastable to like's shape.
-        small: a contiguous tensor of the shape of a sum, which three axes describe beside like, and of the final result's
-            dtype. It is the last input of fn, which must not use it: its values are not read.
-        like: the tensor whose shape and order of elements the kernel follows.
+        like: a dense tensor of one element or more, whose shape and order of elements the kernel follows.
+        shape: of a sum; it broadcasts to like's.
+        dtype: float64 if all is computed in it.
         count: how many results fn has.
     """
-    ready, given = plan(_sums_call, fn, exact((*inputs, small), like), (like,), (count,))
-    parts, wide = ready.call.partials, torch.float64 if small.dtype == torch.float64 else torch.float32
-    if not parts:
-        return None
-    sums = torch.empty((count, parts, small.numel()), dtype=wide, device=small.device)
-    ready.launch(given, (sums,))
-    return (sums if parts == 1 else sums.sum(1)).view(count, *small.shape)
+    ready, inputs = plan(_sums_call, fn, exact(inputs, like), (like,), (Sums(count, shape, dtype),))
+    parts, size = ready.call.partials, math.prod(shape)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sums = torch.empty((count, parts, size), dtype=wide, device=like.device)
+    ready.launch(inputs, (sums,))
+    return (sums if parts == 1 else sums.sum(1)).as_strided((count, *shape), (size, *ready.call.strides))
 
 
-def _sums_call(fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], count: int) -> Call:
-    return _call_of_sums(fn, inputs, outputs, count, LOSS_TILE, LOSS_WARPS)
+def _sums_call(fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], sums: Sums) -> Call:
+    return _call_of_sums(fn, inputs, outputs, sums, LOSS_TILE, WARPS, LOSS_WARPS)
 
 
 def _call_of_sums(
-    fn: Any, inputs: tuple[Any, ...], outputs: tuple[torch.Tensor, ...], count: int, tile: int, warps: int
+    fn: Any,
+    inputs: tuple[Any, ...],
+    outputs: tuple[torch.Tensor, ...],
+    sums: Sums,
+    tile: int,
+    warps: int,
+    warps_of_a_row: int,
 ) -> Call:
-    """Returns a call that sums fn's last results, over tiles of this size and with these warps where a tile has one row."""
-    layout, small, last = layout_of(inputs, outputs), inputs[-1], len(inputs) - 1
-    stride_set, over_rows = layout.stride_sets[last], layout.kinds[last] == PER_ELEMENT
-    row_stride = layout.row_strides[stride_set] if layout.row_strides is not None else 0
-    dense = small.shape != outputs[0].shape and torch.ops.aten.is_non_overlapping_and_dense(small)
-    # Broadcast along rows, it differs per column and has no stride from row to row; along columns, the other way round.
-    if not dense or (layout.rows > 1 and over_rows == (row_stride > 0)):
-        return Call(_map_and_sum_kernel, (0, 0, 0), ())  # is not launched
+    """Returns a call over tiles of this size, which have other warps if they are one row."""
+    like, written = outputs[0], outputs[: len(sums.results or (0,)) - 1]
+    strides = tuple(ordered_strides(sums.shape, like))
+    small = torch.empty_strided(sums.shape, strides, dtype=sums.dtype, device="meta")
+    layout = layout_of(inputs, outputs, small)
+    over_rows, over_cols = layout.sums_over
     block_m, block_n = tile_shape(layout, tile)
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
     chunks = triton.cdiv(tiles, chunk_tiles)
-    over_batches = layout.batch_strides is not None and layout.batch_strides[stride_set] == 0
-    form = form_of(layout, inputs, [t.dtype for t in (*outputs, small)])
-    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    sizes = layout.rows, layout.cols, small.numel(), chunk_tiles
-    settings = form, count, over_rows, over_batches, block_m, block_n
-    partials = chunks * layout.batches if over_batches else chunks
-    return Call(
-        _map_and_sum_kernel, (kept, layout.batches, chunks), (*strides, *sizes, *functions_of(fn), *settings), partials,
-        warps if block_m == 1 else WARPS,
-    )  # fmt: skip
+    axes = grid_axes(layout.batches, 0)
+    form = form_of(layout, inputs, [*(t.dtype for t in written), sums.dtype], results=sums.results)
+    parts = layout.parts * chunks * (across if over_rows and over_cols else 1)
+    sums_size = layout.parts * small.numel() // (1 if over_cols else layout.vector)
+    sizes = layout.rows, layout.cols, sums_size, chunk_tiles
+    settings = form, sums.count, axes, over_rows, over_cols, block_m, block_n
+    programs = {axes.cols: kept, axes.batches: layout.batches, axes.rows: chunks}
+    grid = programs[0], programs[1], programs[2]
+    arguments = (*layout.encoded, *sizes, *functions_of(fn), *settings)
+    return Call(_map_and_sum_kernel, grid, arguments, parts, strides, warps_of_a_row if block_m == 1 else warps)
 
 
 @triton.jit(do_not_specialize=["batches", "rows", "cols"])
 def _sum_kernel(
     inputs,
     outputs,
+    batch_sizes,
     batch_strides,
     row_strides,
     batches,
@@ -202,7 +243,7 @@ def _sum_kernel(
     FN's last result is summed, the others are written into the outputs. The last output holds the programs' sums: (programs,).
     If some elements are ignored, it is (2 * programs,): behind the sums, how many elements each program did not ignore.
     """
-    strides = (batch_strides, row_strides)
+    strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     across = tl.cdiv(cols.to(tl.int64), BLOCK_N)
@@ -320,10 +361,9 @@ def _sum_call(
     programs = min(tiles, LOSS_PROGRAMS)
     # The only output is the gradient, or stands for x.
     form = form_of(layout, inputs, [dtype, *(t.dtype for t in outputs)], target_input)
-    strides = encode_strides(layout.batch_strides), encode_strides(layout.row_strides)
-    arguments = (*strides, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
+    arguments = (*layout.encoded, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
     partials = programs if target_input is None else 2 * programs
-    return Call(_sum_kernel, (programs, 1, 1), arguments, partials, LOSS_WARPS if block_m == 1 else WARPS)
+    return Call(_sum_kernel, (programs, 1, 1), arguments, partials, warps=LOSS_WARPS if block_m == 1 else WARPS)
 
 
 def _finish_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], with_counts: bool) -> Call:

@@ -1,6 +1,6 @@
 """Tiles: what a kernel does for one block of elements, (BLOCK_M, BLOCK_N): load, compute, store, add up.
 
-``inputs`` and ``outputs`` are tuples of pointers and numbers, ``strides`` a pair of encoded tuples (of batches, of rows),
+``inputs`` and ``outputs`` are tuples of pointers and numbers, ``strides`` three encoded tuples (``Layout.encoded``),
 ``FN`` a scalar function of ``_math.py``, and ``FORM`` the ``_layout.Form`` that tells how each operand is read. If there is a
 LOSS, it and TARGET are functions of ``_loss_math.py``, and FN is what a pass returns of them.
 """
@@ -10,10 +10,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._layout import KINDS, decode_stride
+from sigtorch.kernels._layout import KINDS, decode
 from sigtorch.kernels._math import rounded, widened
 
-PER_ROW, PER_COLUMN, PER_ELEMENT, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = map(tl.constexpr, KINDS)
+PER_ROW, PER_COLUMN, PER_ELEMENT, TRANSPOSED, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = map(tl.constexpr, KINDS)
 COMMON = tl.constexpr(8)  # operands that every loss has
 
 
@@ -70,17 +70,24 @@ def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.
         results = FN(*values[:COMMON], own, LOSS, TARGET, PRECISE=FORM.precise)
     for i in tl.static_range(len(outputs)):
         ptr = pointers(outputs[i], strides, tile, FORM.stride_sets[len(inputs) + i], PER_ELEMENT, FORM.vector)
-        result = results if SCALE is None and len(outputs) == 1 else results[i]
+        result = results if SCALE is None and len(outputs) == 1 else _result(results, i, FORM)
         tl.store(ptr, rounded(_only(taken, result), ptr.dtype.element_ty), mask=masks.elements)
     if SCALE is not None:
         sums = ()
+        single: tl.constexpr = FORM.results is None and len(outputs) + len(totals) == 1
         for i in tl.static_range(len(totals)):
-            last = results if len(outputs) + len(totals) == 1 else results[len(outputs) + i]
+            last = results if single else _result(results, len(outputs) + i, FORM)
             sums = sums + (totals[i] + _only(masks.elements, _only(taken, last) * SCALE),)  # noqa: RUF005
         totals = sums
         if taken is not None:
             count += _only(masks.elements, tl.where(taken, 1.0, 0.0))
     return totals, count
+
+
+@triton.jit
+def _result(results, i: tl.constexpr, FORM: tl.constexpr):
+    """Returns the result that is used in place i."""
+    return results[i if FORM.results is None else FORM.results[i]]
 
 
 @triton.jit
@@ -116,6 +123,8 @@ def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
         ptr = pointers(operand, strides, tile, STRIDE_SET, KIND, FORM.vector)
         if KIND == PER_ELEMENT:
             return widened(tl.load(ptr, mask=masks.elements), WIDE)
+        elif KIND == TRANSPOSED:
+            return widened(tl.load(ptr, mask=_transposed(masks, tile, FORM.vector)), WIDE)
         elif KIND == PER_COLUMN:
             return tl.load(ptr, mask=masks.cols).to(WIDE)
         else:
@@ -123,15 +132,29 @@ def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
 
 
 @triton.jit
+def _transposed(masks, tile, VECTOR: tl.constexpr):
+    """Returns the mask of elements for accesses along columns: an operation of its own, which may be told its constancy."""
+    if masks.elements is None:
+        return None
+    else:
+        elements = (tile.m < tile.rows - tile.row) & (tile.n < tile.cols - tile.col)
+        return elements if VECTOR == 1 else tl.max_constancy(elements, [VECTOR, 1])
+
+
+@triton.jit
 def pointers(ptr, strides, tile, STRIDE_SET, KIND, VECTOR):
     """Returns pointers to an operand's elements of a tile: a 64-bit start, and 32-bit offsets along the columns."""
-    batch_strides, row_strides = strides
+    batch_sizes, batch_strides, row_strides = strides
     unit: tl.constexpr = 1 if KIND == PER_ROW else VECTOR  # of strides, in elements
     m = tile.m
     if batch_strides is not None:
-        ptr += tile.batch * decode_stride(batch_strides[STRIDE_SET]) * unit
-    if row_strides is not None:
-        stride = decode_stride(row_strides[STRIDE_SET])
+        ptr += _batch_offset(tile.batch, batch_sizes, batch_strides, STRIDE_SET) * unit
+    if KIND == TRANSPOSED:  # its stride from row to row is 1, and the one that is given is from column to column
+        stride = decode(row_strides[STRIDE_SET])
+        ptr += tile.row + tile.col * stride * unit
+        m += (tile.n * unit).to(tl.int64) * stride
+    elif row_strides is not None:
+        stride = decode(row_strides[STRIDE_SET])
         ptr += tile.row * stride * unit
         m = (m * unit).to(tl.int64) * stride
     if KIND == PER_COLUMN:  # its stride from row to row is 0
@@ -141,3 +164,19 @@ def pointers(ptr, strides, tile, STRIDE_SET, KIND, VECTOR):
         ptr += tile.col
         m += tile.n
     return ptr + m
+
+
+@triton.jit
+def _batch_offset(batch, sizes, strides, STRIDE_SET):
+    """Returns a batch's offset, in units of its strides."""
+    SETS: tl.constexpr = len(strides) // (1 if sizes is None else len(sizes) + 1)
+    if sizes is None:
+        offset = batch * decode(strides[STRIDE_SET])
+    else:
+        offset = batch * 0
+        for i in tl.static_range(len(sizes)):
+            size = decode(sizes[i])
+            offset += batch % size * decode(strides[i * SETS + STRIDE_SET])
+            batch = batch // size
+        offset += batch * decode(strides[len(sizes) * SETS + STRIDE_SET])
+    return offset

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._layout import SHORT_ROW, Operand, decode_stride, encode_strides
+from sigtorch.kernels._layout import SHORT_ROW, Operand, decode, encode
 from sigtorch.kernels._plan import OPTIONS, Call, plan
 from sigtorch.kernels._reduce import LOSS_TILE, LOSS_WARPS, SCALE
 
@@ -143,8 +143,8 @@ def _chunk_kernel(
     logits_ptr, top, left, factor_ptr, scale_ptr, bias_ptr, weight_ptr, first_ptr, second_ptr = inputs
     dtype: tl.constexpr = logits_ptr.dtype.element_ty
     VECTOR: tl.constexpr = FORM.vector
-    top = tl.cast(decode_stride(top), tl.int64) - 1
-    left = tl.cast(decode_stride(left), tl.int64) - 1
+    top = tl.cast(decode(top), tl.int64) - 1
+    left = tl.cast(decode(left), tl.int64) - 1
     m = tl.arange(0, BLOCK_M)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     cols = vectors.to(tl.int64) * VECTOR
@@ -252,7 +252,7 @@ class Step:
         if dtype is not None:
             grad = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
             outputs.append(grad)
-        places = encode_strides((top + 1, left + 1))  # odd and above 1: Triton specialises on neither
+        places = encode((top + 1, left + 1))  # odd and above 1: Triton specialises on neither
         inputs = (logits, *places, *self.numbers, *self.positives.tensors)
         sums = self.sums_scale, sums_of_rows is not None, grad is not None
         settings = self.positives.strides, self.positives.tile, sums, tuple(place >= LARGE for place in places)

@@ -5,6 +5,8 @@ Halves of a packed tensor come from ``unsafe_chunk``: autograd does not track it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sigtorch.kernels import _math
@@ -15,13 +17,65 @@ from sigtorch.kernels._reduce import launch_map_and_sum
 LERP_WARPS = 2 * WARPS  # three tensors or more: with more elements per thread, some compilers spill
 
 
-def _result(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """Returns an empty tensor with the strides of x, and the dtype to which all promote."""
-    dtype = first = x.dtype
+def _result(*inputs: torch.Tensor) -> torch.Tensor:
+    """Returns an empty tensor of the shape and dtype to which all inputs broadcast and promote.
+
+    It has the strides of the first input of that shape; if there is none, it is contiguous.
+    """
+    first, *others = inputs
+    dtype, shape = first.dtype, first.shape
     for t in others:
         if t.dtype != dtype:
             dtype = torch.promote_types(dtype, t.dtype)
-    return torch.empty_like(x) if dtype is first else torch.empty_like(x, dtype=dtype)  # omitting dtype is faster
+        if t.shape != shape:
+            shape = _broadcast(shape, t.shape)
+    if shape != first.shape:
+        lead = next((t for t in others if t.shape == shape), None)
+        return first.new_empty(shape, dtype=dtype) if lead is None else torch.empty_like(lead, dtype=dtype)
+    return (
+        torch.empty_like(first) if dtype is first.dtype else torch.empty_like(first, dtype=dtype)
+    )  # omitting is faster
+
+
+def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size:
+    """Returns the shape to which these two broadcast; torch.broadcast_shapes takes ten times as long."""
+    if len(shape) < len(other):
+        shape, other = other, shape
+    ahead = len(shape) - len(other)
+    return torch.Size((*shape[:ahead], *[m if n == 1 else n for n, m in zip(shape[ahead:], other, strict=True)]))
+
+
+def _grads(
+    fn: Any, grad: torch.Tensor, inputs: tuple[torch.Tensor, ...], warps: int = WARPS
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of inputs by fn, which takes the incoming one first; those of broadcast inputs are summed.
+
+    A launch writes the gradients that have grad's shape and sums one of the others; each further one takes a launch more.
+    """
+    if not grad.numel():
+        return tuple(torch.zeros_like(t) for t in inputs)
+    whole = tuple(i for i, t in enumerate(inputs) if t.numel() == grad.numel())
+    summed = [i for i in range(len(inputs)) if i not in whole]
+    lead = inputs[whole[0]].expand(grad.shape) if whole else grad
+    written = tuple(torch.empty_like(lead, dtype=inputs[i].dtype) for i in whole)
+    found = {i: t.view(inputs[i].shape) for i, t in zip(whole, written, strict=True)}
+    if not summed:
+        launch_map(fn, (grad, *inputs), written, warps=warps)
+    elif not whole and not torch.ops.aten.is_non_overlapping_and_dense(grad):
+        grad = grad.contiguous()  # leads the kernels, which have no output of its shape
+    for i in summed:
+        sums = launch_map_and_sum(fn, (grad, *inputs), written, inputs[i], (*whole, i), warps=warps)
+        found[i] = _with_strides_of(inputs[i], sums)
+        whole, written = (), ()
+    return tuple(found[i] for i in range(len(inputs)))
+
+
+def _with_strides_of(t: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of t with the strides of ``torch.empty_like(t)``, copied if it has others."""
+    if sums.stride() == t.stride() or (sums.is_contiguous() and t.is_contiguous()):
+        return sums
+    grad = torch.empty_like(t)
+    return sums if grad.stride() == sums.stride() else grad.copy_(sums)
 
 
 def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,25 +88,14 @@ def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Te
     return out
 
 
-def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the gradients of x and gate; that of a broadcast gate is summed in the same pass."""
-    grad_x = torch.empty_like(x)
-    if gate.shape == x.shape:
+def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of x and gate."""
+    if grad.shape == x.shape == gate.shape:
+        grad_x = torch.empty_like(x)
         grad_gate = torch.empty_like(grad_x, dtype=gate.dtype)
         launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
         return grad_x, grad_gate
-    if x.numel():
-        summed = launch_map_and_sum(_math.dsigmoid_gate, (grad, x, gate), (grad_x,))
-        if summed is not None:
-            return grad_x, _with_strides_of(gate, summed)
-    wide = torch.empty_like(grad_x, dtype=torch.promote_types(gate.dtype, torch.float32))  # the addends
-    launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, wide))
-    return grad_x, _with_strides_of(gate, wide.sum_to_size(gate.shape).to(gate.dtype))
-
-
-def _with_strides_of(gate: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient with the gate's strides; a sum is contiguous."""
-    return grad if gate.is_contiguous() else torch.empty_like(gate).copy_(grad)
+    return _grads(_math.dsigmoid_gate, grad, (x, gate))
 
 
 def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -64,10 +107,13 @@ def sigmoid_lerp_forward(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -
 def sigmoid_lerp_backward(
     grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    grad_x = torch.empty_like(x)
-    grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
-    launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads, warps=LERP_WARPS)
-    return grads
+    """Returns the gradients of x, y and gate."""
+    if grad.shape == x.shape == y.shape == gate.shape:
+        grad_x = torch.empty_like(x)
+        grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
+        launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads, warps=LERP_WARPS)
+        return grads
+    return _grads(_math.dsigmoid_lerp, grad, (x, y, gate), LERP_WARPS)
 
 
 def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -87,11 +133,14 @@ def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_gate = torch.empty_like(gate)
-    grad_up = torch.empty_like(grad_gate, dtype=up.dtype)
-    launch_map(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
-    return grad_gate, grad_up
+def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of gate and up."""
+    if grad.shape == gate.shape == up.shape:
+        grad_gate = torch.empty_like(gate)
+        grad_up = torch.empty_like(grad_gate, dtype=up.dtype)
+        launch_map(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
+        return grad_gate, grad_up
+    return _grads(_math.dswiglu, grad, (gate, up))
 
 
 def swiglu_packed_forward(x: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,12 @@ multiplied by the incoming one, in place.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from sigtorch.kernels import _loss_math
-from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_reachable
+from sigtorch.kernels._layout import INDEX, LossPass, Operand, axes_of, exact, is_straight
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_sum, launch_sums
 from sigtorch.kernels._scale import launch_scale
@@ -153,13 +151,13 @@ def _reducible(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return x
     indexed = target.dtype == torch.int64  # the axis of the classes is found by its stride, which must be its alone
     can_lead = not indexed or torch.ops.aten.is_non_overlapping_and_dense(x)
-    return x if can_lead and is_reachable(axes_of((x, x), x, indexed)) else x.contiguous()
+    return x if can_lead and is_straight(axes_of((x, x), x, indexed), indexed) else x.contiguous()
 
 
 def _result(x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A result with x's strides; contiguous if x has more rows of matrices than a grid has programs for."""
     out = torch.empty_like(x, dtype=dtype)
-    if out.is_contiguous() or target.dtype != torch.int64 or is_reachable(axes_of((out,), out, True)):
+    if out.is_contiguous() or target.dtype != torch.int64 or is_straight(axes_of((out,), out, True), True):
         return out
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
@@ -175,20 +173,9 @@ def dice_sums(loss: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Returns the sums of which a dice loss is made, a ``Dice`` from ``ops/losses/dice.py``: (sums, *shape of one)."""
     passes = DICE_PASSES[target.dtype]
     fn, count = (passes.terms_with_bce, 3) if loss.bce_weight else (passes.terms, 2)
-
-    def launched(x: torch.Tensor, target: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
-        small = torch.empty(shape, dtype=loss.dtype, device=x.device)
-        if not is_reachable(axes_of((x, small.expand(x.shape), x), x)):
-            return None
-        return launch_sums(fn, (1, 1, x, target, 1, 1, 1, 1), small, x, count)
-
-    shape = loss.shape_of_sums(x)
-    sums = launched(x, target, shape)
-    if sums is None:  # copies whose elements of a sum follow each other
-        kept = [d for d in range(x.dim()) if d not in loss.dims]
-        rows = [t.permute(*kept, *loss.dims).reshape(math.prod(shape), -1).contiguous() for t in (x, target)]
-        sums = launched(*rows, (len(rows[0]), 1))
-    return sums.view(count, *shape)
+    if not torch.ops.aten.is_non_overlapping_and_dense(x):
+        x = x.contiguous()
+    return launch_sums(fn, (1, 1, x, target, 1, 1, 1, 1), x, torch.Size(loss.shape_of_sums(x)), loss.dtype, count)
 
 
 def dice_backward(

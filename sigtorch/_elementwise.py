@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -46,14 +47,13 @@ class FromInputs(Function):
 
     @staticmethod
     def fuses(*args: Any) -> bool:
-        """Tells whether the passes take these arguments: by default tensors of one shape."""
-        shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
-        return all(shape == shapes[0] for shape in shapes)
+        """Tells whether the passes take these arguments: by default tensors whose shapes broadcast."""
+        return _broadcast([a.shape for a in args if isinstance(a, torch.Tensor)])
 
     @staticmethod
     def lead(*args: Any) -> torch.Tensor:
-        """Returns the tensor whose strides the result gets: by default the first."""
-        return args[0]  # type: ignore[no-any-return]
+        """Returns the tensor whose strides the result gets: by default the first of the largest."""
+        return max([a for a in args if isinstance(a, torch.Tensor)], key=torch.Tensor.numel)
 
     @staticmethod
     def rest_grads(grad: torch.Tensor, *rest: Any) -> Sequence[torch.Tensor | None]:
@@ -79,6 +79,14 @@ class FromInputs(Function):
             needs = ctx.needs_input_grad[: cls.tensor_count]
             grads = formula_grads(needs, lambda *views: cls.formula(*views, *ctx.rest), tensors, grad)
         return *grads, *[None] * (len(ctx.rest) + 1)
+
+
+def _broadcast(shapes: list[torch.Size]) -> bool:
+    first, *others = shapes
+    if all(shape == first for shape in others):
+        return True
+    sizes = itertools.zip_longest(*[reversed(shape) for shape in shapes], fillvalue=1)
+    return all(len({1, *along_axis}) <= 2 for along_axis in sizes)
 
 
 def define_operators(function: type[FromInputs]) -> Passes:

@@ -21,12 +21,15 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
 
     Args:
         x: the gated tensor, any shape and floating dtype.
-        gate: logits of the gate, broadcastable against x. Fused on CUDA for x's shape, one gate a row ``(..., 1)``, one
-            a feature ``(features,)`` and one a channel ``(N, C, 1, 1)``; PyTorch's operators for all other shapes.
-        residual: added to the result, broadcastable; fused if it has x's shape.
+        gate: logits of the gate, broadcastable against x: of x's shape, one gate a row ``(..., 1)``, a feature
+            ``(features,)``, a channel ``(N, C, 1, 1)`` or a pixel ``(N, 1, H, W)``, or of any other shape. It may be
+            larger than x. All are fused on CUDA.
+        residual: added to the result, broadcastable.
 
     Returns:
-        A tensor of the broadcast shape and the promoted dtype. Only x and gate are kept for backward.
+        A tensor of the broadcast shape and the promoted dtype, with the strides that ``torch.empty_like`` gives for the
+        first argument of that shape. Only x and gate are kept for backward. The gradient of a broadcast argument is summed
+        in the order of memory, always alike, in float32 or float64.
 
     Raises:
         TypeError: an argument is not a tensor.
@@ -52,23 +55,13 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
     return SigmoidGateResidualFunction.apply(x, gate, residual, runner)
 
 
-def gate_shape_fuses(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Tells whether the kernels broadcast a gate: x's own shape, (..., 1), (features,) or (N, C, 1, 1)."""
-    if gate.shape == x.shape:
-        return True
-    if gate.numel() <= 1:
-        return False
-    channels = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    return gate.shape in ((*x.shape[:-1], 1), x.shape[-1:], channels)
-
-
 def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     r"""Computes :math:`\sigma(g) \cdot x + (1 - \sigma(g)) \cdot y`, the update of highway layers and GRU cells.
 
     Args:
         x: the result of an open gate, any shape and floating dtype.
         y: the result of a closed gate, broadcastable against x.
-        gate: logits of the gate, broadcastable against both. Fused on CUDA if all three have one shape.
+        gate: logits of the gate, broadcastable against both.
 
     Returns:
         A tensor of the broadcast shape and the promoted dtype. Only the three inputs are kept for backward.
@@ -86,7 +79,7 @@ def sigmoid_lerp(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.
         Srivastava, Greff and Schmidhuber, "Highway Networks", 2015, arXiv:1505.00387.
     """
     runner = select(x, y, gate)
-    if runner == "aten" or not x.shape == y.shape == gate.shape:
+    if runner == "aten" or not SigmoidLerpFunction.fuses(x, y, gate):
         return _checks.run_explained("sigmoid_lerp()", _lerp_formula, ("x", "y", "gate"), (x, y, gate))
     return SigmoidLerpFunction.apply(x, y, gate, runner)
 
@@ -128,7 +121,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
     Args:
         gate: any shape and floating dtype; without ``up``, both packed along the last dimension, the gate first, as in
             ``F.silu(a) * b`` with ``a, b = x.chunk(2, -1)``.
-        up: broadcastable against gate; fused on CUDA if it has gate's shape.
+        up: broadcastable against gate.
 
     Returns:
         A tensor of the broadcast shape, or of the packed one with its last dimension halved, and the promoted dtype. Only
@@ -157,7 +150,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
             return torch.ops.sigtorch.swiglu_packed.default(gate)  # type: ignore[no-any-return]
         return SwiGLUPackedFunction.apply(gate, runner)
     runner = select(gate, up)
-    if runner == "aten" or gate.shape != up.shape:
+    if runner == "aten" or not SwiGLUFunction.fuses(gate, up):
         return _checks.run_explained("swiglu()", _swiglu_formula, ("gate", "up"), (gate, up))
     return SwiGLUFunction.apply(gate, up, runner)
 
@@ -193,10 +186,6 @@ class SigmoidGateFunction(FromInputs):
         return Passes(sigmoid_gate_forward, sigmoid_gate_backward)
 
     @staticmethod
-    def fuses(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | None = None) -> bool:
-        return gate_shape_fuses(x, gate) and (residual is None or residual.shape == x.shape)
-
-    @staticmethod
     def rest_grads(grad: torch.Tensor, *rest: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
         return [t if t is None else grad.sum_to_size(t.shape).to(t.dtype) for t in rest]
 
@@ -206,7 +195,7 @@ class SigmoidGateResidualFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor, runner: Runner) -> torch.Tensor:
-        ctx.runner = runner
+        ctx.runner, ctx.shape = runner, residual.shape
         ctx.save_for_backward(marker("sigmoid_gate"), x, gate)
         return SigmoidGateFunction.passes(ctx.runner).forward(x, gate, residual)  # type: ignore[no-any-return]
 
@@ -214,9 +203,10 @@ class SigmoidGateResidualFunction(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate = saved(ctx, "sigmoid_gate")
         chosen = backward_runner(ctx.runner, grad, x, gate)
+        rest = grad if grad.shape == ctx.shape else grad.sum_to_size(ctx.shape)
         if chosen != "aten":
-            return *SigmoidGateFunction.passes(chosen).backward(grad, x, gate), grad, None
-        return *formula_grads(ctx.needs_input_grad[:2], _gate_formula, (x, gate), grad), grad, None
+            return *SigmoidGateFunction.passes(chosen).backward(grad, x, gate), rest, None
+        return *formula_grads(ctx.needs_input_grad[:2], _gate_formula, (x, gate), grad), rest, None
 
 
 class SigmoidLerpFunction(FromInputs):

@@ -86,7 +86,7 @@ def gated(left: Any, right: Any) -> Any:
     """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
     act, x = _by_kind(left, right)
     is_gate = type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated
-    if is_gate and _obstacle(act, x) is None:
+    if is_gate and _obstacle(act, x, act is right) is None:
         return Gated(x, act.gate)
     return _multiply(operator.mul, left, right)
 
@@ -98,7 +98,8 @@ def plus(left: Any, right: Any) -> Any:
         return left + right
     x = term.x
     is_like_x = (
-        type(residual) in _eligible.PLAIN_TYPES
+        _covers(x, term.gate)
+        and type(residual) in _eligible.PLAIN_TYPES
         and residual.shape == x.shape
         and residual.stride() == x.stride()
         and residual.dtype == x.dtype
@@ -128,7 +129,7 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = _by_kind(left, right)
-    if type(act) is Activated and _fuses(_obstacle(act, x)):
+    if type(act) is Activated and _fuses(_obstacle(act, x, act is right)):
         return fused_product(act.activation, x, act.gate)
     left, right = (t.value() if type(t) is Activated else t for t in (left, right))
     return function(left, right)
@@ -161,7 +162,7 @@ def _fuses(obstacle: str | None) -> bool:
     return obstacle is None
 
 
-def _obstacle(act: Activated, x: Any) -> str | None:
+def _obstacle(act: Activated, x: Any, x_first: bool) -> str | None:
     """Returns why no kernel computes a product; None if one gives its values and strides, and saves nothing that may change."""
     gate = act.gate
     if type(x) not in _eligible.PLAIN_TYPES:
@@ -170,10 +171,10 @@ def _obstacle(act: Activated, x: Any) -> str | None:
         return reason
     if act.with_graph and x.requires_grad and not gate.requires_grad:
         return "its gate needs no gradient"  # PyTorch saves the sigmoid alone for backward, a kernel both operands
-    takes_shapes = gate.shape == x.shape or (act.activation == SIGMOID and gates.gate_shape_fuses(x, gate))
-    if not takes_shapes or act.expanded not in (None, x.shape):
+    if act.expanded not in (None, x.shape) or not gates.SigmoidGateFunction.fuses(x, gate):
         return "no kernel takes its shapes"
-    if gate.stride() != x.stride() and not _have_same_order(x, gate):
+    leads = x_first == (act.activation == SIGMOID)  # the first operand of the product is the kernel's, too
+    if gate.stride() != x.stride() and not _have_same_strides(x, gate, x_first, leads):
         return "its operands have their axes in different orders"
     return None if activated.runs_kernel(x, gate) else "no kernel takes its dtypes"
 
@@ -184,10 +185,14 @@ def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
         return "its other operands are no plain tensors"
     if reason := _change(act):
         return reason
-    if not act.gate.shape == x.shape == y.shape or act.expanded is not None:
+    if act.expanded is not None or not gates.SigmoidLerpFunction.fuses(x, y, act.gate):
         return "no kernel takes its shapes"
-    if not act.gate.stride() == x.stride() == y.stride():
-        return "its operands have different strides"
+    same_shape = x.shape == y.shape == act.gate.shape
+    orders = same_shape and all(
+        t.stride() == x.stride() or _have_same_strides(x, t, True, False) for t in (y, act.gate)
+    )
+    if not orders and not all(t.is_contiguous() for t in (x, y, act.gate)):
+        return "its operands have their axes in different orders"
     same = act.gate.dtype == x.dtype == y.dtype
     return None if same and activated.runs_kernel(x, y, act.gate) else "no kernel takes its dtypes"
 
@@ -201,14 +206,32 @@ def _change(act: Activated) -> str | None:
     return "its gate has changed in place" if act.gate_changed() else None
 
 
-def _have_same_order(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Tells whether the axes that both have are in the same order by their strides."""
-    axes = zip(gate.shape, x.stride()[-gate.dim() :], gate.stride(), strict=True)
-    strides = sorted(((x_stride, gate_stride) for n, x_stride, gate_stride in axes if n > 1), reverse=True)
-    # A stride of zero has no place in that order.
+def _have_same_strides(x: torch.Tensor, gate: torch.Tensor, x_first: bool, leads: bool) -> bool:
+    """Tells whether a kernel's result has the strides of PyTorch's product.
+
+    In PyTorch, the first operand orders the axes, and the second those along which the first is broadcast. A kernel's result
+    has the strides of its first operand of the result's shape. So the axes that both have must be in the same order by their
+    strides, unless the first operand is the kernel's first and has all.
+    """
+    first, second = (x, gate) if x_first else (gate, x)
+    large = first if _covers(first, second) else second
+    if not _covers(large, first):  # each is broadcast: a kernel's result is contiguous
+        return x.is_contiguous() and gate.is_contiguous()
+    if not all(stride for n, stride in zip(large.shape, large.stride(), strict=True) if n > 1):
+        return False  # a stride of zero has no place in an order
+    if leads and large is first:
+        return True
+    axes = zip(*(reversed(part) for t in (x, gate) for part in (t.shape, t.stride())), strict=False)
+    strides = sorted(((by, other) for n, by, m, other in axes if n > 1 and m > 1), reverse=True)
     return all(min(pair) > 0 for pair in strides) and all(
         outer >= inner for (_, outer), (_, inner) in pairwise(strides)
     )
+
+
+def _covers(large: torch.Tensor, t: torch.Tensor) -> bool:
+    """Tells whether two tensors that broadcast have the large one's shape together."""
+    sizes = zip(reversed(large.shape), reversed(t.shape), strict=False)
+    return t.dim() <= large.dim() and all(n >= m or n == 0 for n, m in sizes)
 
 
 def glu(function: Any, input: Any, dim: int = -1) -> Any:

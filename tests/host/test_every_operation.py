@@ -26,6 +26,14 @@ def test_strides(case, strides):
     assert all(launches(case.ours, *inputs))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 1, 6), (3, 1, 4, 1), (1,)], ids=str)
+def test_four_axes_and_other_orders(shape, dtype):
+    x, gate = (torch.randn(s, dtype=dtype, requires_grad=True) for s in ((3, 5, 4, 6), shape))
+    for a, b in ((x, gate), (gate, x), (x, x.detach().mT.contiguous().mT.requires_grad_())):
+        assert all(launches(sigtorch.sigmoid_gate, a, b))
+
+
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES[:3], 2)], ids=str)
 def test_mixed_dtypes(dtypes):
     assert all(launches(sigtorch.swiglu, *[torch.randn(4, 6, dtype=d, requires_grad=True) for d in dtypes]))

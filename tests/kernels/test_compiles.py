@@ -7,6 +7,9 @@ from support.compiling import printed
 BOUNDS = {
     "a gate a channel, images": 8,
     "a gate a channel, channels_last": 6,
+    "a gate a pixel, images": 8,
+    "a gate a pixel, channels_last": 4,
+    "a gate in another order": 6,
     "BCE with a weight a channel": 10,
     "packed swiglu of any width": 10,
     "a gate a token of any width": 10,
@@ -43,6 +46,9 @@ def focal(x):
 RUNS = {
     "a gate a channel, images": (image, lambda x: gate(x, (2, 24, 1, 1))),
     "a gate a channel, channels_last": (lambda: image(True), lambda x: gate(x, (2, 24, 1, 1))),
+    "a gate a pixel, images": (image, lambda x: gate(x, (2, 1, *x.shape[2:]))),
+    "a gate a pixel, channels_last": (lambda: image(True), lambda x: gate(x, (2, 1, *x.shape[2:]))),
+    "a gate in another order": (lambda: image(True), lambda x: gate(x, x.shape)),
     "BCE with a weight a channel": (image, bce),
     "packed swiglu of any width": (lambda: torch.randn(4, 2 * width()), sigtorch.swiglu),
     "a gate a token of any width": (lambda: torch.randn(4, width()), lambda x: gate(x, (4, 1))),

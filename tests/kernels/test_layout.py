@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from support.cases import every_other
 
 from sigtorch.kernels import _math, _plan
-from sigtorch.kernels._layout import Unreachable, axes_of, layout_of, with_copies
+from sigtorch.kernels._layout import TRANSPOSED, Unreachable, axes_of, layout_of, with_copies
 from sigtorch.kernels._map import _map_call
 
 
@@ -22,7 +23,19 @@ def test_a_copy_is_as_small_as_what_is_copied(device):
 def test_unreachable_inputs_have_no_layout(device):
     x = torch.empty(2, 3, 4, device=device)
     with pytest.raises(Unreachable):
-        layout_of((x.transpose(0, 2).contiguous().transpose(0, 2),), (x,))
+        layout_of((every_other(x),), (x,))
+    first_last, second_last = (x.transpose(i, 2).contiguous().transpose(i, 2) for i in (0, 1))
+    for one in (first_last, second_last):
+        assert TRANSPOSED in layout_of((one,), (x,)).kinds
+    with pytest.raises(Unreachable):  # rows would be two axes
+        layout_of((first_last, second_last), (x,))
+
+
+def test_a_fourth_axis_is_one_of_batches(device):
+    x = torch.empty(2, 3, 5, 4, device=device)
+    layout = layout_of((x, x[:, :1, :, :1]), (x,))
+    assert (layout.batches, layout.rows, layout.cols) == (2 * 3, 5, 4)
+    assert layout.batch_sizes == (3,)
 
 
 def test_axes_are_found_once_per_plan(device, plans, monkeypatch):

@@ -8,6 +8,9 @@ BOUNDS = {
     "sigmoid-input": {"bfloat16": (8, 12), "float32": (13, 18)},
     "gate": {"bfloat16": (10, 16), "float32": (14, 20)},
     "gate-token": {"bfloat16": (6, 19), "float32": (9, 14)},  # backward with the end of a sum, as below
+    "gate-other": {"bfloat16": (11, 24), "float32": (15, 16)},
+    "gate-larger": {"bfloat16": (10, 24), "float32": (16, 19)},
+    "gate, transposed": {"bfloat16": (22, 31), "float32": (33, 45)},
     "lerp": {"bfloat16": (18, 25), "float32": (25, 31)},
     "swiglu": {"bfloat16": (11, 17), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (12, 19), "float32": (18, 25)},
@@ -35,7 +38,7 @@ BOUNDS = {
 OLDER = 1.2 if TRITON < (3, 8) else 1  # times as many instructions, from older compilers
 SPILLS = 2 if TRITON == (3, 7) else 0  # in a few kernels of half types, to use few registers
 SCRIPT = """
-import json, sys, torch
+import json, sigtorch, sys, torch
 from functools import partial
 from without_gpu.machine_code import count
 from support.cases import CASES
@@ -49,6 +52,8 @@ def one_row(dtype):
     for case in [c for c in CASES if c.name in BOUNDS]:
         halves = 2 if case.name in ("glu", "swiglu-packed") else 1
         yield case.name, case.ours, case.inputs((2, columns * halves), dtype)
+    x, gate = (torch.randn(2, *shape, dtype=dtype, requires_grad=True) for shape in ((1024, 512), (512, 1024)))
+    yield "gate, transposed", sigtorch.sigmoid_gate, [x, gate.mT.detach().requires_grad_()]  # as many elements, less 16
     for loss in LOSSES:
         x = torch.randn(2, columns, dtype=dtype, requires_grad=True)
         inputs = [x, torch.rand_like(x)]

@@ -87,7 +87,7 @@ SCALE = [
 MAP = [
     Slip(
         "kernels/_map.py",
-        "row = tl.program_id(0 if ROWS_FIRST else 2)",
+        "row = tl.program_id(AXES.rows)",
         "row = tl.program_id(2)",
         f"{KERNELS} -k long_axis",
         "rows that lead a grid are taken from its end",
@@ -104,10 +104,10 @@ MAP = [
 REDUCE = [
     Slip(
         "kernels/_reduce.py",
-        "part = chunk * tl.num_programs(1) + batch if OVER_BATCHES else chunk",
-        "part = chunk * tl.num_programs(1) if OVER_BATCHES else chunk",
-        f"{KERNELS} -k 'strides and feature'",
-        "a sum over batches keeps one of them",
+        "part = chunk * tl.num_programs(AXES.cols) + block if",
+        "part = chunk * tl.num_programs(AXES.cols) if",
+        "tests/kernels/test_broadcasts.py -k few_programs",
+        "of a sum over rows and columns, one block of columns is kept",
     ),
     Slip(
         "kernels/_reduce.py",
@@ -118,8 +118,8 @@ REDUCE = [
     ),
     Slip(
         "kernels/_reduce.py",
-        "total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols - col",
-        "total, mask = tl.sum(totals[i], 0, keep_dims=True), n < cols",
+        "mask = n < cols - col",
+        "mask = n < cols",
         SUMS,
         "sums of columns that are not there",
     ),
@@ -132,15 +132,15 @@ REDUCE = [
     ),
     Slip(
         "kernels/_reduce.py",
-        ".as_strided(small.shape, small.stride())",
+        ".as_strided(small.shape, strides)",
         ".view(small.shape)",
-        f"{KERNELS} -k sums_have",
+        "tests/kernels/test_broadcasts.py -k any_gradient",
         "sums in another order than the gate's elements",
     ),
     Slip(
         "kernels/_reduce.py",
-        "wide = torch.float64 if small.dtype == torch.float64 else torch.float32\n    sums",
-        "wide = small.dtype\n    sums",
+        "wide = torch.float64 if small.dtype == torch.float64 else torch.float32\n        partials",
+        "wide = small.dtype\n        partials",
         SUMS,
         "parts of a sum in half precision",
     ),

@@ -4,6 +4,7 @@ from mutants.slip import Slip
 
 LAUNCH = "tests/kernels/test_launch.py"
 KERNELS = "tests/kernels/test_kernels.py"
+BROADCASTS = "tests/kernels/test_broadcasts.py"
 STRIDES = f"{KERNELS} -k 'any_strides and (gate-token or glu-first or lerp)'"
 SUMS = f"{KERNELS} -k 'no_kernel_sums or ((oracle or few_programs) and (token or feature or channel))'"
 PROMOTE = f"{KERNELS} -k 'promote and (gate-residual or lerp)'"
@@ -15,8 +16,8 @@ FOCAL = "tests/ops/test_losses.py -m kernels -k 'torchvisions_own_grid or (match
 LAYOUT = [
     Slip(
         "kernels/_layout.py",
-        "whole = cols.size % vector == 0 and all(s % vector == 0 for s in strides)",
-        "whole = cols.size % vector == 0",
+        "for n in (*sizes, *strides)) else 1",
+        "for n in sizes) else 1",
         LAUNCH,
         "strides that are no multiples of a vector",
     ),
@@ -29,8 +30,8 @@ LAYOUT = [
     ),
     Slip(
         "kernels/_layout.py",
-        "key=lambda i: like.stride(i - t.dim())",
-        "key=lambda i: like.stride(i)",
+        "key=lambda i: (like.stride(i - len(shape)), -i)",
+        "key=lambda i: (like.stride(i), -i)",
         "tests/kernels/test_layout.py",
         "the axes of a smaller tensor counted from the front",
     ),
@@ -50,8 +51,8 @@ LAYOUT = [
     ),
     Slip(
         "kernels/_layout.py",
-        "(len(axes) == 3 and axes[0].size < MAX_GRID)",
-        "len(axes) == 3",
+        "if batches >= MAX_GRID:",
+        "if batches > MAX_GRID:",
         f"{KERNELS} -k reaches_its_end",
         "more batches than a grid has programs for",
     ),
@@ -64,11 +65,28 @@ LAYOUT = [
     ),
 ]
 
+LAYOUT += [
+    Slip(
+        "kernels/_layout.py",
+        "own, parts = parts * size, parts * axis.size",
+        "own, parts = size, parts * axis.size",
+        f"{BROADCASTS} -k 'few_programs or of_both'",
+        "sums of two axes of batches in one place",
+    ),
+    Slip(
+        "kernels/_layout.py",
+        "rows = max(fit, key=lambda axis: axis.size) if",
+        "rows = max(outer, key=lambda axis: axis.size) if",
+        f"{BROADCASTS} -k 'few_programs or other_orders'",
+        "rows that are not the axis to sum, or not the one of a transposed operand",
+    ),
+]
+
 LAUNCHING = [
     Slip(
         "kernels/_layout.py",
-        "stride // 2 if INTERPRETED else stride >> 1",
-        "stride >> 1",
+        "number // 2 if INTERPRETED else number >> 1",
+        "number >> 1",
         f"{KERNELS} -k far_apart",
         "the interpreter reads a stride of 2^30 as a negative one",
     ),
@@ -102,8 +120,8 @@ LAUNCHING = [
     ),
     Slip(
         "kernels/_layout.py",
-        "precise = not HALF_DTYPES.issuperset(results)",
-        "precise = not HALF_DTYPES.intersection(results)",
+        "precise = not HALF_DTYPES.issuperset(dtypes)",
+        "precise = not HALF_DTYPES.intersection(dtypes)",
         f"{KERNELS} -k beside_a_half",
         "half precision where one of the results is a half",
     ),
@@ -176,16 +194,16 @@ FAMILIES = [
     Slip("kernels/gates.py", "_result(x, gate, residual)", "_result(x, gate)", PROMOTE, "a residual's dtype left out"),
     Slip(
         "kernels/gates.py",
-        "dtype=torch.promote_types(gate.dtype, torch.float32))  # the addends",
-        "dtype=gate.dtype)",
-        SUMS,
-        "half addends of a gate's gradient",
+        "        grad = grad.contiguous()  # leads",
+        "        pass  # leads",
+        f"{BROADCASTS} -k any_gradient",
+        "one number, expanded, leads a kernel",
     ),
     Slip(
         "kernels/gates.py",
-        "    if x.numel():\n        summed",
-        "    if True:\n        summed",
-        f"{KERNELS} -k 'for_nothing or oracle'",
+        "    if not grad.numel():",
+        "    if False:",
+        f"{BROADCASTS} -k nothing",
         "a sum of nothing is launched",
     ),
     Slip(
@@ -204,8 +222,8 @@ FAMILIES = [
     ),
     Slip(
         "kernels/losses.py",
-        "reachable(axes_of((out,), out, True)):",
-        "reachable(axes_of((out,), out)):",
+        "is_straight(axes_of((out,), out, True), True):",
+        "is_straight(axes_of((out,), out), True):",
         SHAPES,
         "axes that merge only where classes are none of them",
     ),

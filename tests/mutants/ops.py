@@ -37,27 +37,6 @@ SLIPS = [
     ),
     Slip(
         "sigtorch/ops/gates.py",
-        " and (residual is None or residual.shape == x.shape)",
-        "",
-        GATES,
-        "a residual that broadcasts goes to a kernel",
-    ),
-    Slip(
-        "sigtorch/ops/gates.py",
-        "not x.shape == y.shape == gate.shape:",
-        "not x.shape == y.shape:",
-        GATES,
-        "a gate that broadcasts goes to lerp's kernel",
-    ),
-    Slip(
-        "sigtorch/ops/gates.py",
-        'if runner == "aten" or gate.shape != up.shape:',
-        'if runner == "aten":',
-        GATES,
-        "an up that broadcasts goes to swiglu's kernel",
-    ),
-    Slip(
-        "sigtorch/ops/gates.py",
         "swiglu(self.gate_proj(x), self.up_proj(x))",
         "swiglu(self.up_proj(x), self.gate_proj(x))",
         GATES,

@@ -74,8 +74,8 @@ SLIPS = [
     ),
     Slip(
         PRODUCTS,
-        "    if gate.stride() != x.stride() and not _have_same_order(x, gate):",
-        "    if False:",
+        "    if gate.stride() != x.stride() and not _have_same_strides(",
+        "    if False and (",
         REWRITTEN,
         "the result has the strides of the other operand",
     ),

@@ -19,17 +19,17 @@ def column(shape):
     return (*shape[:-1], 1)
 
 
-composed = partial(Case, fused=False, cancels=True)
+summing = partial(Case, cancels=True)
 BROADCAST = [
-    composed("gate, one for a column", sigtorch.sigmoid_gate, gate, lambda s: (column(s), (1,))),
-    composed("gate, larger than x", sigtorch.sigmoid_gate, gate, lambda s: (column(s), s)),
-    composed("residual, a column", sigtorch.sigmoid_gate, gate_residual, lambda s: (s, s, column(s))),
-    composed("residual, larger than x", sigtorch.sigmoid_gate, gate_residual, lambda s: (column(s), column(s), s)),
-    composed("lerp, a gate a row", sigtorch.sigmoid_lerp, lerp, lambda s: (s, s, column(s))),
-    composed("lerp, a larger gate", sigtorch.sigmoid_lerp, lerp, lambda s: (column(s), column(s), s)),
-    composed("lerp, one x", sigtorch.sigmoid_lerp, lerp, lambda s: ((1,), s, s)),
-    composed("swiglu, an up a row", sigtorch.swiglu, swiglu, lambda s: (s, column(s))),
-    composed("swiglu, a gate a row", sigtorch.swiglu, swiglu, lambda s: (column(s), s)),
+    summing("gate, one for a column", sigtorch.sigmoid_gate, gate, lambda s: (column(s), (1,))),
+    summing("gate, larger than x", sigtorch.sigmoid_gate, gate, lambda s: (column(s), s)),
+    summing("residual, a column", sigtorch.sigmoid_gate, gate_residual, lambda s: (s, s, column(s))),
+    summing("residual, larger than x", sigtorch.sigmoid_gate, gate_residual, lambda s: (column(s), column(s), s)),
+    summing("lerp, a gate a row", sigtorch.sigmoid_lerp, lerp, lambda s: (s, s, column(s))),
+    summing("lerp, a larger gate", sigtorch.sigmoid_lerp, lerp, lambda s: (column(s), column(s), s)),
+    summing("lerp, one x", sigtorch.sigmoid_lerp, lerp, lambda s: ((1,), s, s)),
+    summing("swiglu, an up a row", sigtorch.swiglu, swiglu, lambda s: (s, column(s))),
+    summing("swiglu, a gate a row", sigtorch.swiglu, swiglu, lambda s: (column(s), s)),
 ]
 
 

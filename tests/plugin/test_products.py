@@ -12,7 +12,7 @@ from torch import nn
 
 import sigtorch
 from sigtorch.ops import gates
-from sigtorch.plugin import activated
+from sigtorch.plugin import activated, products
 
 
 class Twice(nn.SiLU):
@@ -181,30 +181,63 @@ def test_a_sequence_that_ends_in_a_sigmoid(calls):
 
 
 class Layout(nn.Module):
-    def __init__(self, first):
+    def __init__(self, act, first):
         super().__init__()
-        self.first = first
+        self.act, self.first = act, first
 
     def forward(self, x, g):
-        return torch.sigmoid(g) * x if self.first else x * torch.sigmoid(g)
+        return self.act(g) * x if self.first else x * self.act(g)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("first", [True, False])
-def test_a_result_has_the_same_strides(first, calls):
-    """If operands differ in layout, the first one decides the result's: PyTorch computes such a product."""
-    model, x, g = Layout(first), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    inputs = [(x, g), (g, x), (x, x.clone()), (x, g[:, :1]), (x, g[..., :1]), (x, x[..., :1])]
-    inputs += [(x[..., ::2], g[..., ::2])]
-    inputs += [(torch.randn(3, 1, 1, 4).expand(3, 4, 1, 4), torch.randn(3, 4, 4).transpose(1, 2).unsqueeze(2))]
-    expected = [model(*pair) for pair in inputs]
-    sigtorch.patch(model)
-    for pair, out in zip(inputs, expected, strict=True):
-        torch.testing.assert_close(model(*pair), out, check_stride=True)
-    assert calls == ["sigmoid_gate"] * 2  # operands of the same strides, and a gate for each row in the same order
+@pytest.mark.parametrize("act", [torch.sigmoid, F.silu])
+def test_a_result_has_the_same_strides(act, first, device, monkeypatch):
+    """If operands differ in layout, the first one decides the result's: a kernel runs if its result has the same."""
+    model, x = Layout(act, first), torch.randn(2, 3, 4, 5, device=device)
+    g = torch.randn(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last)
+    zero = torch.randn(3, 1, 1, 4, device=device).expand(3, 4, 1, 4)
+    always = [(x, x.clone()), (x, g[:, :1]), (x, x[..., :1]), (x[:, :1], x), (g, g[:, :, :1, :1]), (x[0, :, :1], x)]
+    always += [(x[:, :1].contiguous(), x[:, :, :1, :1].contiguous())]
+    whole, part = [(x, g), (g, x), (x[..., ::2], g[..., ::2])], [(x, g[..., :1]), (g, x[:1])]
+    zeros, never = [(zero, torch.randn(3, 4, 4, device=device).transpose(1, 2).unsqueeze(2))], [(x[:, :1], g[:1])]
+    whole_run = first == (act is F.silu)  # the first operand of the product is the kernel's
+    pairs = [*always, *whole, *part, *zeros, *never]
+    run_too = [] if not whole_run else [*whole, *(zeros if first else part)]
+    expected = [model(*pair) for pair in pairs]
+    fused, ran = products.fused_product, []
+    monkeypatch.setattr(products, "fused_product", lambda *given: ran.append(given) or fused(*given))
+    with sigtorch.patch(model), sigtorch.use_backend("triton"):
+        for pair, out in zip(pairs, expected, strict=True):
+            torch.testing.assert_close(model(*pair), out, check_stride=True)
+    assert len(ran) == len(always) + len(run_too)
+
+
+class SpatialAttention(nn.Module):
+    """Has a gate for each pixel, then one for each channel, as scSE blocks and CBAM do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(6, 1, 1), nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())
+
+    def forward(self, x):
+        x = x * torch.sigmoid(self.conv(x))
+        return self.fc(x.mean((2, 3)))[:, None, None] * x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gates_of_pixels_run_a_kernel(memory_format, device, monkeypatch):
+    model, x = SpatialAttention().to(device), torch.randn(2, 6, 3, 4, device=device).to(memory_format=memory_format)
+    before, fused, ran = run(model, x), products.fused_product, []
+    monkeypatch.setattr(products, "fused_product", lambda *given: ran.append(given) or fused(*given))
+    with sigtorch.patch(model), sigtorch.use_backend("triton"):
+        agree(before, run(model, x))
+    assert len(ran) == 2
 
 
 def test_operands_that_are_not_two_tensors(calls):
-    model, x = Layout(True), torch.randn(3, 4)
+    model, x = Layout(torch.sigmoid, True), torch.randn(3, 4)
     others = (
         2.5,
         torch.ones(3, 4, dtype=torch.int64),
@@ -302,10 +335,10 @@ class SqueezeExcitation(nn.Module):
 def test_a_product_checks_each_thing_once(device, monkeypatch):
     """The backend is selected at the activation and at the product, and shapes are checked once."""
     model, x, asked = SqueezeExcitation(), torch.randn(2, 3, 4, 4, device=device), []
-    for module, name in ((activated._backend, "select"), (gates, "select"), (gates, "gate_shape_fuses")):
-        function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *t, f=function, n=name: asked.append(n) or f(*t))
+    for owner, name in ((activated._backend, "select"), (gates, "select"), (gates.SigmoidGateFunction, "fuses")):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *t, f=function, n=name: asked.append(n) or f(*t))
     expected = model(x)
     with sigtorch.patch(model), sigtorch.use_backend("triton"):
         torch.testing.assert_close(model(x), expected)
-    assert asked == ["select", "gate_shape_fuses", "select"]
+    assert asked == ["select", "fuses", "select"]

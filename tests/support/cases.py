@@ -53,11 +53,14 @@ CASES = [
     Case("gate-token", sigtorch.sigmoid_gate, gate, lambda s: (s, (*s[:-1], 1)), cancels=True),
     Case("gate-feature", sigtorch.sigmoid_gate, gate, lambda s: (s, s[-1:]), cancels=True),
     Case("gate-channel", sigtorch.sigmoid_gate, gate, lambda s: (s, (*s[:2], *[1] * (len(s) - 2))), cancels=True),
-    Case("gate-other", sigtorch.sigmoid_gate, gate, lambda s: (s, (1, *s[1:])), cancels=True, fused=False),
+    Case("gate-other", sigtorch.sigmoid_gate, gate, lambda s: (s, (1, *s[1:])), cancels=True),
+    Case("gate-pixel", sigtorch.sigmoid_gate, gate, lambda s: (s, (s[0], 1, *s[2:])), cancels=True),
+    Case("gate-larger", sigtorch.sigmoid_gate, gate, lambda s: ((*s[:-1], 1), s), cancels=True),
     Case("lerp", sigtorch.sigmoid_lerp, lerp, lambda s: (s, s, s), cancels=True),
     Case("glu", sigtorch.glu, F.glu),
     Case("glu-first", lambda x: sigtorch.glu(x, 0), lambda x: F.glu(x, 0)),
     Case("swiglu", sigtorch.swiglu, swiglu, lambda s: (s, s), cancels=True),
+    Case("swiglu-row", sigtorch.swiglu, swiglu, lambda s: (s, (*s[:-1], 1)), cancels=True),
     Case("swiglu-packed", sigtorch.swiglu, lambda x: swiglu(*x.chunk(2, -1)), cancels=True),
 ]
 
