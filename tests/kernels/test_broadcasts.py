@@ -167,7 +167,7 @@ BYTES = {  # x, the gate and their orders
     "a gate a pixel": ((8, 64, 16, 16), (8, 1, 16, 16), contiguous, contiguous),
     "a gate a pixel, channels_last": ((8, 64, 16, 16), (8, 1, 16, 16), channels_last, contiguous),
     "a gate a sequence": ((8, 128, 128), (8, 1, 128), contiguous, contiguous),
-    "a gate of all samples": ((16, 8, 256), (1, 8, 256), contiguous, contiguous),
+    "a gate of all samples": ((64, 4, 64), (1, 4, 64), contiguous, contiguous),
     "one gate": ((16, 8, 256), (1,), contiguous, contiguous),
     "four axes": ((8, 16, 16, 64), (8, 1, 16, 1), contiguous, contiguous),
     "a larger gate": ((8, 1, 16, 16), (8, 64, 16, 16), contiguous, contiguous),
