@@ -51,13 +51,6 @@ SLIPS = [
         "the gradient of a cross-entropy by the mean over all rows",
     ),
     Slip(
-        "kernels/losses.py",
-        "t.permute(*kept, *loss.dims)",
-        "t.permute(*loss.dims, *kept)",
-        f"{DICE_TESTS} 'test_dims and triton'",
-        "copies whose elements are another sum's",
-    ),
-    Slip(
         QUALITY,
         "torch.where(is_there, 0, torch.where(is_there, 1, distance) ** self.beta)",
         "distance**self.beta",
