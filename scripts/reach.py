@@ -1,7 +1,8 @@
 """Count what ``sigtorch.patch`` reaches in small models of other libraries: their own code, random weights.
 
 A site is a product of a sigmoid or silu that one evaluation of a small model computes, as ``Patch.report`` counts them: without
-those whose sigmoid or silu other code takes, too. The same run checks that the patched model's output is the plain one's, to
+those whose sigmoid or silu other code takes, too, and without those that a library's own ``autograd.Function`` computes, which stay
+its own. The same run checks that the patched model's output is the plain one's, to
 the last bit.
 
 Needs models: ``pip install ".[scripts,models]"`` brings timm, torchvision and transformers, the extra ``reach`` brings the
@@ -27,6 +28,7 @@ from rich.table import Table
 from torch.utils._pytree import tree_leaves
 
 import sigtorch
+from sigtorch.plugin.report import AUTOGRAD_REASON
 
 
 def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
@@ -46,13 +48,14 @@ def row(name: str, example: Example) -> dict[str, Any]:
     with sigtorch.patch(model) as patch:
         same = all(torch.equal(a, b) for a, b in zip(plain, outputs(model, example), strict=True))
         report = patch.report(**example.inputs())
-    left: Counter[str] = Counter()
+    left, own = Counter[str](), 0
     for product in report.products:
         if not (product.fused or product.shared):
             left[f"{product.place}, {product.why}"] += product.count
+            own += product.count if product.why == AUTOGRAD_REASON else 0
     return {
         "model": name,
-        "sites": report.total,
+        "sites": report.total - own,
         "fused": report.fused,
         "output": "same" if same else "OTHER",
         "left": "; ".join(f"{n} at {site}" for site, n in left.items()),

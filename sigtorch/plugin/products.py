@@ -187,11 +187,10 @@ def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
         return reason
     if act.expanded is not None or not gates.SigmoidLerpFunction.fuses(x, y, act.gate):
         return "no kernel takes its shapes"
-    same_shape = x.shape == y.shape == act.gate.shape
-    orders = same_shape and all(
-        t.stride() == x.stride() or _have_same_strides(x, t, True, False) for t in (y, act.gate)
-    )
-    if not orders and not all(t.is_contiguous() for t in (x, y, act.gate)):
+    like_x = [t.stride() == x.stride() or _have_same_strides(x, t, True, False) for t in (y, act.gate)]
+    if not (x.shape == y.shape and _covers(x, act.gate) and all(like_x)) and not all(
+        t.is_contiguous() for t in (x, y, act.gate)
+    ):
         return "its operands have their axes in different orders"
     same = act.gate.dtype == x.dtype == y.dtype
     return None if same and activated.runs_kernel(x, y, act.gate) else "no kernel takes its dtypes"

@@ -208,9 +208,9 @@ class _Reasons:
             return AUTOGRAD_REASON
         if event.is_shared():
             return SHARED_REASON
-        if seen.code is not None and _method(seen.code) not in self.by_method:
-            return FUNCTION_REASON
-        return IN_PLACE_REASON if event.in_place else FORM_REASON
+        if event.in_place:
+            return IN_PLACE_REASON
+        return FUNCTION_REASON if seen.code is not None and _method(seen.code) not in self.by_method else FORM_REASON
 
     def of_alone(self, event: Event) -> str:
         if event.fused:
