@@ -124,7 +124,10 @@ def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
         if KIND == PER_ELEMENT:
             return widened(tl.load(ptr, mask=masks.elements), WIDE)
         elif KIND == TRANSPOSED:
-            return widened(tl.load(ptr, mask=_transposed(masks, tile, FORM.vector)), WIDE)
+            if masks.elements is None:
+                return widened(tl.load(ptr), WIDE)
+            else:
+                return widened(tl.load(ptr, mask=_transposed_mask(tile, FORM.vector)), WIDE)
         elif KIND == PER_COLUMN:
             return tl.load(ptr, mask=masks.cols).to(WIDE)
         else:
@@ -132,13 +135,12 @@ def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
 
 
 @triton.jit
-def _transposed(masks, tile, VECTOR: tl.constexpr):
+def _transposed_mask(tile, VECTOR: tl.constexpr):
     """Returns the mask of elements for accesses along columns: an operation of its own, which may be told its constancy."""
-    if masks.elements is None:
-        return None
-    else:
-        elements = (tile.m < tile.rows - tile.row) & (tile.n < tile.cols - tile.col)
-        return elements if VECTOR == 1 else tl.max_constancy(elements, [VECTOR, 1])
+    elements = (tile.m < tile.rows - tile.row) & (tile.n < tile.cols - tile.col)
+    if VECTOR > 1:
+        elements = tl.max_constancy(elements, [VECTOR, 1])
+    return elements
 
 
 @triton.jit

@@ -70,6 +70,13 @@ def test_other_numbers_of_axes(x, g, device):
     check(case, case.inputs(None, torch.float64, device), backend="triton")
 
 
+@pytest.mark.parametrize("g", [(1, 3, 1, 5, 1), (2, 1, 2, 1, 4), (1, 3, 1, 5, 4), (2, 1, 2, 5, 1)], ids=str)
+def test_five_axes(g, device):
+    for x, other in (((2, 3, 2, 5, 4), g), (g, (2, 3, 2, 5, 4))):
+        case = case_of(x, other)
+        check(case, case.inputs(None, torch.float32, device), backend="triton")
+
+
 OPERATIONS = {
     "residual": (sigtorch.sigmoid_gate, lambda x, g, r: gate(x, g) + r),
     "lerp": (sigtorch.sigmoid_lerp, lerp),
@@ -113,7 +120,7 @@ def test_any_gradient_strides(x, g, grad, device):
 
 
 @pytest.mark.parametrize("g", [(5, 1, 9), (1, 40, 9), (1, 40, 1), (5, 1, 1)], ids=str)
-@pytest.mark.parametrize("shape", [(5, 40, 9), (5, 40, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 40, 9), (5, 40, 300), (50, 4, 300)], ids=str)  # of the last, rows may be samples
 @pytest.mark.parametrize("programs", [1, 3, 60])
 def test_few_programs_add_many_tiles(programs, shape, g, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)

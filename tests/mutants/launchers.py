@@ -70,7 +70,7 @@ LAYOUT += [
         "kernels/_layout.py",
         "own, parts = parts * size, parts * axis.size",
         "own, parts = size, parts * axis.size",
-        f"{BROADCASTS} -k 'few_programs or of_both'",
+        f"{BROADCASTS} -k five_axes",
         "sums of two axes of batches in one place",
     ),
     Slip(
@@ -192,13 +192,6 @@ FAMILIES = [
         "the last operand's dtype for all",
     ),
     Slip("kernels/gates.py", "_result(x, gate, residual)", "_result(x, gate)", PROMOTE, "a residual's dtype left out"),
-    Slip(
-        "kernels/gates.py",
-        "        grad = grad.contiguous()  # leads",
-        "        pass  # leads",
-        f"{BROADCASTS} -k any_gradient",
-        "one number, expanded, leads a kernel",
-    ),
     Slip(
         "kernels/gates.py",
         "    if not grad.numel():",
