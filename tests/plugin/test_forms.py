@@ -206,6 +206,14 @@ def read_by_a_closure(self, x):
     return y + (lambda: gate.cos())()
 
 
+def read_by_a_guard(self, x):
+    gate = torch.sigmoid(self.w1(x))
+    match x.dim():
+        case 2 if gate.cos().sum() > 1000:
+            return x
+    return gate * self.w3(x)
+
+
 def in_a_tuple(self, x):
     gate, up = torch.sigmoid(self.w1(x)), torch.tanh(self.w3(x))
     return gate * up
@@ -342,7 +350,7 @@ FORMS = {
     sequence_seen_otherwise: 1, gate_of_a_module: 1, named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1,
     in_a_function: 2, through_functions: 1, under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu:
     2, interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
-    with_silu: 1, by_addcmul: 1,
+    with_silu: 1, by_addcmul: 1, read_by_a_guard: 0,
 }  # fmt: skip
 
 
