@@ -289,13 +289,14 @@ class Finder:
     def products_of(self, variables: Variables, statement: ast.stmt, names: list[str]) -> list[ast.AST]:
         """Returns the products that take what a statement assigns; none if anything else reads it."""
         found: list[ast.AST] = []
+        if variables.shared.intersection(names):
+            return []
         for name in names:
-            loads = variables.reached(statement, name)
-            for load in loads:
+            for load in variables.reached(statement, name):
                 more = [self.uses[load]] if load in self.uses else []
                 if load in self.passed:
                     more = self.products_of(variables, *self.passed[load])
-                if not more or name in variables.shared:
+                if not more:
                     return []
                 found += more
         return found

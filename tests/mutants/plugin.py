@@ -39,8 +39,8 @@ SLIPS = [
     ),
     Slip(
         FIND,
-        "                if not more or name in variables.shared:",
-        "                if not more:",
+        "        if variables.shared.intersection(names):",
+        "        if not names:",
         FORMS,
         "a nested function reads a sigmoid that was put off",
     ),

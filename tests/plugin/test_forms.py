@@ -206,6 +206,12 @@ def read_by_a_closure(self, x):
     return y + (lambda: gate.cos())()
 
 
+def one_part_read_by_a_closure(self, x):
+    a, b = torch.sigmoid(self.w1(x)).chunk(2, -1)
+    y = a * self.w3(x)[:, :5]
+    return torch.cat([y, (lambda: b.cos())()], -1)
+
+
 def read_by_a_guard(self, x):
     gate = torch.sigmoid(self.w1(x))
     match x.dim():
@@ -350,7 +356,7 @@ FORMS = {
     sequence_seen_otherwise: 1, gate_of_a_module: 1, named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1,
     in_a_function: 2, through_functions: 1, under_another_name: 1, in_an_object: 2, in_a_method_of_an_object: 1, inline_glu:
     2, interpolated: 1, interpolated_otherwise: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1,
-    with_silu: 1, by_addcmul: 1, read_by_a_guard: 0,
+    with_silu: 1, by_addcmul: 1, read_by_a_guard: 0, one_part_read_by_a_closure: 0,
 }  # fmt: skip
 
 
