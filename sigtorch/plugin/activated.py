@@ -198,7 +198,9 @@ _ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
 
 
 def value(held: Any) -> Any:
-    """Returns what a variable holds; a sigmoid or silu that was put off is computed."""
+    """Returns what a variable holds; a sigmoid or silu that was put off is computed, also the parts of one."""
+    if type(held) is tuple and any(type(part) is Activated for part in held):  # as of ``chunk``
+        return tuple(map(value, held))
     if type(held) is not Activated:
         return held
     held.is_read = True

@@ -130,7 +130,7 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     act, x = _by_kind(left, right)
     if type(act) is Activated and _fuses(_obstacle(act, x)):
         return fused_product(act.activation, x, act.gate)
-    left, right = (t.value() if type(t) is Activated else t for t in (left, right))
+    left, right = (t.value() if type(t) is Activated else value(t) for t in (left, right))
     return function(left, right)
 
 
