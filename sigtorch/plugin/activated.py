@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
@@ -76,17 +77,23 @@ class Activated:
         """Returns a method that does what Tensor's does: an elementwise function of a view is the view of the function."""
         if name not in VIEWS:
             raise AttributeError(name)
-        return lambda *args, **kwargs: self.viewed(lambda t: getattr(t, name)(*args, **kwargs))
+        return functools.partial(self._method_viewed, name)
+
+    def _method_viewed(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        kept, kept_by_name = _kept(args), {k: _kept(a) for k, a in kwargs.items()}
+        return self.viewed(lambda t: getattr(t, name)(*kept, **kept_by_name))
 
     def __getitem__(self, index: Any) -> Any:
-        return self.viewed(lambda t: t[index])
+        kept = _kept(index)
+        return self.viewed(lambda t: t[kept])
 
     def __iter__(self) -> Any:
-        return iter(self.viewed(lambda t: t.unbind()))
+        return iter(self.viewed(tuple))
 
     def expand(self, *shape: Any) -> Any:
         """Does what Tensor.expand does; a product with a tensor of that shape needs no expanding."""
-        return self._expanded(lambda t: t.expand(*shape))
+        kept = _kept(shape)
+        return self._expanded(lambda t: t.expand(*kept))
 
     def expand_as(self, other: Any) -> Any:
         """Does what Tensor.expand_as does."""
@@ -115,6 +122,14 @@ class Activated:
         made = Activated(self.activation, self.function, gate)
         made.with_graph, made.whole, made.take_view = self.with_graph, self, view
         return made
+
+
+def _kept(argument: Any) -> Any:
+    """Returns an argument of a view as it is now: lists and indices may change until the view is taken again."""
+    if type(argument) in (list, tuple):
+        return type(argument)(map(_kept, argument))
+    is_index = isinstance(argument, torch.Tensor) and not argument.is_floating_point()
+    return argument.clone() if is_index else argument
 
 
 def _is_dense(t: torch.Tensor) -> bool:

@@ -34,6 +34,35 @@ def for_a_method(self, x):
     return self.w2(self.w3(x).mul(torch.sigmoid(self.w1(x))))
 
 
+def index_changes(self, x):
+    index = torch.arange(4)
+    part = torch.sigmoid(self.w1(x).detach())[index]
+    index.zero_()
+    return self.w2(part * self.w3(x)[:, :1].detach())
+
+
+def shape_changes(self, x):
+    shape = [4, 10]
+    part = torch.sigmoid(self.w1(x).reshape(2, 20)).view(shape)
+    shape.reverse()
+    return self.w2(part * self.w3(x)[:, :1])
+
+
+def shape_to_expand_to_changes(self, x):
+    shape = [4, 10]
+    part = torch.sigmoid(self.w1(x)[:, :1].contiguous()).expand(shape)
+    shape.reverse()
+    return self.w2(part * self.w3(x)[:1])
+
+
+def zero_dimensional(self, x):
+    try:
+        a, b = torch.sigmoid(self.w1(x).sum())
+        return a * x + b * x
+    except TypeError:
+        return self.w2(self.w3(x))
+
+
 def model_of(body):
     model = forward_as(body)
     cls = type(model)
@@ -43,14 +72,19 @@ def model_of(body):
     return model
 
 
-@pytest.mark.parametrize(
-    "body", [tripled, tripled_by_a_method, tripled_by_a_property, between_two], ids=lambda b: b.__name__
-)
+BODIES = [
+    tripled, tripled_by_a_method, tripled_by_a_property, between_two, index_changes, shape_changes,
+    shape_to_expand_to_changes, zero_dimensional,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda b: b.__name__)
 def test_effects_of_arguments_and_attributes(body, monkeypatch):
     model = model_of(body)
     before = run(model)
-    spy(monkeypatch)
     with sigtorch.patch(model):
+        agree(before, run(model), exactly=True)
+        spy(monkeypatch)
         agree(before, run(model))
 
 
