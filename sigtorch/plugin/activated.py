@@ -178,10 +178,18 @@ def _put_off(function: Any, gate: torch.Tensor, is_alone: bool) -> Any:
         return deferring(function)(gate)
     if steps := sequence(function):
         return _views(steps, activated_early(steps[activation_position(steps)], _run_before(steps, gate)))
-    if gate.is_inference():  # without a version counter, a change would not be noticed
+    shares_memory = _count_memory_uses(gate) > _OWN_USES
+    # A change would not be noticed without a version counter, or through a tensor that has another one, as ``x.data`` has.
+    if gate.is_inference() or (shares_memory and not gate._is_view()):
         return function(gate)
-    keeps_gate = is_alone and not gate._is_view()
+    keeps_gate = is_alone and not shares_memory
     return Activated(activation, function, gate, None if keeps_gate else function(gate))
+
+
+def _count_memory_uses(t: torch.Tensor) -> int:
+    """Returns how many tensors use a tensor's memory, and some more: also those that are no views, such as ``x.data``."""
+    storage = t.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata)
 
 
 def _may_fuse(gate: Any) -> bool:
@@ -210,6 +218,9 @@ def _count_references(argument: Any) -> int:
 
 # From Python 3.14 on, a call may borrow what a local variable holds, uncounted: there, no argument is known to be alone.
 _ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
+
+
+_OWN_USES = _count_memory_uses(torch.empty(0))  # of memory that one tensor has
 
 
 def value(held: Any) -> Any:
