@@ -382,14 +382,23 @@ class Finder:
         if self.is_refused(core, [product]):
             return
         self.activations[product] = activation
-        if factors is None:  # returned
-            is_last = isinstance(core.args[0] if core.args else core.func, ast.Name)
+        if factors is None:
+            is_last = isinstance(product, ast.Return) and self.is_used_up(core, product)
             self.put_off(core, activated.activated_at_last if is_last else activated.activated_early)
             return
         inert = self.is_inert(*view_arguments(factors.right))
         if viewed(factors.left) is core:
             inert = self.is_inert(*view_arguments(factors.left), factors.right)
         self.put_off(core, activated.activated if inert else activated.activated_early)
+
+    def is_used_up(self, core: ast.Call, statement: ast.Return) -> bool:
+        """Tells whether a function's end drops the variable of whose value it returns a sigmoid or silu."""
+        variables, argument = self.scopes[0], core.args[0] if core.args else core.func
+        if not isinstance(argument, ast.Name) or argument.id in variables.shared:
+            return False
+        in_try = any(type(b.holder).__name__.startswith("Try") for b in variables.blocks[statement])  # a finally may read it
+        is_local = argument.id in self.function.__code__.co_varnames
+        return is_local and not in_try and self.is_inert(*view_arguments(statement.value))  # type: ignore[arg-type]
 
     def put_off(self, core: ast.Call, helper: Helper) -> None:
         if self.is_deferred(core.func):

@@ -254,6 +254,85 @@ def test_a_change_through_a_tensor_that_is_no_view(body, calls):
     assert not calls
 
 
+def grow(t):
+    t.mul_(3)
+
+
+GLOBAL = torch.ones(10)
+
+
+def of_a_global(x):
+    return torch.sigmoid(GLOBAL)
+
+
+class Finally(nn.Module):
+    def forward(self, x):
+        out = x.sin().detach()
+        try:
+            return torch.sigmoid(out)
+        finally:
+            grow(out)
+
+
+class Closing(nn.Module):
+    def forward(self, x):
+        out = x.sin().detach()
+        self.later = lambda: grow(out)
+        return torch.sigmoid(out)
+
+
+class Viewing(nn.Module):
+    def forward(self, x):
+        out = x.sin().detach()
+        return torch.sigmoid(out).view(self.grow(out).shape)
+
+    def grow(self, out):
+        return out.mul_(3)
+
+
+def after_its_end(self, x):
+    return self.w2(self.act(self.w1(x)) * self.w3(x).detach())
+
+
+def after_its_end_by_a_closure(self, x):
+    up = self.w3(x).detach()
+    y = self.act(self.w1(x))
+    self.act.later()
+    return self.w2(y * up)
+
+
+def a_global(self, x):
+    return self.w2(of_a_global(x) * self.change(self.w3(x).detach()))
+
+
+def in_a_lerp(self, x):
+    g, up = self.w1(x).detach(), self.w3(x)
+    return self.w2(torch.lerp(up.cos(), up, torch.sigmoid(g).view(self.change(g).shape)))
+
+
+RETURNED = [
+    (after_its_end, Finally), (after_its_end_by_a_closure, Closing), (after_its_end, Viewing), (a_global, None),
+    (in_a_lerp, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "act"), RETURNED)
+def test_a_returned_sigmoid_whose_argument_still_changes(body, act, calls):
+    """A function's own variables end with it, but not before a finally, a closure's or the module's."""
+    model = forward_as(body, act and act())
+
+    def change(self, t):
+        grow(GLOBAL if body is a_global else t)
+        return t
+
+    type(model).change = change
+    before = run(model)
+    GLOBAL.fill_(1)
+    assert sigtorch.patch(model).swapped
+    agree(before, run(model))
+    GLOBAL.fill_(1)
+
+
 def before_it(self, x):
     g = self.w1(x)
     g += 1
