@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from sigtorch.plugin import activated, source
 from sigtorch.plugin.changes import Changes, InertCheck, position
 from sigtorch.plugin.flow import Variables, may_read
+from sigtorch.plugin.products import PRODUCTS
 from sigtorch.plugin.recognise import (
     LEADS_TO_PRODUCTS,
     MAY_BE_ACTIVATION,
@@ -37,7 +37,6 @@ from sigtorch.plugin.syntax import (
     viewed,
 )
 
-_PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _METHODS = ("mul", "multiply")
 # Nodes whose parts are evaluated in the order in which they stand, so that only those before a product run before it.
 _IN_ORDER = (
@@ -180,7 +179,7 @@ class Finder:
         elif isinstance(node, ast.Call) and not node.keywords:
             if len(node.args) == 3 and source.resolve(node.func, self.function) is torch.addcmul:
                 pair = _Factors(*node.args[1:])
-            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
+            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in PRODUCTS):
                 pair = _Factors(*node.args)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
                 pair = _Factors(node.func.value, node.args[0])
@@ -396,7 +395,8 @@ class Finder:
         variables, argument = self.scopes[0], core.args[0] if core.args else core.func
         if not isinstance(argument, ast.Name) or argument.id in variables.shared:
             return False
-        in_try = any(type(b.holder).__name__.startswith("Try") for b in variables.blocks[statement])  # a finally may read it
+        # Its finally may read the variable.
+        in_try = any(type(b.holder).__name__ in ("Try", "TryStar") for b in variables.blocks[statement])
         is_local = argument.id in self.function.__code__.co_varnames
         return is_local and not in_try and self.is_inert(*view_arguments(statement.value))  # type: ignore[arg-type]
 

@@ -100,7 +100,7 @@ def may_read(load: ast.AST, assignment: ast.stmt, variables: Variables) -> bool:
 
 
 def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
-    """Yields a statement and the nodes of its expressions, a case's guard too, without those of statements or functions in it."""
+    """Yields a statement and the nodes of its expressions, guards too, without those of statements or functions in it."""
     pending: list[ast.AST] = [statement]
     while pending:
         node = pending.pop()

@@ -16,6 +16,8 @@ from sigtorch.plugin import activated
 from sigtorch.plugin.activated import Activated, value
 from sigtorch.plugin.recognise import SIGMOID, Activation
 
+PRODUCTS = (torch.mul, torch.multiply, operator.mul)
+
 
 def product(left: Any, right: Any) -> Any:
     """Computes ``left * right``, either of which may be a sigmoid or silu to fuse."""
@@ -24,6 +26,8 @@ def product(left: Any, right: Any) -> Any:
 
 def product_by(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """Computes ``function(left, right)``, where the function is :func:`torch.mul` or one of its other names."""
+    if not any(function is p for p in PRODUCTS):  # it was replaced since
+        return function(value(left), value(right))
     return _multiply(function, left, right)
 
 
@@ -55,6 +59,11 @@ class Complement:
     def value(self) -> Any:
         """Computes what was written."""
         return self.one - value(self.held)
+
+
+def complement_first(one: Any, held: Any) -> Any:
+    """Returns ``one - held`` for a sum to fuse, where other code may run before the sum."""
+    return Complement(one, held) if type(held) is Activated else one - held
 
 
 def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:

@@ -55,6 +55,12 @@ def shape_to_expand_to_changes(self, x):
     return self.w2(part * self.w3(x)[:1])
 
 
+def complement_of_what_is_kept(self, x):
+    keep, up = self.keep if x.dim() == 2 else self.act, self.w3(x)
+    z = keep(self.w1(x))
+    return self.w2((1 - z) * self.triple(self.kept) + z * up)
+
+
 def zero_dimensional(self, x):
     try:
         a, b = torch.sigmoid(self.w1(x).sum())
@@ -63,9 +69,15 @@ def zero_dimensional(self, x):
         return self.w2(self.w3(x))
 
 
+def keep(self, x):
+    self.kept = x.cos().detach()
+    return self.kept
+
+
 def model_of(body):
     model = forward_as(body)
     cls = type(model)
+    cls.keep = keep
     cls.triple = lambda self, g: g.mul_(3)
     cls.tripled = property(lambda self: self.g.mul_(3))
     cls.tripling = property(lambda self: self.triple)
@@ -74,7 +86,7 @@ def model_of(body):
 
 BODIES = [
     tripled, tripled_by_a_method, tripled_by_a_property, between_two, index_changes, shape_changes,
-    shape_to_expand_to_changes, zero_dimensional,
+    shape_to_expand_to_changes, zero_dimensional, complement_of_what_is_kept,
 ]  # fmt: skip
 
 
