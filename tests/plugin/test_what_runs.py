@@ -276,3 +276,20 @@ def test_warnings_of_a_models_source(tmp_path):
         imported = len(seen)
         assert sigtorch.patch(module.Model()).swapped
     assert len(seen) == imported
+
+
+multiply = torch.mul
+
+
+def by_a_function(self, x):
+    return self.w2(multiply(torch.sigmoid(self.w1(x)), self.w3(x)))
+
+
+def test_a_product_function_replaced_since(calls, monkeypatch):
+    model = forward_as(by_a_function)
+    with sigtorch.patch(model):
+        run(model)
+        assert calls == ["sigmoid_gate"]
+        monkeypatch.setitem(globals(), "multiply", torch.add)
+        patched = run(model)
+    agree(run(model), patched)
