@@ -15,7 +15,7 @@ import warnings
 from typing import Any, NamedTuple
 
 _FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
-_OUTER, _INNER = "_sigtorch_outer", "_sigtorch_inner"
+_INNER = "_sigtorch_inner"
 
 
 class Source(NamedTuple):
@@ -153,7 +153,8 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     """
     inner = copy.copy(source.definition)
     inner.name, inner.decorator_list, inner.lineno = _INNER, [], _first_line(source.definition)
-    outer: Any = ast.parse(f"def {_OUTER}({', '.join(helpers)}): 0").body[0]
+    # Its name stays, for the function may call itself.
+    outer: Any = ast.parse(f"def {source.definition.name}({', '.join(helpers)}): 0").body[0]
     outer.body = [inner]
     tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
     flags = function.__code__.co_flags & _FUTURE
@@ -186,7 +187,7 @@ def _with_nested(code: types.CodeType) -> list[types.CodeType]:
 
 def _restore_name(code: types.CodeType, name: str) -> types.CodeType:
     """Gives a code its former name, also in the full names of nested functions, which Python 3.10 holds as constants."""
-    place = f"{_OUTER}.<locals>.{_INNER}"
+    place = f"{name}.<locals>.{_INNER}"
     consts = tuple(
         _restore_name(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c
         for c in code.co_consts
