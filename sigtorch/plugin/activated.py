@@ -266,7 +266,9 @@ def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
         function, owner = callee.__func__, callee.__self__
     elif not isinstance(callee, torch.nn.Module):
         function = vars(type(callee)).get("__call__")
-    function = getattr(function, "_sigtorch_original", function)
+    rewritten = getattr(function, "_sigtorch_rewritten", None)
+    if rewritten is not None and rewritten.function is function:  # and no wrapper that took over its attributes
+        function = rewritten.original
     made = find(function, original_of(type(owner))) if type(function) is FunctionType else None
     return callee if made is None else MethodType(made.function, owner)
 

@@ -68,7 +68,7 @@ def rewrite_methods(cls: Any, kinds: AttributeKinds) -> dict[str, Rewritten]:
     rewritten = {name: rewriter.rewrite(f) for name, f in methods.items() if rewriter.may_hold_product(f)}
     for r in rewritten.values():
         if r.function is not None:
-            r.function._sigtorch_original = r.original
+            r.function._sigtorch_rewritten = r
     return {name: r for name, r in rewritten.items() if r.sites or r.function}
 
 

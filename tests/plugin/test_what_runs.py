@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 
 import pytest
@@ -292,4 +293,30 @@ def test_a_product_function_replaced_since(calls, monkeypatch):
         assert calls == ["sigmoid_gate"]
         monkeypatch.setitem(globals(), "multiply", torch.add)
         patched = run(model)
+    agree(run(model), patched)
+
+
+class Gating(MLP):
+    def gate(self, x):
+        y = torch.sigmoid(self.w1(x)) * self.w3(x)
+        return torch.sigmoid(y)
+
+    def forward(self, x):
+        return self.w2(self.gate(x) * self.w3(x))
+
+
+def test_a_wrapper_of_a_rewritten_method(calls):
+    """A wrapper by functools takes over the attributes of what it wraps."""
+    model = Gating()
+    with sigtorch.patch(model):
+
+        @functools.wraps(model.gate)
+        def gate(self, x):
+            return self.w1(x)
+
+        model.gate = types.MethodType(gate, model)
+        patched = run(model)
+        assert not calls
+        del model.gate
+    model.gate = types.MethodType(gate, model)
     agree(run(model), patched)
