@@ -145,8 +145,8 @@ def resolve_name(name: str, function: Any) -> Any:
     return function.__globals__.get(name)
 
 
-def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
-    """Returns the function with its changed definition, in which the names of helpers are free variables.
+def compile_changed(source: Source, function: Any, helpers: dict[str, types.CellType]) -> types.CodeType:
+    """Returns the code of a function's changed definition, in which the names of helpers are free variables.
 
     The definition is compiled inside another function that stands in its place and has the helpers as arguments. The classes
     and functions around it stay, so that all other names mean the same.
@@ -161,10 +161,17 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> A
     whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
     code = next(c for c in _with_nested(whole) if c.co_name == _INNER)
     own = function.__code__
-    code = _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
-    cells = dict(zip(own.co_freevars, function.__closure__ or (), strict=True))
-    cells |= {name: types.CellType(value) for name, value in helpers.items()}
-    return copy_function(function, code, tuple(cells[name] for name in code.co_freevars))
+    return _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
+
+
+def with_code(function: Any, code: types.CodeType, helpers: dict[str, types.CellType]) -> Any:
+    """Returns a function with a changed code, which may use helpers, and with all else that its calls take."""
+    names, own = code.co_freevars, function.__closure__
+    cells = helpers if own is None else {**helpers, **dict(zip(function.__code__.co_freevars, own, strict=True))}
+    closure = tuple([cells[name] for name in names])
+    made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 class _Replace(ast.NodeTransformer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from types import CellType
 from typing import Any
 
 from sigtorch.plugin import activated, products
@@ -17,7 +18,9 @@ _HELPERS = (
     products.interpolation, products.lerp, products.plus, products.product, products.product_by, products.product_method,
     sigmoid_method,
 )  # fmt: skip
-HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
+HELPERS = {
+    f"_sigtorch_{helper.__name__}": CellType(helper) for helper in _HELPERS
+}  # variables that a rewritten function sees
 
 
 class Writer(ast.NodeTransformer):

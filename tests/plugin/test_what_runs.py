@@ -320,3 +320,22 @@ def test_a_wrapper_of_a_rewritten_method(calls):
         del model.gate
     model.gate = types.MethodType(gate, model)
     agree(run(model), patched)
+
+
+def scaled_gate(x, scale=1.0, *, power=1):
+    return x**power * torch.sigmoid(x * scale)
+
+
+def by_defaults(self, x):
+    return self.w2(scaled_gate(self.w1(x)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("__defaults__", (2.0,)), ("__kwdefaults__", {"power": 2})])
+def test_defaults_of_a_function_changed_since(name, value, calls, monkeypatch):
+    model = forward_as(by_defaults)
+    with sigtorch.patch(model):
+        run(model)
+        monkeypatch.setattr(scaled_gate, name, value)
+        patched = run(model)
+    assert calls == ["sigmoid_gate"] * 2
+    agree(run(model), patched)
