@@ -193,6 +193,8 @@ def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
         return "its other operands are no plain tensors"
     if reason := _change(act):
         return reason
+    if act.with_graph and (x.requires_grad or y.requires_grad) and not act.gate.requires_grad:
+        return "its gate needs no gradient"
     if not act.gate.shape == x.shape == y.shape or act.expanded is not None:
         return "no kernel takes its shapes"
     if not act.gate.stride() == x.stride() == y.stride():
