@@ -356,13 +356,19 @@ class Finder:
                 for name in names if passes or self.holds(core) else ():
                     if statement not in since.setdefault(name, []):
                         since[name].append(statement)
+        read: list[ast.AST] = []
         for name, statements in since.items():
             taken = {load for load, product in self.uses.items() if product in self.activations} | self.passed.keys()
-            self.found.read.update(
+            read += [
                 n for n in variables.loads_of(name)
                 if n not in taken and any(may_read(n, s, variables) for s in statements)
-            )  # fmt: skip
+            ]  # fmt: skip
             self.found.added_to.update(variables.additions_to(name))
+        self.found.read.update(read)
+        # What is read after the product may have changed by then.
+        if read or self.found.added_to:
+            early = [viewed(value) for _, _, value in assignments if viewed(value) in self.found.put_off]
+            self.found.put_off.update(dict.fromkeys(early, activated.activated_early))
 
     def holds(self, core: ast.expr) -> bool:
         return core in self.found.put_off or core in self.found.deferred

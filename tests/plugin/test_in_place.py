@@ -398,6 +398,52 @@ def test_changes_of_other_tensors_do_not_prevent_fusing(body, calls):
     assert set(calls) == {"sigmoid_gate"}
 
 
+def read_in_a_finally(self, x):
+    g, up = self.w1(x).detach(), self.w3(x).detach()
+    try:
+        gate = torch.sigmoid(g)
+        return self.w2(gate * up)
+    finally:
+        self.double(g)
+        self.last = gate.mean()
+
+
+def read_by_the_next_turn(self, x):
+    up = out = gate = self.w3(x).detach()
+    for i in range(2):
+        if i:
+            out = out + gate.cos()
+        g = self.w1(x).detach()
+        gate = torch.sigmoid(g)
+        out = out + gate * up
+        self.double(g)
+    return self.w2(out)
+
+
+def added_to_by_the_next_turn(self, x):
+    up = out = gate = self.w3(x).detach()
+    for i in range(2):
+        if i:
+            gate += 1
+            out = out + gate
+        g = self.w1(x).detach()
+        gate = torch.sigmoid(g)
+        out = out + gate * up
+        self.double(g)
+    return self.w2(out)
+
+
+@pytest.mark.parametrize(
+    "body", [read_in_a_finally, read_by_the_next_turn, added_to_by_the_next_turn], ids=lambda body: body.__name__
+)
+def test_a_sigmoid_that_is_read_after_its_gate_has_changed(body, calls):
+    model = with_methods(body)
+    before = run(model)
+    assert sigtorch.patch(model).swapped
+    agree(before, run(model))
+    assert calls
+
+
 class Frozen(nn.Module):
     def forward(self, x, g):
         return x * torch.sigmoid(g)
@@ -416,3 +462,22 @@ def test_an_operand_that_pytorch_does_not_save_may_change(calls):
     assert not calls
     model(x, g.requires_grad_())
     assert calls == ["sigmoid_gate"]
+
+
+def mixed(x, y, g):
+    s = torch.sigmoid(g)
+    return s * x + (1 - s) * y
+
+
+class Mixed(nn.Module):
+    def forward(self, x, y, g):
+        return mixed(x, y, g)
+
+
+def test_operands_of_an_interpolation_may_change(calls):
+    model, x, g = Mixed(), torch.randn(4, requires_grad=True), torch.randn(4)
+    sigtorch.patch(model)
+    model(x * 1, torch.zeros(4), g)
+    assert not calls
+    model(x * 1, torch.zeros(4), g.requires_grad_())
+    assert calls == ["sigmoid_lerp"]
