@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
@@ -76,17 +77,23 @@ class Activated:
         """Returns a method that does what Tensor's does: an elementwise function of a view is the view of the function."""
         if name not in VIEWS:
             raise AttributeError(name)
-        return lambda *args, **kwargs: self.viewed(lambda t: getattr(t, name)(*args, **kwargs))
+        return functools.partial(self._method_viewed, name)
+
+    def _method_viewed(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        kept, kept_by_name = _kept(args), {k: _kept(a) for k, a in kwargs.items()}
+        return self.viewed(lambda t: getattr(t, name)(*kept, **kept_by_name))
 
     def __getitem__(self, index: Any) -> Any:
-        return self.viewed(lambda t: t[index])
+        kept = _kept(index)
+        return self.viewed(lambda t: t[kept])
 
     def __iter__(self) -> Any:
-        return iter(self.viewed(lambda t: t.unbind()))
+        return iter(self.viewed(tuple))
 
     def expand(self, *shape: Any) -> Any:
         """Does what Tensor.expand does; a product with a tensor of that shape needs no expanding."""
-        return self._expanded(lambda t: t.expand(*shape))
+        kept = _kept(shape)
+        return self._expanded(lambda t: t.expand(*kept))
 
     def expand_as(self, other: Any) -> Any:
         """Does what Tensor.expand_as does."""
@@ -115,6 +122,14 @@ class Activated:
         made = Activated(self.activation, self.function, gate)
         made.with_graph, made.whole, made.take_view = self.with_graph, self, view
         return made
+
+
+def _kept(argument: Any) -> Any:
+    """Returns an argument of a view as it is now: lists and indices may change until the view is taken again."""
+    if type(argument) in (list, tuple):
+        return type(argument)(map(_kept, argument))
+    is_index = isinstance(argument, torch.Tensor) and not argument.is_floating_point()
+    return argument.clone() if is_index else argument
 
 
 def _is_dense(t: torch.Tensor) -> bool:
@@ -163,10 +178,18 @@ def _put_off(function: Any, gate: torch.Tensor, is_alone: bool) -> Any:
         return deferring(function)(gate)
     if steps := sequence(function):
         return _views(steps, activated_early(steps[activation_position(steps)], _run_before(steps, gate)))
-    if gate.is_inference():  # without a version counter, a change would not be noticed
+    shares_memory = _count_memory_uses(gate) > _OWN_USES
+    # A change would not be noticed without a version counter, or through a tensor that has another one, as ``x.data`` has.
+    if gate.is_inference() or (shares_memory and not gate._is_view()):
         return function(gate)
-    keeps_gate = is_alone and not gate._is_view()
+    keeps_gate = is_alone and not shares_memory
     return Activated(activation, function, gate, None if keeps_gate else function(gate))
+
+
+def _count_memory_uses(t: torch.Tensor) -> int:
+    """Returns how many tensors use a tensor's memory, and some more: also those that are no views, such as ``x.data``."""
+    storage = t.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata)
 
 
 def _may_fuse(gate: Any) -> bool:
@@ -197,8 +220,13 @@ def _count_references(argument: Any) -> int:
 _ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
 
 
+_OWN_USES = _count_memory_uses(torch.empty(0))  # of memory that one tensor has
+
+
 def value(held: Any) -> Any:
-    """Returns what a variable holds; a sigmoid or silu that was put off is computed."""
+    """Returns what a variable holds; a sigmoid or silu that was put off is computed, also the parts of one."""
+    if type(held) is tuple and any(type(part) is Activated for part in held):  # as of ``chunk``
+        return tuple(map(value, held))
     if type(held) is not Activated:
         return held
     held.is_read = True
@@ -238,7 +266,9 @@ def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
         function, owner = callee.__func__, callee.__self__
     elif not isinstance(callee, torch.nn.Module):
         function = vars(type(callee)).get("__call__")
-    function = getattr(function, "_sigtorch_original", function)
+    rewritten = getattr(function, "_sigtorch_rewritten", None)
+    if rewritten is not None and rewritten.function is function:  # and no wrapper that took over its attributes
+        function = rewritten.original
     made = find(function, original_of(type(owner))) if type(function) is FunctionType else None
     return callee if made is None else MethodType(made.function, owner)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from sigtorch.plugin import activated, source
 from sigtorch.plugin.changes import Changes, InertCheck, position
 from sigtorch.plugin.flow import Variables, may_read
+from sigtorch.plugin.products import PRODUCTS
 from sigtorch.plugin.recognise import (
     LEADS_TO_PRODUCTS,
     MAY_BE_ACTIVATION,
@@ -37,7 +37,6 @@ from sigtorch.plugin.syntax import (
     viewed,
 )
 
-_PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 _METHODS = ("mul", "multiply")
 # Nodes whose parts are evaluated in the order in which they stand, so that only those before a product run before it.
 _IN_ORDER = (
@@ -180,7 +179,7 @@ class Finder:
         elif isinstance(node, ast.Call) and not node.keywords:
             if len(node.args) == 3 and source.resolve(node.func, self.function) is torch.addcmul:
                 pair = _Factors(*node.args[1:])
-            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in _PRODUCTS):
+            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in PRODUCTS):
                 pair = _Factors(*node.args)
             elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
                 pair = _Factors(node.func.value, node.args[0])
@@ -289,13 +288,14 @@ class Finder:
     def products_of(self, variables: Variables, statement: ast.stmt, names: list[str]) -> list[ast.AST]:
         """Returns the products that take what a statement assigns; none if anything else reads it."""
         found: list[ast.AST] = []
+        if variables.shared.intersection(names):
+            return []
         for name in names:
-            loads = variables.reached(statement, name)
-            for load in loads:
+            for load in variables.reached(statement, name):
                 more = [self.uses[load]] if load in self.uses else []
                 if load in self.passed:
                     more = self.products_of(variables, *self.passed[load])
-                if not more or name in variables.shared:
+                if not more:
                     return []
                 found += more
         return found
@@ -356,13 +356,19 @@ class Finder:
                 for name in names if passes or self.holds(core) else ():
                     if statement not in since.setdefault(name, []):
                         since[name].append(statement)
+        read: list[ast.AST] = []
         for name, statements in since.items():
             taken = {load for load, product in self.uses.items() if product in self.activations} | self.passed.keys()
-            self.found.read.update(
+            read += [
                 n for n in variables.loads_of(name)
                 if n not in taken and any(may_read(n, s, variables) for s in statements)
-            )  # fmt: skip
+            ]  # fmt: skip
             self.found.added_to.update(variables.additions_to(name))
+        self.found.read.update(read)
+        # What is read after the product may have changed by then.
+        if read or self.found.added_to:
+            early = [viewed(value) for _, _, value in assignments if viewed(value) in self.found.put_off]
+            self.found.put_off.update(dict.fromkeys(early, activated.activated_early))
 
     def holds(self, core: ast.expr) -> bool:
         return core in self.found.put_off or core in self.found.deferred
@@ -381,14 +387,24 @@ class Finder:
         if self.is_refused(core, [product]):
             return
         self.activations[product] = activation
-        if factors is None:  # returned
-            is_last = isinstance(core.args[0] if core.args else core.func, ast.Name)
+        if factors is None:
+            is_last = isinstance(product, ast.Return) and self.is_used_up(core, product)
             self.put_off(core, activated.activated_at_last if is_last else activated.activated_early)
             return
         inert = self.is_inert(*view_arguments(factors.right))
         if viewed(factors.left) is core:
             inert = self.is_inert(*view_arguments(factors.left), factors.right)
         self.put_off(core, activated.activated if inert else activated.activated_early)
+
+    def is_used_up(self, core: ast.Call, statement: ast.Return) -> bool:
+        """Tells whether a function's end drops the variable of whose value it returns a sigmoid or silu."""
+        variables, argument = self.scopes[0], core.args[0] if core.args else core.func
+        if not isinstance(argument, ast.Name) or argument.id in variables.shared:
+            return False
+        # Its finally may read the variable.
+        in_try = any(type(b.holder).__name__ in ("Try", "TryStar") for b in variables.blocks[statement])
+        is_local = argument.id in self.function.__code__.co_varnames
+        return is_local and not in_try and self.is_inert(*view_arguments(statement.value))  # type: ignore[arg-type]
 
     def put_off(self, core: ast.Call, helper: Helper) -> None:
         if self.is_deferred(core.func):

@@ -100,15 +100,14 @@ def may_read(load: ast.AST, assignment: ast.stmt, variables: Variables) -> bool:
 
 
 def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
-    """Yields a statement and the nodes of its expressions, without those of statements or functions in it."""
+    """Yields a statement and the nodes of its expressions, guards too, without those of statements or functions in it."""
     pending: list[ast.AST] = [statement]
     while pending:
         node = pending.pop()
         yield node
         if isinstance(node, SCOPES):
             continue
-        pending += [c for c in ast.iter_child_nodes(node)
-                    if not isinstance(c, (ast.stmt, ast.excepthandler, ast.match_case))]  # fmt: skip
+        pending += [c for c in ast.iter_child_nodes(node) if not isinstance(c, ast.stmt)]
 
 
 def _are_alternatives(a: tuple[Block, ...], b: tuple[Block, ...]) -> bool:

@@ -16,6 +16,8 @@ from sigtorch.plugin import activated
 from sigtorch.plugin.activated import Activated, value
 from sigtorch.plugin.recognise import SIGMOID, Activation
 
+PRODUCTS = (torch.mul, torch.multiply, operator.mul)
+
 
 def product(left: Any, right: Any) -> Any:
     """Computes ``left * right``, either of which may be a sigmoid or silu to fuse."""
@@ -24,6 +26,8 @@ def product(left: Any, right: Any) -> Any:
 
 def product_by(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """Computes ``function(left, right)``, where the function is :func:`torch.mul` or one of its other names."""
+    if not any(function is p for p in PRODUCTS):  # it was replaced since
+        return function(value(left), value(right))
     return _multiply(function, left, right)
 
 
@@ -55,6 +59,11 @@ class Complement:
     def value(self) -> Any:
         """Computes what was written."""
         return self.one - value(self.held)
+
+
+def complement_first(one: Any, held: Any) -> Any:
+    """Returns ``one - held`` for a sum to fuse, where other code may run before the sum."""
+    return Complement(one, held) if type(held) is Activated else one - held
 
 
 def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
@@ -131,7 +140,7 @@ def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any
     act, x = _by_kind(left, right)
     if type(act) is Activated and _fuses(_obstacle(act, x, act is right)):
         return fused_product(act.activation, x, act.gate)
-    left, right = (t.value() if type(t) is Activated else t for t in (left, right))
+    left, right = (t.value() if type(t) is Activated else value(t) for t in (left, right))
     return function(left, right)
 
 
@@ -185,6 +194,8 @@ def _lerp_obstacle(act: Activated, x: Any, y: Any) -> str | None:
         return "its other operands are no plain tensors"
     if reason := _change(act):
         return reason
+    if act.with_graph and (x.requires_grad or y.requires_grad) and not act.gate.requires_grad:
+        return "its gate needs no gradient"
     if act.expanded is not None or not gates.SigmoidLerpFunction.fuses(x, y, act.gate):
         return "no kernel takes its shapes"
     like_x = [t.stride() == x.stride() or _have_same_strides(x, t, True, False) for t in (y, act.gate)]

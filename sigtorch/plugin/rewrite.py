@@ -68,7 +68,7 @@ def rewrite_methods(cls: Any, kinds: AttributeKinds) -> dict[str, Rewritten]:
     rewritten = {name: rewriter.rewrite(f) for name, f in methods.items() if rewriter.may_hold_product(f)}
     for r in rewritten.values():
         if r.function is not None:
-            r.function._sigtorch_original = r.original
+            r.function._sigtorch_rewritten = r
     return {name: r for name, r in rewritten.items() if r.sites or r.function}
 
 
@@ -115,9 +115,8 @@ class _Rewriter(Rewriting):
         if looks_at_variables(read.definition):
             return result.left(LOOKS_AT_VARIABLES)
         Writer(found).visit(read.definition)
-        compiled = source.compile_changed(read, function, HELPERS)
-        result = result._replace(function=source.decorate_again(method, function, compiled))
-        return result.left(HIDDEN) if result.function is None else result
+        made = _decorated_again(method, function, source.compile_changed(read, function, HELPERS))
+        return result.left(HIDDEN) if made is None else result._replace(function=made)
 
     def sites_in(self, function: Any, cls: Any) -> list[Site]:
         if not isinstance(function, FunctionType):
@@ -140,13 +139,16 @@ class _Rewriter(Rewriting):
 
 
 class _Made(NamedTuple):
-    """What a function with this code is rewritten to, or None if it stays."""
+    """What the functions are rewritten to that have a code: another code, or None if they stay, and the products in it.
+
+    It holds no function, for that would hold the original alive by the variables and globals that the two share.
+    """
 
     code: CodeType
-    rewritten: Rewritten | None
+    changed: CodeType | None
+    sites: tuple[Site, ...]
 
 
-# What a function is rewritten to does not hold the function alive.
 _rewritten: WeakKeyDictionary[FunctionType, _Made] = WeakKeyDictionary()
 _deferring: WeakKeyDictionary[FunctionType, _Made] = WeakKeyDictionary()
 
@@ -168,13 +170,25 @@ def deferring_function(function: FunctionType, cls: Any = object) -> Rewritten |
 def _made(
     known: WeakKeyDictionary[FunctionType, _Made], function: FunctionType, cls: Any, *, defers_returns: bool
 ) -> Rewritten | None:
-    made = known.get(function)
-    if made is None or made.code is not function.__code__:
-        known[function] = _Made(function.__code__, None)  # while it is rewritten, for it may call itself
+    own = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+    code, made = own.__code__, known.get(function)
+    if made is None or made.code is not code:
+        known[function] = _Made(code, None, ())  # while it is rewritten, for it may call itself
         new = _Rewriter(cls, None).rewrite(function, defers_returns=defers_returns)
-        made = _Made(function.__code__, new._replace(original=None) if new.function is not None else None)
-        known[function] = made
-    return made.rewritten
+        changed = None if new.function is None else inspect.unwrap(new.function).__code__
+        made = known[function] = _Made(code, changed, new.sites)
+    if made.changed is None:
+        return None
+    # Made anew each time: its defaults may have changed.
+    if own is function:
+        return Rewritten(None, source.with_code(function, made.changed, HELPERS), made.sites)
+    return Rewritten(None, _decorated_again(function, own, made.changed), made.sites)
+
+
+def _decorated_again(decorated: Any, function: Any, code: CodeType) -> Any:
+    """Returns a copy of a function with a changed code, in the same decorators; None if one of them hides it."""
+    closure = source.with_code(function, code, HELPERS).__closure__
+    return source.decorate_again(decorated, function, source.copy_function(function, code, closure))
 
 
 class Attributes:

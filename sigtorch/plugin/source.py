@@ -15,7 +15,7 @@ import warnings
 from typing import Any, NamedTuple
 
 _FUTURE = functools.reduce(operator.or_, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names))
-_OUTER, _INNER = "_sigtorch_outer", "_sigtorch_inner"
+_INNER = "_sigtorch_inner"
 
 
 class Source(NamedTuple):
@@ -145,25 +145,33 @@ def resolve_name(name: str, function: Any) -> Any:
     return function.__globals__.get(name)
 
 
-def compile_changed(source: Source, function: Any, helpers: dict[str, Any]) -> Any:
-    """Returns the function with its changed definition, in which the names of helpers are free variables.
+def compile_changed(source: Source, function: Any, helpers: dict[str, types.CellType]) -> types.CodeType:
+    """Returns the code of a function's changed definition, in which the names of helpers are free variables.
 
     The definition is compiled inside another function that stands in its place and has the helpers as arguments. The classes
     and functions around it stay, so that all other names mean the same.
     """
     inner = copy.copy(source.definition)
     inner.name, inner.decorator_list, inner.lineno = _INNER, [], _first_line(source.definition)
-    outer: Any = ast.parse(f"def {_OUTER}({', '.join(helpers)}): 0").body[0]
+    # Its name stays, for the function may call itself.
+    outer: Any = ast.parse(f"def {source.definition.name}({', '.join(helpers)}): 0").body[0]
     outer.body = [inner]
     tree = ast.Module([_Replace(source.definition, outer).visit(source.statement)], [])
     flags = function.__code__.co_flags & _FUTURE
     whole = _compile(ast.fix_missing_locations(tree), function.__code__.co_filename, flags)
     code = next(c for c in _with_nested(whole) if c.co_name == _INNER)
     own = function.__code__
-    code = _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
-    cells = dict(zip(own.co_freevars, function.__closure__ or (), strict=True))
-    cells |= {name: types.CellType(value) for name, value in helpers.items()}
-    return copy_function(function, code, tuple(cells[name] for name in code.co_freevars))
+    return _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
+
+
+def with_code(function: Any, code: types.CodeType, helpers: dict[str, types.CellType]) -> Any:
+    """Returns a function with a changed code, which may use helpers, and with all else that its calls take."""
+    names, own = code.co_freevars, function.__closure__
+    cells = helpers if own is None else {**helpers, **dict(zip(function.__code__.co_freevars, own, strict=True))}
+    closure = tuple([cells[name] for name in names])
+    made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 class _Replace(ast.NodeTransformer):
@@ -186,7 +194,7 @@ def _with_nested(code: types.CodeType) -> list[types.CodeType]:
 
 def _restore_name(code: types.CodeType, name: str) -> types.CodeType:
     """Gives a code its former name, also in the full names of nested functions, which Python 3.10 holds as constants."""
-    place = f"{_OUTER}.<locals>.{_INNER}"
+    place = f"{name}.<locals>.{_INNER}"
     consts = tuple(
         _restore_name(c, name) if inspect.iscode(c) else c.replace(place, name) if isinstance(c, str) else c
         for c in code.co_consts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from types import CellType
 from typing import Any
 
 from sigtorch.plugin import activated, products
@@ -13,10 +14,13 @@ from sigtorch.plugin.syntax import is_sigmoid_method
 
 _HELPERS = (
     activated.activated, activated.activated_at_last, activated.activated_early, activated.called, activated.deferring,
-    activated.value, products.addcmul, products.Complement, products.gated, products.glu, products.interpolation, products.lerp,
-    products.plus, products.product, products.product_by, products.product_method, sigmoid_method,
+    activated.value, products.addcmul, products.Complement, products.complement_first, products.gated, products.glu,
+    products.interpolation, products.lerp, products.plus, products.product, products.product_by, products.product_method,
+    sigmoid_method,
 )  # fmt: skip
-HELPERS = {f"_sigtorch_{helper.__name__}": helper for helper in _HELPERS}
+HELPERS = {
+    f"_sigtorch_{helper.__name__}": CellType(helper) for helper in _HELPERS
+}  # variables that a rewritten function sees
 
 
 class Writer(ast.NodeTransformer):
@@ -24,14 +28,16 @@ class Writer(ast.NodeTransformer):
 
     def __init__(self, found: Found) -> None:
         self.found = found
+        self.first_factors: set[ast.AST] = set()  # of interpolations: they are computed before the rest is evaluated
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         helper: Callable[..., Any] | None = None
         parts: list[Any] = [node.left, node.right]
         if node in self.found.interpolations:
             helper, parts = products.interpolation, [p for term in parts for p in (term.left, term.right)]
+            self.first_factors.update(parts[:2])
         elif node in self.found.complements:
-            helper = products.Complement
+            helper = products.complement_first if node in self.first_factors else products.Complement
         elif node in self.found.sums:
             helper = products.plus
         elif node in self.found.products:

@@ -39,8 +39,8 @@ SLIPS = [
     ),
     Slip(
         FIND,
-        "                if not more or name in variables.shared:",
-        "                if not more:",
+        "        if variables.shared.intersection(names):",
+        "        if not names:",
         FORMS,
         "a nested function reads a sigmoid that was put off",
     ),
@@ -60,7 +60,7 @@ SLIPS = [
     ),
     Slip(
         REWRITE,
-        "    if made is None or made.code is not function.__code__:",
+        "    if made is None or made.code is not code:",
         "    if made is None:",
         FORMS,
         "a function's former code runs",
@@ -102,8 +102,8 @@ SLIPS = [
     ),
     Slip(
         SOURCE,
-        "    made.__kwdefaults__ = function.__kwdefaults__\n",
-        "",
+        "function.__dict__)\n    made.__kwdefaults__ = function.__kwdefaults__\n",
+        "function.__dict__)\n",
         f"{SEEN} {REWRITTEN}",
         "a method loses its keywords' defaults",
     ),

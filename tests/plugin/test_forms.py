@@ -210,6 +210,38 @@ def read_by_a_closure(self, x):
     return y + (lambda: gate.cos())()
 
 
+def one_part_read_by_a_closure(self, x):
+    a, b = torch.sigmoid(self.w1(x)).chunk(2, -1)
+    y = a * self.w3(x)[:, :5]
+    return torch.cat([y, (lambda: b.cos())()], -1)
+
+
+def parts_read_by_the_next_turn(self, x):
+    up = out = self.w3(x)[:, :5].contiguous()
+    parts = (up, up)
+    for i in range(2):
+        if i:
+            out = out + parts[0].cos()
+        parts = torch.sigmoid(self.w1(x)).chunk(2, -1)
+        out = (parts[0] * up).cos() + out
+    return torch.cat([out, out], -1)
+
+
+def parts_repeated(self, x):
+    n = len(self.acts)
+    parts = torch.sigmoid(self.w1(x)).chunk(2, -1)
+    parts = parts * n
+    return torch.cat(parts[1:3], -1) + self.act(self.w1(x)) * self.w3(x)
+
+
+def read_by_a_guard(self, x):
+    gate = torch.sigmoid(self.w1(x))
+    match x.dim():
+        case 2 if gate.cos().sum() > 1000:
+            return x
+    return gate * self.w3(x)
+
+
 def in_a_tuple(self, x):
     gate, up = torch.sigmoid(self.w1(x)), torch.tanh(self.w3(x))
     return gate * up
@@ -356,6 +388,7 @@ FORMS = {
     in_a_function: 2, in_a_function_with_a_choice: 1, repeated: 1, through_functions: 1, under_another_name: 1,
     in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2, interpolated: 1, interpolated_otherwise: 2,
     interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1, with_silu: 1, by_addcmul: 1,
+    read_by_a_guard: 0, one_part_read_by_a_closure: 0, parts_read_by_the_next_turn: 2, parts_repeated: 1,
 }  # fmt: skip
 
 

@@ -34,23 +34,69 @@ def for_a_method(self, x):
     return self.w2(self.w3(x).mul(torch.sigmoid(self.w1(x))))
 
 
+def index_changes(self, x):
+    index = torch.arange(4)
+    part = torch.sigmoid(self.w1(x).detach())[index]
+    index.zero_()
+    return self.w2(part * self.w3(x)[:, :1].detach())
+
+
+def shape_changes(self, x):
+    shape = [4, 10]
+    part = torch.sigmoid(self.w1(x).reshape(2, 20)).view(shape)
+    shape.reverse()
+    return self.w2(part * self.w3(x)[:, :1])
+
+
+def shape_to_expand_to_changes(self, x):
+    shape = [4, 10]
+    part = torch.sigmoid(self.w1(x)[:, :1].contiguous()).expand(shape)
+    shape.reverse()
+    return self.w2(part * self.w3(x)[:1])
+
+
+def complement_of_what_is_kept(self, x):
+    keep, up = self.keep if x.dim() == 2 else self.act, self.w3(x)
+    z = keep(self.w1(x))
+    return self.w2((1 - z) * self.triple(self.kept) + z * up)
+
+
+def zero_dimensional(self, x):
+    try:
+        a, b = torch.sigmoid(self.w1(x).sum())
+        return a * x + b * x
+    except TypeError:
+        return self.w2(self.w3(x))
+
+
+def keep(self, x):
+    self.kept = x.cos().detach()
+    return self.kept
+
+
 def model_of(body):
     model = forward_as(body)
     cls = type(model)
+    cls.keep = keep
     cls.triple = lambda self, g: g.mul_(3)
     cls.tripled = property(lambda self: self.g.mul_(3))
     cls.tripling = property(lambda self: self.triple)
     return model
 
 
-@pytest.mark.parametrize(
-    "body", [tripled, tripled_by_a_method, tripled_by_a_property, between_two], ids=lambda b: b.__name__
-)
+BODIES = [
+    tripled, tripled_by_a_method, tripled_by_a_property, between_two, index_changes, shape_changes,
+    shape_to_expand_to_changes, zero_dimensional, complement_of_what_is_kept,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda b: b.__name__)
 def test_effects_of_arguments_and_attributes(body, monkeypatch):
     model = model_of(body)
     before = run(model)
-    spy(monkeypatch)
     with sigtorch.patch(model):
+        agree(before, run(model), exactly=True)
+        spy(monkeypatch)
         agree(before, run(model))
 
 

@@ -286,3 +286,27 @@ def test_an_activation_in_place_is_left():
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU(), nn.Sequential(), nn.Sequential(nn.SiLU(), nn.ReLU())], ids=repr)
 def test_another_activation_is_left(act):
     assert not sigtorch.patch(MLP(act)).swapped
+
+
+def recursive():
+    def again(x, n):
+        return again(x, n - 1) if n else x * torch.sigmoid(x)
+
+    return again
+
+
+class Recursive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.again = recursive()
+
+    def forward(self, x):
+        return self.again(x, 2)
+
+
+def test_a_nested_function_that_calls_itself(calls):
+    model, x = Recursive(), torch.randn(4)
+    expected = model(x)
+    with sigtorch.patch(model) as patch:
+        assert patch.swapped
+        torch.testing.assert_close(model(x), expected)

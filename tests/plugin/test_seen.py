@@ -197,6 +197,47 @@ def test_nothing_is_kept(calls):
     assert [r() for r in seen] == [None] * len(seen)
 
 
+def local_model():
+    """A model whose functions and methods hold themselves, or their class, as variables."""
+
+    def again(x, n):
+        return again(x, n - 1) if n else x * torch.sigmoid(x)
+
+    class Base(nn.Module):
+        def gated(self, x):
+            return x * torch.sigmoid(x)
+
+    class Processor:
+        def __call__(self, x):
+            super().__init__()
+            return torch.sigmoid(x * 2) * x
+
+    class Local(Base):
+        def __init__(self):
+            super().__init__()
+            self.again, self.processor = again, Processor()
+
+        def gated(self, x):
+            return super().gated(x)
+
+        def forward(self, x):
+            return self.gated(self.again(self.processor(x), 0))
+
+    return Local()
+
+
+def test_functions_that_a_model_calls_are_not_kept(calls):
+    model = local_model()
+    patch = sigtorch.patch(model)
+    model(torch.ones(2))
+    assert calls == ["sigmoid_gate"] * 3
+    patch.undo()
+    seen = [weakref.ref(o) for o in (*type(model).__mro__[:2], model.again, type(model.processor))]
+    del model, patch
+    gc.collect()
+    assert [r() for r in seen] == [None] * len(seen)
+
+
 def test_a_bound_method_outlives_a_patch(calls):
     model, x = MLP(), torch.randn(4, 6)
     patch = sigtorch.patch(model)

@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 
 import pytest
@@ -276,3 +277,65 @@ def test_warnings_of_a_models_source(tmp_path):
         imported = len(seen)
         assert sigtorch.patch(module.Model()).swapped
     assert len(seen) == imported
+
+
+multiply = torch.mul
+
+
+def by_a_function(self, x):
+    return self.w2(multiply(torch.sigmoid(self.w1(x)), self.w3(x)))
+
+
+def test_a_product_function_replaced_since(calls, monkeypatch):
+    model = forward_as(by_a_function)
+    with sigtorch.patch(model):
+        run(model)
+        assert calls == ["sigmoid_gate"]
+        monkeypatch.setitem(globals(), "multiply", torch.add)
+        patched = run(model)
+    agree(run(model), patched)
+
+
+class Gating(MLP):
+    def gate(self, x):
+        y = torch.sigmoid(self.w1(x)) * self.w3(x)
+        return torch.sigmoid(y)
+
+    def forward(self, x):
+        return self.w2(self.gate(x) * self.w3(x))
+
+
+def test_a_wrapper_of_a_rewritten_method(calls):
+    """A wrapper by functools takes over the attributes of what it wraps."""
+    model = Gating()
+    with sigtorch.patch(model):
+
+        @functools.wraps(model.gate)
+        def gate(self, x):
+            return self.w1(x)
+
+        model.gate = types.MethodType(gate, model)
+        patched = run(model)
+        assert not calls
+        del model.gate
+    model.gate = types.MethodType(gate, model)
+    agree(run(model), patched)
+
+
+def scaled_gate(x, scale=1.0, *, power=1):
+    return x**power * torch.sigmoid(x * scale)
+
+
+def by_defaults(self, x):
+    return self.w2(scaled_gate(self.w1(x)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("__defaults__", (2.0,)), ("__kwdefaults__", {"power": 2})])
+def test_defaults_of_a_function_changed_since(name, value, calls, monkeypatch):
+    model = forward_as(by_defaults)
+    with sigtorch.patch(model):
+        run(model)
+        monkeypatch.setattr(scaled_gate, name, value)
+        patched = run(model)
+    assert calls == ["sigmoid_gate"] * 2
+    agree(run(model), patched)
