@@ -12,8 +12,8 @@ from sigtorch.kernels import _math
 from sigtorch.kernels._layout import Operand, exact
 from sigtorch.kernels._plan import Call, plan
 
-ELEMENTS = 1024  # of a program: eight a thread
-LEAST_ROWS = 4  # a row for each warp
+WARPS = 1  # a program: several would share a row, and wait for each other at every chosen expert
+ELEMENTS = 512  # of a program, if a row has no more: 16 a thread
 
 
 class Form(NamedTuple):
@@ -105,7 +105,8 @@ def _choose_kernel(inputs, outputs, rows, FORM: tl.constexpr, BLOCK: tl.constexp
     x_ptr, bias_ptr, scale = inputs
     weights_ptr, indices_ptr = outputs
     WIDE: tl.constexpr = weights_ptr.dtype.element_ty
-    LOWEST: tl.constexpr = -0x8000000000000000 if WIDE == tl.float64 else -0x80000000
+    double: tl.constexpr = weights_ptr.dtype.element_ty == tl.float64
+    LOWEST: tl.constexpr = -0x8000000000000000 if double else -0x80000000
     MEMBERS: tl.constexpr = FORM.experts // FORM.num_groups
     t = tl.program_id(0).to(tl.int64) * BLOCK.rows + tl.arange(0, BLOCK.rows)[:, None]
     n = tl.arange(0, BLOCK.groups * BLOCK.members)[None, :]
@@ -211,5 +212,5 @@ def _choose_backward_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[t
 def _call(kernel: Any, rows: int, form: Form) -> Call:
     groups = triton.next_power_of_2(form.num_groups)
     members = triton.next_power_of_2(form.experts // form.num_groups)
-    block = Block(max(LEAST_ROWS, ELEMENTS // (groups * members)), groups, members, triton.next_power_of_2(form.chosen))
-    return Call(kernel, (triton.cdiv(rows, block.rows), 1, 1), (rows, form, block))
+    block = Block(max(1, ELEMENTS // (groups * members)), groups, members, triton.next_power_of_2(form.chosen))
+    return Call(kernel, (triton.cdiv(rows, block.rows), 1, 1), (rows, form, block), warps=WARPS)
