@@ -86,8 +86,8 @@ def _scores(x, k, FORM: tl.constexpr):
     """Returns the weights of chosen experts, before the scale."""
     if FORM.normalize:
         log = tl.minimum(x, 0.0) - _math.log1p(_math.exp_neg(tl.abs(x), True))
-        log = tl.where(k < FORM.chosen, log, float("-inf"))
-        e = _math.exp_neg(tl.max(log, 1, keep_dims=True) - log, True)
+        ordered = tl.where((k < FORM.chosen) & (log == log), log, float("-inf"))  # a NaN has no order
+        e = _math.exp_neg(tl.max(ordered, 1, keep_dims=True) - log, True)
         e = tl.where(k < FORM.chosen, e, 0.0)
         return e * _math.reciprocal(tl.sum(e, 1, keep_dims=True))
     else:
