@@ -160,10 +160,15 @@ def _fuses(logits: torch.Tensor, choice: Choice) -> bool:
     experts = logits.shape[-1]
     if choice.k > MOST_CHOSEN or experts > MOST_COLUMNS:
         return False
-    if choice.num_groups == 1:
-        return True
-    sizes = choice.num_groups, experts // choice.num_groups
-    return math.prod(1 << (size - 1).bit_length() for size in sizes) <= MOST_COLUMNS
+    return _power_of_2(choice.num_groups) * _power_of_2(experts // choice.num_groups) <= MOST_COLUMNS
+
+
+def _power_of_2(size: int) -> int:
+    """Returns the next power of two, by comparisons alone, which Dynamo takes for any size."""
+    power = 1
+    while power < size:
+        power *= 2
+    return power
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
