@@ -76,11 +76,11 @@ def sigmoid_topk(
             ``topk_groups``, a bias of another shape, or tensors on several devices.
 
     Example:
-        >>> logits, bias = torch.tensor([[0.0, 0.0, -100.0, 1.0]]), torch.tensor([0.0, 0.1, 2.0, 0.0])
+        >>> logits, bias = torch.tensor([[0.0, 0.0, -1.0, 2.0]]), torch.tensor([0.0, 0.1, 2.0, 0.0])
         >>> sigtorch.sigmoid_topk(logits, 2, bias, normalize=False)
-        (tensor([[3.7835e-44, 7.3106e-01]]), tensor([[2, 3]]))
+        (tensor([[0.2689, 0.8808]]), tensor([[2, 3]]))
         >>> sigtorch.sigmoid_topk(logits - 500, 2)
-        (tensor([[0.7311, 0.2689]]), tensor([[3, 0]]))
+        (tensor([[0.8808, 0.1192]]), tensor([[3, 0]]))
 
     Source:
         DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, arXiv:2412.19437; Wang et al., "Auxiliary-Loss-Free Load Balancing

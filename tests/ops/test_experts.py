@@ -132,7 +132,7 @@ def test_weights_are_right_however_small_the_scores(offset, backend):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_nan_is_chosen_and_shows(normalize, backend):
     logits = torch.randn(4, 16)
-    logits[1, 3], logits[2] = math.nan, math.nan
+    logits[1, 3], logits[2] = torch.tensor(math.nan).copysign(torch.tensor(-1.0)), math.nan
     with sigtorch.use_backend(backend):
         for groups in ({}, {"num_groups": 4, "topk_groups": 2}):
             weights, indices = sigtorch.sigmoid_topk(logits, 4, normalize=normalize, **groups)

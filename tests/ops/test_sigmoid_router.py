@@ -147,4 +147,61 @@ def test_a_mistake_is_named_when_it_is_made():
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
-BLOCKS = dict(re.findall(r"```python\n# (.*?)\n(.*?)```", PAGE.read_text(), re.DOTALL)) if PAGE.exists() else {}
+BLOCKS = dict(re.findall(r"```python\n# (.*?)\n(.*?)```", PAGE.read_text(), re.DOTALL))
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+DEEPSEEK = {
+    "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2,
+    "first_k_dense_replace": 0, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+}  # fmt: skip
+LLAMA4 = {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48,
+    "head_dim": 16,
+}  # fmt: skip
+MODELS = {
+    "DeepSeek-V3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", DEEPSEEK),
+    "Llama 4": ("Llama4TextConfig", "Llama4ForCausalLM", LLAMA4),
+}
+
+
+def test_every_recipe_is_run():
+    assert list(BLOCKS) == ["Choose and weight", "Balance the loads", *MODELS]
+
+
+@pytest.mark.parametrize("name", ["Choose and weight", "Balance the loads"])
+def test_examples(name):
+    exec(BLOCKS[name], {"torch": torch, "sigtorch": sigtorch})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recipes(name, monkeypatch):
+    """The same loss and gradients as before, by our function in every layer."""
+    transformers = pytest.importorskip("transformers")
+    config, kind, sizes = MODELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**{**SIZES, **sizes})).train()
+    tokens = torch.arange(24).reshape(2, 12) % 64
+
+    def step():
+        out = model(input_ids=tokens, labels=tokens)
+        grads = torch.autograd.grad(out.loss, [*model.parameters()], allow_unused=True)
+        return [out.loss.detach(), out.logits.detach(), *(g for g in grads if g is not None)]
+
+    expected, calls, ours = step(), [], sigtorch.sigmoid_topk
+    monkeypatch.setattr(sigtorch, "sigmoid_topk", lambda *a, **k: calls.append(a) or ours(*a, **k))
+    scope = {"torch": torch, "sigtorch": sigtorch, "model": model}
+    exec(BLOCKS[name], scope)
+    found = step()
+    assert len(calls) == 2
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    if name == "DeepSeek-V3":
+        gate = next(m for m in model.modules() if type(m) is scope["Gate"])
+        _, _, indices = gate(torch.randn(6, 32))
+        gate.update_bias(indices)
+        assert gate.e_score_correction_bias.any()
+        assert model(input_ids=tokens, output_router_logits=True).router_logits
