@@ -14,6 +14,7 @@ from sigtorch.kernels._plan import Call, plan
 
 WARPS = 1  # a program: several would share a row, and wait for each other at every chosen expert
 ELEMENTS = 512  # of a program, if a row has no more: 16 a thread
+MOST_ROWS = 32  # of a program: the short rows of one thread have a few addresses each
 
 
 class Form(NamedTuple):
@@ -65,20 +66,23 @@ def _best(key, n):
 @triton.jit
 def _in_best_groups(key, LOWEST: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):
     """Returns the keys with those of the experts in all other groups lowered to LOWEST."""
-    grouped = tl.reshape(key, [BLOCK.rows, BLOCK.groups, BLOCK.members])
-    p = tl.arange(0, BLOCK.members)[None, None, :]
+    ROWS: tl.constexpr = BLOCK.rows
+    GROUPS: tl.constexpr = BLOCK.groups
+    MEMBERS: tl.constexpr = BLOCK.members
+    grouped = tl.reshape(key, [ROWS, GROUPS, MEMBERS])
+    p = tl.arange(0, MEMBERS)[None, None, :]
     best = _value(tl.max(grouped, 2))
     rest = tl.where(p == _best(grouped, p), LOWEST, grouped)
     second = _value(tl.max(rest, 2))
     if not FORM.has_bias:  # then keys are those of logits
         best, second = _math.sigmoid(best, True), _math.sigmoid(second, True)
     worth = best + second if FORM.experts > FORM.num_groups else best
-    g = tl.arange(0, BLOCK.groups)[None, :]
+    g = tl.arange(0, GROUPS)[None, :]
     group_key = tl.where(g < FORM.num_groups, _key(worth), LOWEST)
     for _ in range(FORM.topk_groups):
         group_key = tl.where(g == _best(group_key, g), LOWEST, group_key)
-    taken = tl.reshape(group_key, [BLOCK.rows, BLOCK.groups, 1]) == LOWEST
-    return tl.reshape(tl.where(taken, grouped, LOWEST), [BLOCK.rows, BLOCK.groups * BLOCK.members])
+    taken = tl.reshape(group_key, [ROWS, GROUPS, 1]) == LOWEST
+    return tl.reshape(tl.where(taken, grouped, LOWEST), [ROWS, GROUPS * MEMBERS])
 
 
 @triton.jit
@@ -107,24 +111,28 @@ def _choose_kernel(inputs, outputs, rows, FORM: tl.constexpr, BLOCK: tl.constexp
     WIDE: tl.constexpr = weights_ptr.dtype.element_ty
     double: tl.constexpr = weights_ptr.dtype.element_ty == tl.float64
     LOWEST: tl.constexpr = -0x8000000000000000 if double else -0x80000000
-    MEMBERS: tl.constexpr = FORM.experts // FORM.num_groups
-    t = tl.program_id(0).to(tl.int64) * BLOCK.rows + tl.arange(0, BLOCK.rows)[:, None]
-    n = tl.arange(0, BLOCK.groups * BLOCK.members)[None, :]
-    k = tl.arange(0, BLOCK.chosen)[None, :]
-    expert = n // BLOCK.members * MEMBERS + n % BLOCK.members
-    inside = (n % BLOCK.members < MEMBERS) & (n // BLOCK.members < FORM.num_groups)
+    SIZE: tl.constexpr = FORM.experts // FORM.num_groups
+    ROWS: tl.constexpr = BLOCK.rows
+    GROUPS: tl.constexpr = BLOCK.groups
+    MEMBERS: tl.constexpr = BLOCK.members
+    CHOSEN: tl.constexpr = BLOCK.chosen
+    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    n = tl.arange(0, GROUPS * MEMBERS)[None, :]
+    k = tl.arange(0, CHOSEN)[None, :]
+    expert = n // MEMBERS * SIZE + n % MEMBERS
+    inside = (n % MEMBERS < SIZE) & (n // MEMBERS < FORM.num_groups)
     value = tl.load(x_ptr + t * FORM.experts + expert, mask=inside & (t < rows), other=0.0).to(WIDE)
     if FORM.has_bias:
         value = _math.sigmoid(value, True) + tl.load(bias_ptr + expert, mask=inside, other=0.0).to(WIDE)
     key = tl.where(inside, _key(value), LOWEST)
     if FORM.topk_groups < FORM.num_groups:
         key = _in_best_groups(key, LOWEST, FORM, BLOCK)
-    index = tl.zeros([BLOCK.rows, BLOCK.chosen], tl.int32)
+    index = tl.zeros([ROWS, CHOSEN], tl.int32)
     for number in range(FORM.chosen):
         best = _best(key, n)
         index = tl.where(k == number, best, index)
         key = tl.where(n == best, LOWEST, key)
-    index = index // BLOCK.members * MEMBERS + index % BLOCK.members
+    index = index // MEMBERS * SIZE + index % MEMBERS
     inside = (k < FORM.chosen) & (t < rows)
     x = tl.load(x_ptr + t * FORM.experts + index, mask=inside, other=0.0).to(WIDE)
     tl.store(weights_ptr + t * FORM.chosen + k, _scores(x, k, FORM) * _scalar(scale, WIDE), mask=inside)
@@ -137,9 +145,12 @@ def _choose_backward_kernel(inputs, outputs, rows, FORM: tl.constexpr, BLOCK: tl
     grad_ptr, x_ptr, indices_ptr, scale = inputs
     out_ptr = outputs[0]
     WIDE: tl.constexpr = grad_ptr.dtype.element_ty
-    t = tl.program_id(0).to(tl.int64) * BLOCK.rows + tl.arange(0, BLOCK.rows)[:, None]
-    n = tl.arange(0, BLOCK.members)[None, :]
-    k = tl.arange(0, BLOCK.chosen)[None, :]
+    ROWS: tl.constexpr = BLOCK.rows
+    MEMBERS: tl.constexpr = BLOCK.members
+    CHOSEN: tl.constexpr = BLOCK.chosen
+    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    n = tl.arange(0, MEMBERS)[None, :]
+    k = tl.arange(0, CHOSEN)[None, :]
     inside = (k < FORM.chosen) & (t < rows)
     index = tl.load(indices_ptr + t * FORM.chosen + k, mask=inside, other=0)
     grad = tl.load(grad_ptr + t * FORM.chosen + k, mask=inside, other=0.0)
@@ -154,7 +165,7 @@ def _choose_backward_kernel(inputs, outputs, rows, FORM: tl.constexpr, BLOCK: tl
     else:
         slope = near * rest * grad
     slope *= _scalar(scale, WIDE)
-    row = tl.zeros([BLOCK.rows, BLOCK.members], WIDE)
+    row = tl.zeros([ROWS, MEMBERS], WIDE)
     for number in range(FORM.chosen):
         this = k == number
         at = tl.sum(tl.where(this, index, 0), 1, keep_dims=True)
@@ -209,8 +220,9 @@ def _choose_backward_call(_: None, inputs: tuple[Operand, ...], outputs: tuple[t
     return _call(_choose_backward_kernel, outputs[0].numel() // form.experts, form)
 
 
-def _call(kernel: Any, rows: int, form: Form) -> Call:
+def _call(kernel: Any, tokens: int, form: Form) -> Call:
     groups = triton.next_power_of_2(form.num_groups)
     members = triton.next_power_of_2(form.experts // form.num_groups)
-    block = Block(max(1, ELEMENTS // (groups * members)), groups, members, triton.next_power_of_2(form.chosen))
-    return Call(kernel, (triton.cdiv(rows, block.rows), 1, 1), (rows, form, block), warps=WARPS)
+    rows = min(MOST_ROWS, max(1, ELEMENTS // (groups * members)))
+    block = Block(rows, groups, members, triton.next_power_of_2(form.chosen))
+    return Call(kernel, (triton.cdiv(tokens, rows), 1, 1), (tokens, form, block), warps=WARPS)
