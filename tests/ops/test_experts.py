@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from support.cases import DTYPES, HALF, STRIDES
+from support.counting import engine_that_counts
 from support.device import DEVICE
 from support.router_cases import CASES, RouterCase, oracle
 from torch.autograd import gradcheck, gradgradcheck
@@ -220,6 +221,21 @@ def test_rows_that_are_too_long_take_the_formula(experts_, k, groups, monkeypatc
 def test_the_longest_rows(device):
     case = RouterCase("", 1024, 32, 8, 5)
     assert_right(case, *case.inputs((2,), torch.float32, device), "triton")
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_each_logit_is_read_once_and_each_gradient_written_once(dtype, device):
+    """Of the chosen ones some bytes more: backward too reads them, and no others."""
+    gpu, size, k = engine_that_counts(), dtype.itemsize, 4
+    logits = torch.randn(16, 256, dtype=dtype, device=device, requires_grad=True)
+    with sigtorch.use_backend("triton"):
+        loads, stores = gpu.loads, gpu.stores
+        weights, _ = sigtorch.sigmoid_topk(logits, k)
+        assert (gpu.loads - loads, gpu.stores - stores) == (16 * (256 + k) * size, 16 * k * (4 + 8))
+        weights.backward(torch.ones_like(weights))
+    assert gpu.stores - stores == 16 * k * (4 + 8) + 16 * 256 * size
+    assert gpu.loads - loads == 16 * (256 + k) * size + 16 * k * (4 + 8 + size)
 
 
 X = torch.zeros(2, 12, device=DEVICE)
