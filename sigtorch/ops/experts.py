@@ -160,6 +160,8 @@ def _fuses(logits: torch.Tensor, choice: Choice) -> bool:
     experts = logits.shape[-1]
     if choice.k > MOST_CHOSEN or experts > MOST_COLUMNS:
         return False
+    if choice.num_groups == 1:
+        return True
     return _power_of_2(choice.num_groups) * _power_of_2(experts // choice.num_groups) <= MOST_COLUMNS
 
 
