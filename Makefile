@@ -1,4 +1,4 @@
-# make train | make train-text | make test | make test-fast | make test-ptx ARCH=90 | make test-tritons | make mutants |
+# make train | make train-text | make train-experts | make test | make test-fast | make test-ptx ARCH=90 | make test-tritons | make mutants |
 # make lint; tests run in JOBS processes
 # TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 FAST   := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_gates.py
 
-.PHONY: train train-text test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
+.PHONY: train train-text train-experts test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
 
 # Each training gets a folder of its own: the first of runs/digits, runs/digits-2, ... that is not there.
 fresh = out=$(1); n=1; while [ -e $$out ]; do n=$$((n + 1)); out=$(1)-$$n; done
@@ -23,6 +23,9 @@ train: $(READY)
 
 train-text: $(READY)
 	@$(call fresh,runs/text); set -x; $(BIN)/python scripts/train_text.py --out $$out
+
+train-experts: $(READY)
+	@$(call fresh,runs/experts); set -x; $(BIN)/python scripts/train_experts.py --out $$out
 
 test: $(READY)
 	$(PYTEST) $(ARGS)

@@ -50,6 +50,29 @@ def logits(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ..
     )
 
 
+def routed(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Logits of tokens for 256 experts, and the bias of their choice."""
+    rows = torch.randn(max(1, n // 256), 256, dtype=dtype, device=device)
+    return rows.requires_grad_(), torch.rand(256, device=device) / 8
+
+
+def eager_router(logits: Tensor, bias: Tensor) -> Tensor:
+    """The weights of eight experts, chosen among those of four groups of eight, as DeepSeek-V3 writes it."""
+    scores = logits.float().sigmoid()
+    worth = scores + bias
+    groups = worth.view(-1, 8, 32).topk(2, dim=-1)[0].sum(-1).topk(4, dim=-1, sorted=False)[1]
+    taken = torch.zeros_like(worth[:, :8]).scatter_(1, groups, 1)
+    worth = worth.masked_fill(~taken.unsqueeze(-1).expand(-1, 8, 32).reshape(-1, 256).bool(), float("-inf"))
+    weights = scores.gather(1, worth.topk(8, dim=-1, sorted=False)[1])
+    return weights / (weights.sum(-1, keepdim=True) + 1e-20) * 2.5
+
+
+def router(logits: Tensor, bias: Tensor) -> Tensor:
+    """The same by sigtorch."""
+    weights, _ = sigtorch.sigmoid_topk(logits, 8, bias, num_groups=8, topk_groups=4, scale=2.5)
+    return weights
+
+
 def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """One sigmoid, as people write it."""
     s = torch.sigmoid(gate)
@@ -134,6 +157,9 @@ CASES = {
         lambda x: eager_swiglu(*x.chunk(2, -1)),
         sigtorch.swiglu,
         lambda size: (3 * size, 5 * size),
+    ),
+    "sigmoid_topk": Case(  # of each token 8 weights, their indices and, backward, their logits too
+        routed, eager_router, router, lambda size: (size + 8 * 12 / 256, size + 8 * (12 + size) / 256)
     ),
     "bce": Case(
         logits,

@@ -210,9 +210,8 @@ def job_of(text: Text, args: argparse.Namespace) -> _training.Job:
     )
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
-    """Read the options and the text, or end in one line about the first that makes no sense."""
-    parser = _options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: _options.Parser) -> None:
+    """Add the options of the text and of the model."""
     add, whole = parser.add_argument, _options.positive_int
     add("--data", type=Path, metavar="PATH", help="file or folder to learn from (Python's standard library)")
     add("--dim", type=whole, default=128, help="features of a token (%(default)s)")
@@ -222,9 +221,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
     add("--batch", type=whole, default=16, help="windows a step, of all processes (%(default)s)")
     add("--steps", type=whole, default=1000, help="(%(default)s)")
     add("--lr", type=_options.positive_float, default=3e-3, help="highest learning rate (%(default)s)")
-    _options.add_options(parser, __file__, out="runs/text")
-    parser.set_defaults(clip=1.0)
-    args = parser.parse_args(argv)
+
+
+def checked(parser: _options.Parser, args: argparse.Namespace) -> Text:
+    """Read the text, or end in one line about the first of these options that makes no sense."""
     if args.dim % (2 * args.heads):
         parser.error(f"argument --dim: {args.dim} features don't make {args.heads} heads of an even width")
     if args.layers * args.dim**2 > 10**7:
@@ -235,7 +235,17 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
         parser.error(f"argument --data: {error}")
     args.samples = len(text.train) - args.context
     _options.check(parser, args, args.samples)
-    return args, text
+    return text
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Text]:
+    """Read the options and the text, or end in one line about the first that makes no sense."""
+    parser = _options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    _options.add_options(parser, __file__, out="runs/text")
+    parser.set_defaults(clip=1.0)
+    args = parser.parse_args(argv)
+    return args, checked(parser, args)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
 from sigtorch.ops.chunked_losses import linear_binary_cross_entropy, siglip_loss
+from sigtorch.ops.experts import sigmoid_topk
 from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu
 from sigtorch.ops.losses import (
     asymmetric_loss,
@@ -33,6 +34,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "sigmoid_gate",
     "sigmoid_lerp",
+    "sigmoid_topk",
     "swiglu",
     "use_backend",
     "varifocal_loss",

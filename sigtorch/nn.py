@@ -1,6 +1,7 @@
 """The modules of every family: they store arguments and call the functions."""
 
 from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
+from sigtorch.ops.experts import SigmoidRouter
 from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SigmoidLerp, SwiGLU
 from sigtorch.ops.losses import (
     AsymmetricLoss,
@@ -25,6 +26,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "SigmoidGate",
     "SigmoidLerp",
+    "SigmoidRouter",
     "SwiGLU",
     "VarifocalLoss",
 ]

@@ -22,6 +22,8 @@ outputs: list[Tensor] = [
     sigtorch.glu(input=x, dim=1),
     sigtorch.swiglu(x, up=y),
     sigtorch.swiglu(gate=x),
+    *sigtorch.sigmoid_topk(x, 2, weight, num_groups=3, topk_groups=2, normalize=False, scale=2.5),
+    *sigtorch.sigmoid_topk(logits=x, k=2, correction_bias=None),
     sigtorch.binary_cross_entropy_with_logits(x, dense, weight, None, None, "sum", weight),
     sigtorch.binary_cross_entropy_with_logits(
         input=x, target=classes, reduction="none", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
@@ -51,6 +53,7 @@ modules: list[torch.nn.Module] = [
     nn.SigmoidLerp(),
     nn.GLU(dim=1),
     nn.SwiGLU(),
+    nn.SigmoidRouter(6, 8, 2, num_groups=4, topk_groups=2, normalize=True, scale=2.5, device="cpu"),
     nn.GatedMLP(6, 12, bias=True, device="cpu", dtype=torch.float32),
     nn.BCEWithLogitsLoss(
         weight, reduction="sum", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
@@ -62,6 +65,9 @@ modules: list[torch.nn.Module] = [
     nn.SigLIPLoss(chunk_size=2),
     nn.LinearBCE(6, 5, chunk_size=2),
 ]
+router = nn.SigmoidRouter(hidden=6, num_experts=8, k=2)
+weights, indices = router(x)
+router.update_bias(indices, rate=1e-3, group=None)
 model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Sigmoid())
 patch: sigtorch.Patch = sigtorch.patch(model, save="input")
 with sigtorch.patched_functions(save="input"), sigtorch.use_backend("aten"):

@@ -17,6 +17,7 @@ BOUNDS = {
     "sigmoid of a transposed tensor": 6,
     "focal loss of images with classes to ignore": 10,
     "the same, channels_last": 8,
+    "the router of any number of tokens": 2,
 }
 SCRIPT = """
 import json, random, sys, torch, sigtorch
@@ -43,6 +44,9 @@ def of_classes(x):
 def focal(x):
     return sigtorch.sigmoid_focal_loss(x, torch.rand_like(x), reduction="sum", normalizer=random.uniform(1, 100))
 
+def router(x):
+    return sigtorch.sigmoid_topk(x, 8, torch.zeros(256), num_groups=8, topk_groups=4)[0]
+
 RUNS = {
     "a gate a channel, images": (image, lambda x: gate(x, (2, 24, 1, 1))),
     "a gate a channel, channels_last": (lambda: image(True), lambda x: gate(x, (2, 24, 1, 1))),
@@ -55,6 +59,7 @@ RUNS = {
     "focal loss with a normalizer that changes": (lambda: torch.randn(4, 64), focal),
     "focal loss of images with classes to ignore": (image, of_classes),
     "the same, channels_last": (lambda: image(True), of_classes),
+    "the router of any number of tokens": (lambda: torch.randn(random.randint(1, 9999), 256), router),
     "sigmoid of a transposed tensor": (lambda: torch.randn(random.randint(2, 99), width()).T, sigtorch.sigmoid),
 }
 found = {}

@@ -3,6 +3,7 @@
 from mutants import (
     chunked,
     core,
+    experts,
     kernel_math,
     kernels,
     launchers,
@@ -14,4 +15,4 @@ from mutants import (
     training,
 )
 
-AREAS = (kernel_math, kernels, launchers, core, ops, operators, losses, chunked, plugin, scripts, training)
+AREAS = (kernel_math, kernels, launchers, core, ops, experts, operators, losses, chunked, plugin, scripts, training)

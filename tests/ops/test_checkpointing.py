@@ -57,6 +57,7 @@ SETTINGS = {
 def calls():
     for case in CASES:
         yield pytest.param(case.ours, case.inputs((4, 6), torch.float32), id=case.name)
+    yield pytest.param(lambda x: sigtorch.sigmoid_topk(x, 3)[0], [torch.randn(4, 6, requires_grad=True)], id="router")
     yield pytest.param(torch.sigmoid, [torch.randn(4, 6, requires_grad=True)], id="torch.sigmoid")
     for loss in WITH_OPTIONS:
         for name, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(4))):

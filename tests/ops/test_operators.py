@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import chunked_cases
+from support import chunked_cases, router_cases
 from support.cases import CASES, contiguous, transposed
 from support.device import DEVICE
 from support.loss_cases import (
@@ -43,10 +43,11 @@ SUMMED = (
     "asymmetric_loss",
 )
 DICE = "sigmoid_dice_loss"  # checked in test_dice.py
+ROUTER = "sigmoid_topk"
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
-BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED))
+BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED, ROUTER))
 SCALE = "scale_loss_gradient_"  # what backward runs where forward computed the gradient
-ALL = (*ELEMENTWISE, *SUMMED, DICE, f"{DICE}_backward", *CHUNKED, *BACKWARD, SCALE)
+ALL = (*ELEMENTWISE, *SUMMED, DICE, f"{DICE}_backward", ROUTER, *CHUNKED, *BACKWARD, SCALE)
 BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
 WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 
@@ -87,6 +88,16 @@ def test_elementwise_as_pytorch_checks_it(case, strides, backend):
     checked(seen, range(len(inputs)), backend, whole=strides is contiguous)
 
 
+@every_backend
+@pytest.mark.parametrize("strides", [contiguous, transposed], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", router_cases.CASES, ids=lambda c: c.name)
+def test_the_router_as_pytorch_checks_it(case, strides, backend):
+    logits, bias = case.inputs((3,), torch.float32, DEVICE)
+    seen = recorded(lambda x: case.ours(x, bias)[0], [strides(logits.detach()).requires_grad_()])
+    assert seen.names == [ROUTER, f"{ROUTER}_backward"]
+    checked(seen, [0], backend, whole=strides is contiguous)
+
+
 def check_loss(loss, kind, reduction, options, backend, whole, dtype=torch.float32):
     x, target = make((3, 6), dtype, kind, DEVICE)
     given = options(6, lambda n: torch.rand(n))
@@ -125,7 +136,7 @@ def test_losses_in_chunks_as_pytorch_checks_them(case, dtype, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *SUMMED, *(f"{name}, with its gradient" for name in SUMMED)])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, ROUTER, *SUMMED, *(f"{name}, with its gradient" for name in SUMMED)])
 def test_called_as_they_are(name, backend):
     """Value, gradient and second derivative of an operator that is called directly."""
     call, oracle, shapes = DIRECT[name]
@@ -165,6 +176,10 @@ DIRECT = {
     "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 2)]),
     "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(2, 3), (2, 1)]),
     "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :2]) * x[:, 2:], [(2, 4)]),
+    "sigmoid_topk": (
+        lambda x: operator("sigmoid_topk")(x, None, 3, 4, 2, True, 2.0)[0],
+        lambda x: router_cases.oracle(x, 3, num_groups=4, topk_groups=2, scale=2.0)[0], [(2, 8)],
+    ),
     "binary_cross_entropy_with_logits": (
         functools.partial(_bce, with_gradient=False), _smoothed, [(2, 3), (2, 3), (3,)],
     ),
@@ -221,6 +236,7 @@ def test_a_backward_operator_cannot_be_differentiated(name):
         "quality_focal_loss_backward": (x, x, x, "none", x.dtype, 2.0),
         "varifocal_loss_backward": (x, x, x, "none", x.dtype, 0.75, 2.0),
         "asymmetric_loss_backward": (x, x, x, "none", x.dtype, 4.0, 1.0, 0.05),
+        "sigmoid_topk_backward": (x, x, torch.zeros(4, 6, dtype=torch.int64), True, 1.0),
     }  # fmt: skip
     found = operator(name)(*arguments[name])
     first = found if isinstance(found, torch.Tensor) else found[0]
@@ -294,6 +310,14 @@ MISTAKES = {
     "glu": (lambda: operator("glu")(torch.randn(3, 5), 1), "must have an even size"),
     "glu-backward": (lambda: operator("glu_backward")(torch.randn(3, 2), torch.randn(3, 5), 1), "must have an even size"),
     "swiglu-packed": (lambda: operator("swiglu_packed")(torch.randn(4, 3)), "must have an even size"),
+    "router": (lambda: operator(ROUTER)(torch.randn(2, 8), None, 5, 4, 2, True, 1.0), "k=5 must be from 1 to 4"),
+    "router-bias": (
+        lambda: operator(ROUTER)(torch.randn(2, 8), torch.rand(4), 2, 1, 1, True, 1.0), "correction_bias must have shape",
+    ),
+    "router-indices": (
+        lambda: operator(f"{ROUTER}_backward")(torch.rand(2, 3), torch.rand(2, 8), torch.zeros(2, 3), True, 1.0),
+        "indices must be int64",
+    ),
     "reduction": (lambda: bce_of(reduction="median"), "unknown reduction='median'"),
     "target": (lambda: bce_of(torch.rand(4)), "target must have the shape of input"),
     "classes": (lambda: bce_of(torch.zeros(2, dtype=torch.int64)), "must lack its last dimension"),
