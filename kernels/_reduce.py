@@ -58,8 +58,9 @@ def _map_and_sum_kernel(
 ):
     """Runs a chunk of tiles, one below the other if OVER_ROWS, else side by side, and adds up FN's last result.
 
-    The last output holds the sums: (parts, sums_size), a size in vectors unless OVER_COLS. A program writes into the part of its chunk, or, over rows and
-    columns, of its chunk and its block of columns. Batches that are summed have parts of their own, by their strides.
+    The last output holds the sums: (parts, sums_size), a size in vectors unless OVER_COLS. A program writes into the part of
+    its chunk, or, over rows and columns, of its chunk and its block of columns. Batches that are summed have parts of their
+    own, by their strides.
     """
     strides = (batch_sizes, batch_strides, row_strides)
     m = tl.arange(0, BLOCK_M)[:, None]
@@ -91,8 +92,9 @@ def _map_and_sum_kernel(
             total, mask = tl.sum(total, 1, keep_dims=True), None
         else:
             mask = n < cols - col
-            if FORM.vector > 1:
-                mask = tl.max_constancy(mask, [1, FORM.vector])
+            VECTOR: tl.constexpr = FORM.vector
+            if VECTOR > 1:
+                mask = tl.max_constancy(mask, [1, VECTOR])
     else:
         first = Tile(batch, row, 0, m, n, rows, cols)
         ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
