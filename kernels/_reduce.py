@@ -88,23 +88,24 @@ def _map_and_sum_kernel(
         else:
             col += BLOCK_N
     SUMS: tl.constexpr = len(FORM.kinds) - 1
+    VECTOR: tl.constexpr = FORM.vector
     part = chunk * tl.num_programs(AXES.cols) + block if OVER_ROWS and OVER_COLS else chunk
     parts = tl.num_programs(2) * (tl.num_programs(AXES.cols) if OVER_ROWS and OVER_COLS else 1)
     for i in tl.static_range(COUNT):
-        ptr = outputs[-1] + (part + parts * i) * sums_size * (1 if OVER_COLS else FORM.vector)
+        ptr = outputs[-1] + (part + parts * i) * sums_size * (1 if OVER_COLS else VECTOR)
         if OVER_ROWS:
             first = Tile(batch, 0, col, tl.zeros([1, 1], tl.int32), n, rows, cols)
-            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], VECTOR)
             total = tl.sum(totals[i], 0, keep_dims=True)
             if OVER_COLS:
                 total, mask = tl.sum(total, 1, keep_dims=True), None
             else:
                 mask = n < cols - col
-                if FORM.vector > 1:
-                    mask = tl.max_constancy(mask, [1, FORM.vector])
+                if VECTOR > 1:
+                    mask = tl.max_constancy(mask, [1, VECTOR])
         else:
             first = Tile(batch, row, 0, m, n, rows, cols)
-            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], FORM.vector)
+            ptr = pointers(ptr, strides, first, FORM.stride_sets[SUMS], FORM.kinds[SUMS], VECTOR)
             total, mask = tl.sum(totals[i], 1, keep_dims=True), m < rows - row
         tl.store(ptr, rounded(total, ptr.dtype.element_ty), mask=mask)
 
