@@ -252,7 +252,7 @@ class Finder:
         """Returns the arguments that an activation's result may share no memory with, but is computed from."""
         if is_sigmoid_method(core):
             return [core.func.value]  # type: ignore[attr-defined]
-        return [] if self.is_deferred(core.func) else core.args
+        return [*core.args, *(k.value for k in core.keywords)]
 
     # Assigned activations
 

@@ -94,10 +94,15 @@ def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
 def gated(left: Any, right: Any) -> Any:
     """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
     act, x = _by_kind(left, right)
-    is_gate = type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated
-    if is_gate and _obstacle(act, x, act is right) is None:
+    if _is_gate(act, x, act is right):
         return Gated(x, act.gate)
     return _multiply(operator.mul, left, right)
+
+
+def _is_gate(act: Any, x: Any, x_first: bool) -> bool:
+    """Tells whether a kernel computes a product that a sum may take."""
+    is_sigmoid = type(act) is Activated and act.activation == SIGMOID and type(x) is not Activated
+    return is_sigmoid and _obstacle(act, x, x_first) is None
 
 
 def plus(left: Any, right: Any) -> Any:
@@ -122,9 +127,9 @@ def plus(left: Any, right: Any) -> Any:
 def addcmul(function: Any, summand: Any, left: Any, right: Any) -> Any:
     """Computes :func:`torch.addcmul`, one of whose factors may be a sigmoid."""
     if function is torch.addcmul and (type(left) is Activated or type(right) is Activated):
-        term = gated(left, right)
-        if type(term) is Gated:
-            return plus(summand, term)
+        act, x = _by_kind(left, right)
+        if _is_gate(act, x, act is right):
+            return plus(summand, Gated(x, act.gate))
     return function(summand, value(left), value(right))
 
 

@@ -379,6 +379,11 @@ def by_addcmul(self, x):
     return torch.addcmul(h, torch.sigmoid(self.w1(x)), self.w3(-x))
 
 
+def by_addcmul_of_silu(self, x):
+    h = self.w3(x)
+    return torch.addcmul(h, F.silu(self.w1(x)), self.w3(-x)) + torch.sigmoid(h) * h
+
+
 FORMS = {
     wrapped_attribute: 1, wrapped_by_statements: 1, wrapped_global: 1, wrapped_twice: 1, lambda_attribute: 1, lambda_global:
     1, partial_attribute: 1, looked_up: 1, of_a_list: 1, local_alias: 1, local_choice: 1, made_there: 1, static_method: 1,
@@ -389,6 +394,7 @@ FORMS = {
     in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2, interpolated: 1, interpolated_otherwise: 2,
     interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1, with_silu: 1, by_addcmul: 1,
     read_by_a_guard: 0, one_part_read_by_a_closure: 0, parts_read_by_the_next_turn: 2, parts_repeated: 1,
+    by_addcmul_of_silu: 1,
 }  # fmt: skip
 
 

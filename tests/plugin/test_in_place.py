@@ -105,9 +105,21 @@ def by_a_closure(self, x):
     return self.w2(y)
 
 
+def what_a_function_ends_in(self, x):
+    g = self.w1(x)
+    y = gate_without_a_change(g) * self.w3(x)
+    g.mul_(2)
+    return self.w2(y) + g.sum()
+
+
+def gate_without_a_change(x):
+    g = x
+    return torch.sigmoid(g)
+
+
 SEEN = (
     an_item, by_an_option, by_a_module, an_alias, the_other_half_of_a_chunk, an_alias_of_a_part, a_part_by_a_function,
-    afterwards, afterwards_by_a_function, by_a_subscript_of_it, in_a_loop, by_a_closure,
+    afterwards, afterwards_by_a_function, by_a_subscript_of_it, in_a_loop, by_a_closure, what_a_function_ends_in,
 )  # fmt: skip
 
 
