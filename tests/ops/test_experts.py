@@ -83,6 +83,10 @@ def test_equal_experts_are_taken_in_their_order(backend):
             assert indices.tolist() == expected
         _, indices = sigtorch.sigmoid_topk(torch.zeros(2, 24), 5, num_groups=6, topk_groups=2)
         assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
+        logits = torch.zeros(2, 24)
+        logits[:, 13] = 1.0  # its group is chosen first
+        _, indices = sigtorch.sigmoid_topk(logits, 5, num_groups=6, topk_groups=2)
+        assert indices.tolist() == [[13, 0, 1, 2, 3]] * 2
 
 
 @every_backend
@@ -170,11 +174,11 @@ def test_two_runs_agree_bit_for_bit(case, backend):
         assert torch.equal(first, second)
 
 
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.experts <= 24], ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_derivatives_and_transforms(case, backend):
-    logits, bias = case.inputs((2,), F64, DEVICE)
+    logits, bias = case.inputs((1,), F64, DEVICE)
     x = logits.detach()
 
     def ours(x):
@@ -218,7 +222,8 @@ def test_rows_that_are_too_long_take_the_formula(experts_, k, groups, monkeypatc
 
 
 @pytest.mark.kernels
-def test_the_longest_rows(device):
+def test_the_longest_rows(device, monkeypatch):
+    monkeypatch.setattr(experts, "_formula", lambda *_: pytest.fail("the formula was asked"))
     case = RouterCase("", 1024, 32, 8, 5)
     assert_right(case, *case.inputs((2,), torch.float32, device), "triton")
 

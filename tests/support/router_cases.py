@@ -45,7 +45,7 @@ CASES = [
     RouterCase("scores", 24, 3, normalize=False, scale=1.5),
     RouterCase("groups", 32, 4, 8, 4, scale=2.5),
     RouterCase("odd groups", 21, 4, 7, 2, normalize=False),
-    RouterCase("groups without a bias", 60, 5, 5, 3, biased=False),
+    RouterCase("groups without a bias", 20, 5, 5, 3, biased=False),
     RouterCase("groups of one", 12, 2, 12, 3),
     RouterCase("every group", 16, 4, 4, 4),
     RouterCase("every expert", 7, 7, biased=False),
