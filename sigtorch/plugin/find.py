@@ -236,9 +236,9 @@ class Finder:
             made = source.resolve(callee.func, self.function)
             return UNKNOWN if isinstance(made, type) and issubclass(made, torch.nn.Module) else None
         if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
-            if not self.knows_attributes and not hasattr(self.cls, callee.attr):
+            held = inspect.getattr_static(self.cls, callee.attr, None)  # without running a descriptor of the user's
+            if not self.knows_attributes and held is None:
                 return UNKNOWN
-            held = inspect.getattr_static(self.cls, callee.attr, None)
             return fusable_activation(held.__func__) if isinstance(held, staticmethod) else _unknown(kind)
         return fusable_activation(source.resolve(callee, self.function))
 
@@ -430,10 +430,11 @@ class Finder:
         if isinstance(callee, ast.Attribute):
             owner = callee.value
             if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
-                held = [vars(base).get(callee.attr) for base in self.cls.__mro__[1:]]
-                return [s for f in held for s in self.rewriting.sites_in(f, self.cls)]
+                every = [vars(base).get(callee.attr) for base in self.cls.__mro__[1:]]
+                return [s for f in every for s in self.rewriting.sites_in(f, self.cls)]
             if self.is_self(owner) and not self.knows_attributes:
-                return self.rewriting.sites_in(getattr(self.cls, callee.attr, None), self.cls)
+                held = inspect.getattr_static(self.cls, callee.attr, None)
+                return self.rewriting.sites_in(held.__func__ if isinstance(held, staticmethod) else held, self.cls)
             if attribute_kind(owner, self.kinds, self.self_name) == LEADS_TO_PRODUCTS:
                 return [Site("")]
             if isinstance(base := source.resolve(owner, self.function), type):

@@ -76,3 +76,37 @@ def test_undo_of_a_module_that_refuses_it(monkeypatch):
     assert type(model[1]) is MLP
     patch.undo()
     assert type(model[0]) is Sealed
+
+
+class OfInstances:
+    """A descriptor that refuses a class."""
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            raise RuntimeError("read from the class")
+        return torch.sigmoid
+
+
+class Odd:
+    act = OfInstances()
+
+    def __call__(self, x):
+        return self.act(x) if x.dim() else torch.sigmoid(x)
+
+
+class HoldsOdd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.odd = [Odd()]
+
+    def forward(self, x):
+        act = self.odd[0] if self.training else torch.sigmoid
+        return act(x) * x
+
+
+def test_descriptors_do_not_run_while_a_function_is_read(calls):
+    model, x = HoldsOdd(), torch.randn(4)
+    expected = model(x)
+    with sigtorch.patch(model) as patch:
+        assert patch.swapped
+        torch.testing.assert_close(model(x), expected)
