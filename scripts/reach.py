@@ -89,14 +89,14 @@ def main() -> None:
     missing = {library for library in LIBRARIES if importlib.util.find_spec(library) is None}
     if unmet := missing.intersection(options.libraries or []):
         parser.error(f"argument --libraries: {not_installed(unmet)}")
-    if not options.libraries and missing:
-        print(not_installed(missing))
     chosen = options.libraries or [library for library in LIBRARIES if library not in missing]
     try:
         models = {library: LIBRARIES[library]() for library in chosen}
     except ImportError as error:
         parser.error(f"argument --libraries: {error}")
     with _folder.for_results(options.out, "runs/reach", ("reach.csv",)) as out:
+        if not options.libraries and missing:
+            print(not_installed(missing))
         write_csv(out / "reach.csv", counted(models))
         print(f"written: {out / 'reach.csv'}")
 

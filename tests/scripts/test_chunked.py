@@ -48,7 +48,8 @@ def test_processes_that_share_labels_learn_what_one_does(tmp_path):
         assert losses(out, STEPS) == pytest.approx(losses(whole, STEPS), rel=1e-5)
         same_weights(out, whole)
         rows = [read_csv(folder / "metrics.csv")[-1] for folder in (out, whole)]
-        assert rows[0]["precision_at_5"] == rows[1]["precision_at_5"]
+        # A rounding may decide which of two nearly equal logits is among the first five.
+        assert float(rows[0]["precision_at_5"]) == pytest.approx(float(rows[1]["precision_at_5"]), abs=1e-3)
 
 
 def same_weights(out, other):
