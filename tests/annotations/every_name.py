@@ -40,9 +40,7 @@ outputs: list[Tensor] = [
     sigtorch.asymmetric_loss(x, dense, 4.0, 1.0, 0.05, "sum"),
     sigtorch.asymmetric_loss(input=x, target=dense, gamma_neg=4, gamma_pos=1, clip=0, reduction="mean"),
     sigtorch.sigmoid_dice_loss(x, dense, 1.0, -1, "sum"),
-    sigtorch.sigmoid_dice_loss(
-        input=x, target=dense, smooth=0, dims=(0, 1), reduction="mean", bce_weight=0.5,
-    ),
+    sigtorch.sigmoid_dice_loss(input=x, target=dense, smooth=0, dims=(0, 1), reduction="mean", bce_weight=0.5),
     sigtorch.siglip_loss(x, y, 10.0, logit_bias=number, chunk_size=2),
     sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), torch.rand(4, 5) > 0.5, reduction="sum"),
 ]  # fmt: skip
@@ -62,6 +60,7 @@ modules: list[torch.nn.Module] = [
     nn.QualityFocalLoss(beta=1.5, reduction="sum"),
     nn.VarifocalLoss(alpha=1, gamma=1.5, reduction="sum"),
     nn.AsymmetricLoss(gamma_neg=4, gamma_pos=1, clip=0, reduction="sum"),
+    nn.SigmoidDiceLoss(smooth=0, dims=(0, 1), reduction="sum", bce_weight=0.5),
     nn.SigLIPLoss(chunk_size=2),
     nn.LinearBCE(6, 5, chunk_size=2),
 ]
