@@ -10,7 +10,7 @@ from support.counting import engine_that_counts
 import sigtorch
 from sigtorch.kernels import _reduce
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.any_arch]  # where elements are, no architecture changes
 IMAGES = (3, 5, 4, 6)
 VECTORS = (2, 8, 3, 16)  # rows of whole vectors
 
