@@ -54,7 +54,7 @@ class Axis(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """What a kernel takes each axis for."""
+    """Names the use that a kernel makes of each axis."""
 
     batches: list[Axis]  # innermost first
     rows: Axis | None

@@ -111,7 +111,7 @@ def _map_and_sum_kernel(
 
 
 class Sums(NamedTuple):
-    """What a kernel sums up: how many results, to which shape and dtype, and which of a function's results it uses."""
+    """Describes sums: how many results, to which shape and dtype, and which of a function's results are used."""
 
     count: int
     shape: torch.Size

@@ -37,7 +37,7 @@ ALONE_REASONS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of code computed, of these shapes.
+    """Describes the results of one line of code for these shapes.
 
     Attributes:
         kind: the name of sigtorch's function for it, or ``"silu"``.

@@ -139,7 +139,7 @@ class _Rewriter(Rewriting):
 
 
 class _Made(NamedTuple):
-    """What the functions are rewritten to that have a code: another code, or None if they stay, and the products in it.
+    """Holds a code, the code that replaces it in any function, or None if they stay, and the products in it.
 
     It holds no function, for that would hold the original alive by the variables and globals that the two share.
     """

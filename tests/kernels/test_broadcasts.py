@@ -46,7 +46,7 @@ every_order = pytest.mark.parametrize(
 @every_order
 @pytest.mark.parametrize(("shape", "dtype"), [(IMAGES, torch.float32), (VECTORS, torch.bfloat16)], ids=str)
 def test_every_broadcast_matches_the_oracle(dtype, shape, orders, device):
-    """Of the gate, and of x."""
+    """Broadcasts the gate, and then x."""
     for small in subsets(shape):
         for x, g in ((shape, small), (small, shape)):
             case = case_of(x, g)
@@ -150,7 +150,7 @@ def test_nothing_to_sum(device):
 @pytest.mark.parametrize("g", [(3, 1, 4, 6), (1, 5, 4, 6), (3, 1, 1, 6), (1, 5, 1, 6), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_stays_where_it_belongs(value, g, device):
-    """What is not finite reaches the results that PyTorch's operators bring it to, and no others."""
+    """Compares with PyTorch's operators which results are not finite."""
     for i in range(2):
         inputs = [torch.randn(shape, device=device) for shape in (IMAGES, g)]
         inputs[i].view(-1)[inputs[i].numel() // 2] = value

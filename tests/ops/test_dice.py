@@ -146,7 +146,7 @@ def test_a_small_loss_keeps_its_digits(smooth, backend):
 
 @every_path
 def test_a_saturated_logit_keeps_its_gradient(backend):
-    """Where 1 - sigmoid is 0 in float32, the derivative is not."""
+    """The derivative is not 0 where 1 - sigmoid is 0 in float32."""
     x = torch.tensor([[20.0, -20.0, 0.0, 18.0]], device=DEVICE, requires_grad=True)
     target = torch.tensor([[0.0, 1.0, 1.0, 1.0]], device=DEVICE)
     exact = x.detach().double().requires_grad_()

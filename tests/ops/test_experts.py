@@ -231,7 +231,7 @@ def test_the_longest_rows(device, monkeypatch):
 @pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_each_logit_is_read_once_and_each_gradient_written_once(dtype, device):
-    """Of the chosen ones some bytes more: backward too reads them, and no others."""
+    """Allows for the logits of chosen experts, which backward reads again."""
     gpu, size, k = engine_that_counts(), dtype.itemsize, 4
     logits = torch.randn(16, 256, dtype=dtype, device=device, requires_grad=True)
     with sigtorch.use_backend("triton"):
