@@ -43,7 +43,6 @@ _IN_ORDER = (
     ast.Assign, ast.Return, ast.Expr, ast.Call, ast.BinOp, ast.UnaryOp, ast.Starred, ast.Tuple, ast.keyword, ast.Attribute
 )  # fmt: skip
 CHANGED_REASON = "its gate changes in place"
-Span = tuple[Any, ...]
 Helper: TypeAlias = Callable[..., Any]
 Unknown: TypeAlias = Literal["unknown"]  # the call decides, when it runs
 UNKNOWN: Unknown = "unknown"
@@ -239,7 +238,9 @@ class Finder:
             held = inspect.getattr_static(self.cls, callee.attr, None)  # without running a descriptor of the user's
             if not self.knows_attributes and held is None:
                 return UNKNOWN
-            return fusable_activation(held.__func__) if isinstance(held, staticmethod) else _unknown(kind)
+            if isinstance(held, staticmethod):
+                return fusable_activation(held.__func__)
+            return UNKNOWN if kind == MAY_BE_ACTIVATION else None
         return fusable_activation(source.resolve(callee, self.function))
 
     def is_deferred(self, callee: ast.expr) -> bool:
@@ -476,7 +477,3 @@ class Finder:
 
     def line_of(self, node: Any) -> str:
         return f"{file_name(self.function)}:{node.lineno}"
-
-
-def _unknown(kind: Kind | None) -> Unknown | None:
-    return UNKNOWN if kind == MAY_BE_ACTIVATION else None

@@ -23,12 +23,10 @@ class Variables:
     """The local variables of one function; nested functions have their own."""
 
     def __init__(self, function: ast.FunctionDef) -> None:
-        self.function = function
         self.shared = _names_used_elsewhere(function)
         self.statements: list[ast.stmt] = []  # in the order in which they stand
         self.blocks: dict[ast.stmt, tuple[Block, ...]] = {}  # around a statement, the outermost first
         self.statement_of: dict[ast.AST, ast.stmt] = {}
-        self.loads: dict[ast.stmt, list[ast.Name]] = {}
         self._note(function, ())
 
     def _note(self, holder: ast.AST, around: tuple[Block, ...]) -> None:
