@@ -99,6 +99,11 @@ class GridAxes(NamedTuple):
     batches: int = 1
     rows: int = 2
 
+    def grid(self, cols: int, batches: int, rows: int) -> tuple[int, int, int]:
+        """Returns a grid of so many programs."""
+        first, second, third = (n for _, n in sorted(zip(self, (cols, batches, rows), strict=True)))
+        return first, second, third
+
 
 def grid_axes(batches: int, rows: int) -> GridAxes:
     """Returns the axes for so many programs: only the first may have MAX_GRID, and no memory has two such."""

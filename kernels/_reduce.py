@@ -216,8 +216,7 @@ def _call_of_sums(
     sums_size = layout.parts * small.numel() // (1 if over_cols else layout.vector)
     sizes = layout.rows, layout.cols, sums_size, chunk_tiles
     settings = form, sums.count, axes, over_rows, over_cols, block_m, block_n
-    programs = {axes.cols: kept, axes.batches: layout.batches, axes.rows: chunks}
-    grid = programs[0], programs[1], programs[2]
+    grid = axes.grid(kept, layout.batches, chunks)
     arguments = (*layout.encoded, *sizes, *functions_of(fn), *settings)
     return Call(_map_and_sum_kernel, grid, arguments, parts, strides, warps_of_a_row if block_m == 1 else warps)
 
