@@ -52,6 +52,14 @@ def _grads(
 
     A launch writes the gradients that have grad's shape and sums one of the others; each further one takes a launch more.
     """
+    for t in inputs:
+        if t.shape != grad.shape:
+            break
+    else:  # the usual case, without what broadcasts cost the host
+        first = torch.empty_like(inputs[0])
+        grads = first, *[torch.empty_like(first, dtype=t.dtype) for t in inputs[1:]]
+        launch_map(fn, (grad, *inputs), grads, warps=warps)
+        return grads
     if not grad.numel():
         return tuple(torch.zeros_like(t) for t in inputs)
     whole = tuple(i for i, t in enumerate(inputs) if t.numel() == grad.numel())
@@ -90,11 +98,6 @@ def sigmoid_gate_forward(x: torch.Tensor, gate: torch.Tensor, residual: torch.Te
 
 def sigmoid_gate_backward(grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of x and gate."""
-    if grad.shape == x.shape == gate.shape:
-        grad_x = torch.empty_like(x)
-        grad_gate = torch.empty_like(grad_x, dtype=gate.dtype)
-        launch_map(_math.dsigmoid_gate, (grad, x, gate), (grad_x, grad_gate))
-        return grad_x, grad_gate
     return _grads(_math.dsigmoid_gate, grad, (x, gate))
 
 
@@ -108,11 +111,6 @@ def sigmoid_lerp_backward(
     grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of x, y and gate."""
-    if grad.shape == x.shape == y.shape == gate.shape:
-        grad_x = torch.empty_like(x)
-        grads = (grad_x, torch.empty_like(grad_x, dtype=y.dtype), torch.empty_like(grad_x, dtype=gate.dtype))
-        launch_map(_math.dsigmoid_lerp, (grad, x, y, gate), grads, warps=LERP_WARPS)
-        return grads
     return _grads(_math.dsigmoid_lerp, grad, (x, y, gate), LERP_WARPS)
 
 
@@ -135,11 +133,6 @@ def swiglu_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 def swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of gate and up."""
-    if grad.shape == gate.shape == up.shape:
-        grad_gate = torch.empty_like(gate)
-        grad_up = torch.empty_like(grad_gate, dtype=up.dtype)
-        launch_map(_math.dswiglu, (grad, gate, up), (grad_gate, grad_up))
-        return grad_gate, grad_up
     return _grads(_math.dswiglu, grad, (gate, up))
 
 
