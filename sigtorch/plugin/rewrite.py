@@ -187,7 +187,7 @@ def _made(
 
 def _decorated_again(decorated: Any, function: Any, code: CodeType) -> Any:
     """Returns a copy of a function with a changed code, in the same decorators; None if one of them hides it."""
-    closure = source.with_code(function, code, HELPERS).__closure__
+    closure = source.closure_for(function, code, HELPERS)
     return source.decorate_again(decorated, function, source.copy_function(function, code, closure))
 
 

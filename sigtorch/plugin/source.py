@@ -43,14 +43,12 @@ def read(function: Any) -> Source | None:
     file = _compile_file(code.co_filename, "".join(lines))
     if not any(_are_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())):
         raise SourceDiffersError
-    for first, last in file.statements:
-        if first <= code.co_firstlineno <= last:
-            for statement in _parse("\n" * (first - 1) + "".join(lines[first - 1 : last])).body:
-                for node in ast.walk(statement):
-                    if not isinstance(node, ast.FunctionDef) or node.name != code.co_name:
-                        continue
-                    if _first_line(node) == code.co_firstlineno:
-                        return Source(statement, node)
+    for statement in _statements_at(code.co_firstlineno, file, lines):
+        for node in ast.walk(statement):
+            if not isinstance(node, ast.FunctionDef) or node.name != code.co_name:
+                continue
+            if _first_line(node) == code.co_firstlineno:
+                return Source(statement, node)
     return None  # a lambda, or asynchronous
 
 
@@ -69,12 +67,9 @@ def read_lambda(function: Any) -> ast.Lambda | None:
     file = _compile_file(code.co_filename, "".join(lines))
     if [_are_same(code, c) for c in file.codes.get((code.co_name, code.co_firstlineno), ())] != [True]:
         return None
-    for first, last in file.statements:
-        if first <= code.co_firstlineno <= last:
-            nodes = ast.walk(_parse("\n" * (first - 1) + "".join(lines[first - 1 : last])))
-            found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno]
-            return found[0] if len(found) == 1 else None
-    return None
+    nodes = [n for statement in _statements_at(code.co_firstlineno, file, lines) for n in ast.walk(statement)]
+    found = [n for n in nodes if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno]
+    return found[0] if len(found) == 1 else None
 
 
 def _are_same(a: types.CodeType, b: types.CodeType) -> bool:
@@ -91,6 +86,12 @@ class _File(NamedTuple):
 
     codes: dict[tuple[str, int], list[types.CodeType]]
     statements: list[tuple[int, int]]
+
+
+def _statements_at(line: int, file: _File, lines: list[str]) -> list[ast.stmt]:
+    """Returns the statements of a file that hold a line, with the lines and columns of the file."""
+    spans = [(first, last) for first, last in file.statements if first <= line <= last]
+    return [s for first, last in spans for s in _parse("\n" * (first - 1) + "".join(lines[first - 1 : last])).body]
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,11 +165,16 @@ def compile_changed(source: Source, function: Any, helpers: dict[str, types.Cell
     return _restore_name(code, own.co_name).replace(co_flags=own.co_flags)
 
 
+def closure_for(function: Any, code: types.CodeType, helpers: dict[str, types.CellType]) -> tuple[Any, ...]:
+    """Returns the closure that a function needs for a changed code, which may use helpers."""
+    own = function.__closure__
+    cells = helpers if own is None else {**helpers, **dict(zip(function.__code__.co_freevars, own, strict=True))}
+    return tuple([cells[name] for name in code.co_freevars])
+
+
 def with_code(function: Any, code: types.CodeType, helpers: dict[str, types.CellType]) -> Any:
     """Returns a function with a changed code, which may use helpers, and with all else that its calls take."""
-    names, own = code.co_freevars, function.__closure__
-    cells = helpers if own is None else {**helpers, **dict(zip(function.__code__.co_freevars, own, strict=True))}
-    closure = tuple([cells[name] for name in names])
+    closure = closure_for(function, code, helpers)
     made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__
     return made
