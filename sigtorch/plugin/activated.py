@@ -178,7 +178,7 @@ def _put_off(function: Any, gate: torch.Tensor, is_alone: bool) -> Any:
         return deferring(function)(gate)
     if steps := sequence(function):
         return _views(steps, activated_early(steps[activation_position(steps)], _run_before(steps, gate)))
-    shares_memory = _count_memory_uses(gate) > _own_uses()
+    shares_memory = _count_memory_uses(gate) > _OWN_USES
     # A change would not be noticed without a version counter, or through a tensor that has another one, as ``x.data`` has.
     if gate.is_inference() or (shares_memory and not gate._is_view()):
         return function(gate)
@@ -220,10 +220,7 @@ def _count_references(argument: Any) -> int:
 _ALONE = _count_references(object()) if sys.version_info < (3, 14) else 0
 
 
-@functools.cache
-def _own_uses() -> int:
-    """Returns how many uses memory has that one tensor has: asked where a gate is a plain tensor, and not at import."""
-    return _count_memory_uses(torch.empty(1, device="cpu"))
+_OWN_USES = _count_memory_uses(torch.empty(0, device="cpu"))  # of memory that one tensor has
 
 
 def value(held: Any) -> Any:
