@@ -152,6 +152,16 @@ def activated(function: Any, gate: Any) -> Any:
     return Activated(activation, function, gate)
 
 
+def _called_from_c(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that is called through C, so that its arguments always have the same number of references.
+
+    A call in Python itself hands over its references, unless torch.compile evaluates frames. It goes on doing so after an
+    error.
+    """
+    return functools.update_wrapper(functools.partial(function), function)
+
+
+@_called_from_c
 def activated_early(function: Any, gate: Any) -> Any:
     """Returns ``function(gate)`` as :func:`activated` does, where other code runs before the product.
 
@@ -164,6 +174,7 @@ def activated_early(function: Any, gate: Any) -> Any:
     return _put_off(function, gate, is_alone)
 
 
+@_called_from_c
 def activated_at_last(function: Any, gate: Any) -> Any:
     """Returns ``function(gate)`` as :func:`activated_early` does, where a local variable may hold the gate: the last one."""
     if not _may_fuse(gate):
@@ -211,6 +222,7 @@ def _views(steps: list[torch.nn.Module], activated: Any) -> Any:
     return activated
 
 
+@_called_from_c
 def _count_references(argument: Any) -> int:
     """Returns the reference count of an argument that nothing else holds, which differs between releases of Python."""
     return sys.getrefcount(argument)

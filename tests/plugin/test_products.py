@@ -1,12 +1,14 @@
 """The calls that replace products: what they check each time, and what they return."""
 
 import copy
+import os
 import sys
 from types import MethodType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.fresh import outcomes
 from support.patching import MLP, Silu, Switched, agree, forward_as, run, the_other_way_round
 from torch import nn
 
@@ -273,6 +275,33 @@ def test_a_gate_that_a_variable_holds_is_computed(calls):
     assert activated.activated_early(torch.sigmoid, gate).computed is not None
     only_here = activated.activated_early(torch.sigmoid, gate * 1).computed is None
     assert only_here == (sys.version_info < (3, 14)), "from Python 3.14 on, references do not tell"
+
+
+def test_a_gate_is_known_to_be_alone_after_a_failed_compile():
+    """After an error, torch.compile goes on evaluating frames, and Python then holds a caller's arguments."""
+    program = """
+import sys, torch
+import sigtorch
+from sigtorch.plugin import activated
+
+activated.runs_kernel = lambda gate: True
+
+def breaks(x):
+    torch._dynamo.graph_break()
+    return x
+
+def is_put_off(gate):
+    return activated.activated_early(torch.sigmoid, gate * 1).computed is None
+
+x = torch.ones(2)
+before = is_put_off(x)
+try:
+    torch.compile(breaks, fullgraph=True, backend="eager")(x)
+except torch._dynamo.exc.Unsupported:
+    print(before, is_put_off(x))
+"""
+    alone = sys.version_info < (3, 14)
+    assert outcomes({"": (program, os.environ)})[""].printed == f"{alone} {alone}\n"
 
 
 def test_inference_mode(calls):
