@@ -69,11 +69,11 @@ def by_operator(function: Callable[..., Tensor], inputs: Sequence[Any]) -> Calla
 
 def measured(ops: Sequence[str], device: torch.device) -> tuple[dict[str, Any], list[Record]]:
     """A header, and each operation's host time forward and backward: PyTorch's operators, sigtorch, and its operator."""
+    torch.set_num_threads(1)
     head = _report.header(device if device.type == "cuda" else None)
     if device.type != "cuda":
         _stand_in()
         head["driver"] = "a stand-in that does nothing"
-    torch.set_num_threads(1)
     with sigtorch.use_backend("triton"):
         steps = _steps(ops, device)
         times = _best(steps, device)

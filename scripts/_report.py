@@ -1,7 +1,7 @@
 """Records of figures, and what is made of them: tables on the screen, CSV, JSON and pictures.
 
 A report measures or models, and says of every figure which. Example, the figures of an earlier run as tables again:
-``python scripts/_report.py runs/benchmark/benchmark.json``
+python scripts/_report.py runs/benchmark/benchmark.json
 """
 
 import _start  # isort: skip
@@ -180,6 +180,12 @@ def overview(path: Path, records: Iterable[Record], title: str) -> None:
             bars = panel.barh(places, beyond, share - 0.02, left=1, color=f"C{number + 1}", label=name)
             panel.bar_label(bars, [f"{speed:.2f}" for speed in speeds.values()], padding=3, fontsize="small")
         panel.axvline(1, color="C0", label="eager")
+        if missing := [
+            name for name in names if not any((r.dtype, r.implementation) == (dtype, name) for r in records)
+        ]:
+            panel.text(
+                0.98, 0.98, f"not measured: {', '.join(missing)}", ha="right", va="top", transform=panel.transAxes
+            )
         panel.set(xscale="log", title=dtype, xlabel="times as fast as eager PyTorch", yticks=range(len(ops)))
         panel.set_yticklabels(ops)
         ticks = [2.0**power for power in range(-3, 6)]

@@ -5,14 +5,14 @@ alike; the median of the rounds counts, and the spread is the middle half of the
 are noise. On a GPU the time is the device's, the host's stands beside it, and inputs rotate so that its cache holds none
 of them. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
 shows a lower one. Peak extra memory is that of one call, results included.
-``--host`` measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
-a driver that does nothing. The operators of ``torch.ops.sigtorch``, which compiled code calls, stand beside.
-``--chunked`` measures instead the losses over a product that is never whole: SigLIP's of so many pairs, and a linear layer's
+--host measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
+a driver that does nothing. The operators of torch.ops.sigtorch, which compiled code calls, stand beside.
+--chunked measures instead the losses over a product that is never whole: SigLIP's of so many pairs, and a linear layer's
 BCE of so many labels, with memory read from a process of its own each time.
-``--machine-code`` adds what the kernels compile to for NVIDIA architectures, and ``--bytes`` what eager operators and
+--machine-code adds what the kernels compile to for NVIDIA architectures, and --bytes what eager operators and
 kernels have to move: counted, not run, no GPU needed.
 
-Example: ``python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --dtypes float32 --machine-code``
+Example: python scripts/benchmark.py --ops sigmoid --sizes 1048576 4194304 --dtypes float32 --machine-code
 """
 
 import _start  # isort: skip
@@ -221,6 +221,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not args.chunked:
         args.sizes = args.sizes or SIZES.get(args.device.type, SIZES["cpu"])
+    beside = [f"--{name.replace('_', '-')}" for name in ("chunked", "machine_code", "bytes") if getattr(args, name)]
+    if args.host and beside:
+        parser.error(f"--host: it measures the host and nothing else; leave out {' and '.join(beside)}")
+    if args.chunked and beside != ["--chunked"]:
+        parser.error(f"--chunked: it measures losses in chunks and nothing else; leave out {' and '.join(beside[1:])}")
     if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
     if args.host and args.device.type == "cpu" and torch.cuda.is_available():
@@ -233,6 +238,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         except ImportError as error:
             parser.error(f"--machine-code needs Triton: {error}")
     return args
+
+
+def host(args: argparse.Namespace) -> None:
+    """Measure what calls cost the host, and write what came out."""
+    import _host
+
+    head, records = _host.measured(args.ops, args.device)
+    _report.show(head, records)
+    _report.write(args.out, "host", head, records)
+    print(f"written: {args.out}{os.sep}host.csv, host.json")
 
 
 def chunked(args: argparse.Namespace) -> None:
@@ -266,14 +281,11 @@ def main() -> None:
     args = parse()
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device)  # the one that timers wait for
-    if args.host:
-        import _host
-
-        _report.show(*_host.measured(args.ops, args.device))
-        return
-    name = "chunked" if args.chunked else "benchmark"
+    name = "host" if args.host else "chunked" if args.chunked else "benchmark"
     with _folder.for_results(args.out, "runs/benchmark", (f"{name}.csv", f"{name}.json")) as args.out:
-        if args.chunked:
+        if args.host:
+            host(args)
+        elif args.chunked:
             chunked(args)
         else:
             elementwise(args)

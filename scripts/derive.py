@@ -1,9 +1,8 @@
 """Draw the sigmoid and its slope, and how far off its bfloat16 gradient is with either way to save.
 
-The pictures replace those in docs/images/, or go into a new folder; the table that docs/derivation.md quotes goes to the
-screen. With ``--losses`` there are two tables and no picture, which README quotes: how far off PyTorch's losses are, and
-sigtorch's kernels.
-Examples: ``python scripts/derive.py``, and without a GPU ``TRITON_INTERPRET=1 python scripts/derive.py --losses``
+The table that docs/derivation.md quotes goes to the screen. With --losses there are two tables and no picture, which
+docs/losses.md quotes: how far off PyTorch's losses are, and sigtorch's kernels.
+Examples: python scripts/derive.py, and without a GPU TRITON_INTERPRET=1 python scripts/derive.py --losses
 """
 
 import _start  # isort: skip
@@ -21,7 +20,6 @@ from torch import Tensor
 
 import sigtorch
 
-IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 PICTURES = ("sigmoid.png", "gradient_error.png")
 INTERVALS = ((-10, -6), (-6, 0), (0, 2), (2, 4), (4, 6), (6, 10))
 POS_WEIGHT = 3.0
@@ -157,9 +155,7 @@ def draw_gradient_error(path: Path) -> None:
 def main() -> None:
     """Draw both and print the numbers, or print those of the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=_options.folder, help="new folder for the pictures (docs/images, in place of what is there)"
-    )
+    parser.add_argument("--out", type=_options.folder, help="new folder for the pictures (runs/derive)")
     parser.add_argument("--losses", action="store_true", help="measure the losses, and draw nothing")
     args = parser.parse_args()
     if args.losses:
@@ -173,7 +169,7 @@ def main() -> None:
         _output.show_table(f"Gradient of a positive's BCE in bfloat16: {caption}", bce)
         _output.show_table(f"Focal loss of a negative in float32: {caption}", focal)
         return
-    with _folder.for_results(args.out or IMAGES, "", PICTURES if args.out else ()) as out:
+    with _folder.for_results(args.out, "runs/derive", PICTURES) as out:
         _output.show_table("Gradient of the sigmoid in bfloat16, against float64", measure())
         for name, draw_picture in zip(PICTURES, (draw_sigmoid, draw_gradient_error), strict=True):
             draw_picture(out / name)

@@ -1,7 +1,7 @@
 """Backpropagation by hand: a network of two sigmoid layers learns to read digits, in plain tensors.
 
 No autograd, no optimizer: every gradient is written out, and the only calculus is the derivative s * (1 - s).
-Example: ``python scripts/from_scratch.py``
+Example: python scripts/from_scratch.py
 """
 
 import _start  # isort: skip

@@ -1,13 +1,13 @@
-"""Count what ``sigtorch.patch`` reaches in small models of other libraries: their own code, random weights.
+"""Count what sigtorch.patch reaches in small models of other libraries: their own code, random weights.
 
-A site is a product of a sigmoid or silu that one evaluation of a small model computes, as ``Patch.report`` counts them: without
-those whose sigmoid or silu other code takes, too, and without those in a library's own ``autograd.Function``, which stay as
+A site is a product of a sigmoid or silu that one evaluation of a small model computes, as Patch.report counts them: without
+those whose sigmoid or silu other code takes, too, and without those in a library's own autograd.Function, which stay as
 they are. The same run checks that the patched model's output is the plain one's, to the last bit.
 
-Needs models: ``pip install ".[scripts,models]"`` brings timm, torchvision and transformers, the extra ``reach`` brings the
+Needs models: pip install ".[scripts,models]" brings timm, torchvision and transformers, the extra reach brings the
 others. No download of weights, no GPU.
 
-Example: ``python scripts/reach.py --libraries timm torchvision``
+Example: python scripts/reach.py --libraries timm torchvision
 """
 
 import _start  # isort: skip

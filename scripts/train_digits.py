@@ -1,8 +1,8 @@
 """Train a network of sigmoid layers on 1,797 scans of handwritten digits, which scikit-learn brings along.
 
 The split is fixed and does not depend on --seed: 360 scans, about 36 of each digit, are held out, only measured.
-Examples: ``python scripts/train_digits.py --compare``
-``torchrun --nproc-per-node 2 scripts/train_digits.py``
+Examples: python scripts/train_digits.py --compare
+torchrun --nproc-per-node 2 scripts/train_digits.py
 """
 
 import _start  # isort: skip

@@ -2,7 +2,7 @@
 
 The data are scikit-learn's 569 breast tumours. Each seed learns from half of them, with malignant ones left out until
 a few percent remain; in the other half each malignant one counts for less, which makes the same share.
-Example: ``python scripts/train_imbalanced.py --seeds 20 --percent 4``
+Example: python scripts/train_imbalanced.py --seeds 20 --percent 4
 """
 
 import _start  # isort: skip

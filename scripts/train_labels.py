@@ -4,8 +4,8 @@ It reads the Python standard library, or with --data a file or folder. A sample 
 the pairs of neighbours among the words behind it are its labels, of all pairs that the text has twice. A twentieth is held
 out. Beside precision it draws what a step holds in memory, against eager PyTorch with a matrix of targets. Several processes
 share the samples of a batch, or with --parallel labels the labels, which may then be too many for one.
-Examples: ``python scripts/train_labels.py --steps 300``
-``torchrun --standalone --nproc-per-node 2 scripts/train_labels.py --parallel labels``
+Examples: python scripts/train_labels.py --steps 300
+torchrun --standalone --nproc-per-node 2 scripts/train_labels.py --parallel labels
 """
 
 import _start  # isort: skip

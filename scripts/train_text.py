@@ -2,8 +2,8 @@
 
 It reads the Python standard library's own source, or with --data a file, or every file in a folder that is not hidden.
 A twentieth is held out and only measured, whole files of it, the same ones each time; of a single file its end.
-Examples: ``python scripts/train_text.py --steps 400 --compare``
-``torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp``
+Examples: python scripts/train_text.py --steps 400 --compare
+torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp
 """
 
 import _start  # isort: skip

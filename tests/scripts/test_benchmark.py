@@ -192,9 +192,11 @@ def test_benchmark_draws_a_picture(benchmark):
 
 
 @pytest.mark.skipif(DEVICE == "cpu" and not shutil.which("cc"), reason="a driver's stand-in needs a C compiler")
-def test_benchmark_tells_what_a_call_costs_the_host():
-    result = run("benchmark.py", "--host", "--ops", "sigmoid")
+def test_benchmark_tells_what_a_call_costs_the_host(tmp_path):
+    result = run("benchmark.py", "--host", "--ops", "sigmoid", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["host.csv", "host.json"]
+    assert "threads 1," in result.stdout
     assert ("a stand-in that does nothing" in result.stdout) == (DEVICE == "cpu")
     names = ("autograd.Function", "eager", "sigtorch", "operator")
     rows = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
@@ -321,6 +323,11 @@ def test_benchmark_refuses_in_one_line():
         (["--out", "/dev/null/x"], "argument --out: cannot write into a folder '/dev/null/x'"),
         (["--machine-code"], "--machine-code: TRITON_INTERPRET is set"),
         (["--host"], "--host: TRITON_INTERPRET is set"),
+        (["--host", "--bytes"], "--host: it measures the host and nothing else; leave out --bytes"),
+        (
+            ["--chunked", "--machine-code"],
+            "--chunked: it measures losses in chunks and nothing else; leave out --machine-code",
+        ),
     ],
 )
 def test_benchmark_refuses_nonsense(arguments, reason, monkeypatch, capsys):
