@@ -102,8 +102,8 @@ def rows_of(page):
     return [[cell.strip().replace("−", "-") for cell in line] for line in lines]
 
 
-def test_readme_has_what_derive_measures_of_losses(device):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Losses that")[1].split("\n## ")[0]
+def test_page_has_what_derive_measures_of_losses(device):
+    section = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8").split("## Losses that")[1].split("\n## ")[0]
     with torch.device(device), sigtorch.use_backend("triton"):
         bce, focal = derive.measure_bce(), derive.measure_focal()
     rows = rows_of(section)
