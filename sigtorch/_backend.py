@@ -310,7 +310,7 @@ def _probe(index: int) -> str | None:
 
 
 def _require_kernels(index: int, dtypes: Sequence[torch.dtype]) -> None:
-    error = _obstacle(index)
+    error = obstacle(index)
     if error is not None:
         raise type(error)(*error.args)  # a new one, for a raised error holds the frames that it passed
     for dtype in dtypes:
@@ -319,7 +319,7 @@ def _require_kernels(index: int, dtypes: Sequence[torch.dtype]) -> None:
 
 
 @once
-def _obstacle(index: int) -> Exception | None:
+def obstacle(index: int) -> Exception | None:
     """Returns the error if "triton" is forced and cannot run on a device."""
     missing = _triton_missing()
     if missing is not None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sigtorch
 from sigtorch import _backend, _eligible
 
-DECISIONS = (_backend._select_cached, _backend._triton_works_on, _backend._obstacle)  # kept, once made
+DECISIONS = (_backend._select_cached, _backend._triton_works_on, _backend.obstacle)  # kept, once made
 
 
 def test_bad_arguments():
@@ -250,7 +250,7 @@ def test_plain_means_that_nothing_watches():
 
 def test_an_error_that_is_raised_again_holds_nothing_of_the_first_time(monkeypatch):
     obstacle = ValueError("out of reach")
-    monkeypatch.setattr(_backend, "_obstacle", lambda index: obstacle)
+    monkeypatch.setattr(_backend, "obstacle", lambda index: obstacle)
     raised = []
     for _ in range(2):
         try:

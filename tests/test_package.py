@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("sigtorch/**/*.py") if "kernels" not in p.parts)
 KERNELS = sorted(p.stem for p in (ROOT / "kernels").glob("*.py"))
 # Downwards only: a file may import what stands in a line below its own; within a folder, what stands beside it.
-FLOORS = ["__main__", "__init__", "plugin", "nn", "ops", "cpu", "_elementwise", "_autograd", "_operators"]
+FLOORS = ["__main__", "commands", "__init__", "plugin", "nn", "ops", "cpu", "_elementwise", "_autograd", "_operators"]
 FLOORS += ["_backend", "_eligible", "_checks", "_once"]
 
 
@@ -28,7 +28,8 @@ def imported(path, everywhere=True):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith("sigtorch"))
+            names = (a.name for a in node.names if a.name.startswith("sigtorch"))
+            yield from (name if "." in name else f"{name}.__init__" for name in names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sigtorch"):
             yield from (node.module if node.module != "sigtorch" else f"sigtorch.{a.name}" for a in node.names)
 
