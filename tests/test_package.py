@@ -3,9 +3,11 @@
 import ast
 import importlib
 import inspect
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -95,17 +97,21 @@ def test_version_is_one():
     assert f'version = "{sigtorch.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_wheel_contents(tmp_path):
-    source = tmp_path / "source"  # a copy, for a build leaves things behind that the next one takes for its own
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The source archive, and the wheel that is built from it."""
+    source = tmp_path_factory.mktemp("built") / "source"  # a copy, for a build may leave something behind
     kept = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, symlinks=True, ignore=kept)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as z:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", source.parent, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (archive,), (wheel,) = source.parent.glob("*.tar.gz"), source.parent.glob("*.whl")
+    return archive, wheel
+
+
+def test_wheel_contents(built):
+    with zipfile.ZipFile(built[1]) as z:
         names = {n for n in z.namelist() if ".dist-info/" not in n}
         metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
     expected = {*MODULES} | {f"sigtorch/kernels/{m}.py" for m in KERNELS}
@@ -113,6 +119,22 @@ def test_wheel_contents(tmp_path):
     assert [r for r in metadata.splitlines() if r.startswith("Requires-Dist") and "extra" not in r] == [
         "Requires-Dist: torch>=2.8"
     ]
+    targets = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert len(targets) > 10
+    assert [t for t in targets if not t.startswith("https://")] == [], "the page of a package has no files beside it"
+
+
+def test_source_archive_contents(built):
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"} <= names
+    for folder in ("kernels", "tests", "scripts", "docs"):
+        files = {
+            p.relative_to(ROOT).as_posix()
+            for p in (ROOT / folder).rglob("*")
+            if p.suffix in (".py", ".md", ".c", ".png")
+        }
+        assert files <= names
 
 
 def test_transformers_imports_in_the_root():
