@@ -1,5 +1,5 @@
 # make train | make train-text | make train-experts | make test | make test-fast | make test-ptx ARCH=90 | make test-tritons | make mutants |
-# make lint; tests run in JOBS processes
+# make lint | make docs; tests run in JOBS processes
 # TORCH=2.8.0 does the same with that torch, in a .venv of its own
 TORCH  ?=
 ARCH   ?= 90
@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 FAST   := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_gates.py
 
-.PHONY: train train-text train-experts test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint clean
+.PHONY: train train-text train-experts test test-fast test-ptx $(ARCH:%=test-ptx-%) test-tritons mutants lint docs clean
 
 # Each training gets a folder of its own: the first of runs/digits, runs/digits-2, ... that is not there.
 fresh = out=$(1); n=1; while [ -e $$out ]; do n=$$((n + 1)); out=$(1)-$$n; done
@@ -56,13 +56,17 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/; a warning, such as a link that leads nowhere, is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[triton,scripts,tensorboard,test,lint]" $(if $(TORCH),torch==$(TORCH))
+	$(BIN)/python -m pip install --quiet --editable ".[triton,scripts,tensorboard,test,lint,docs]" $(if $(TORCH),torch==$(TORCH))
 	# On their own, and not in the way: torchvision comes after torch, and must not hold it back.
 	-$(BIN)/python -m pip install --quiet --editable ".[models]" torch==$$($(BIN)/python -c "from importlib.metadata import version; print(version('torch'))")
 	touch $@
 
 clean:
-	rm -rf .venv .venv-torch-* .tritons runs build dist *.egg-info
+	rm -rf .venv .venv-torch-* .tritons runs site dist

@@ -168,3 +168,17 @@ def test_a_repr_shows_every_option(name):
     module = getattr(sigtorch.nn, name)
     options = [o for o in inspect.signature(module).parameters if o not in ("size_average", "reduce")]
     assert [o for o in options if f"{o}=" not in repr(module())] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "scripts/without_gpu/ptx/README.md"])
+def test_links_lead_somewhere(page):
+    """Of pages that the site has not: it checks its own."""
+    for target in re.findall(r"\]\(([^)]*)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / path
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target

@@ -320,6 +320,7 @@ def test_inference_mode(case):
 
 @chunked
 @every_case
+@pytest.mark.any_arch
 def test_many_samples_come_in_chunks_too(case, backend, device, monkeypatch):
     """The last of which has one column alone, of seven samples or of seven pairs."""
     for table, number in ((products.CHUNK_BYTES, 96), (products.CHUNK_ROWS, 4)):

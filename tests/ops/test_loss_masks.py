@@ -34,6 +34,7 @@ from sigtorch.nn import BCEWithLogitsLoss, SigmoidFocalLoss
 @every_path
 @every_loss_with_options
 @every_kind
+@pytest.mark.any_arch
 def test_ignored_logits_may_be_anything(loss, kind, backend, device):
     """Infinity and NaN add no loss and no gradient."""
     for dtype, reduction in zip(DTYPES, (*REDUCTIONS, "mean")):
@@ -120,6 +121,7 @@ def test_what_is_ignored_is_that_before_it_is_anything_else(loss, backend, devic
 
 @every_loss_with_options
 @pytest.mark.kernels
+@pytest.mark.any_arch
 def test_many_programs_count(loss, device, plans, monkeypatch):
     """Counts are right in full and partial blocks, rows and batches, and with more tiles than programs."""
     for programs, (shape, cut) in itertools.product((2, 4096), (((9000,), 9000), ((40, 300), 280), ((3, 90, 9), 7))):
@@ -150,6 +152,7 @@ def test_classes_may_be_anywhere(loss, layout, backend, device):
 
 @every_path
 @every_loss_with_options
+@pytest.mark.any_arch
 def test_classes_along_every_dimension(loss, backend, device):
     for dim in range(-4, 4):
         x, _ = images(torch.float32, "contiguous", device)

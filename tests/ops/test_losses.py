@@ -269,6 +269,7 @@ FINITE = {
 
 @exact_engine
 @every_loss
+@pytest.mark.any_arch
 def test_finite_at_every_finite_logit(loss, backend, device):
     for dtype, given, kind in itertools.product(DTYPES, FINITE.get(loss, [{}]), ("soft", "uint8")):
         info = torch.finfo(dtype)

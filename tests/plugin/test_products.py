@@ -194,6 +194,7 @@ class Layout(nn.Module):
 @pytest.mark.kernels
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("act", [torch.sigmoid, F.silu])
+@pytest.mark.any_arch
 def test_a_result_has_the_same_strides(act, first, device, monkeypatch):
     """If operands differ in layout, the first one decides the result's: a kernel runs if its result has the same."""
     model, x = Layout(act, first), torch.randn(2, 3, 4, 5, device=device)
