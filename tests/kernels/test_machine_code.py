@@ -8,7 +8,7 @@ BOUNDS = {
     "sigmoid-input": {"bfloat16": (8, 12), "float32": (13, 18)},
     "gate": {"bfloat16": (10, 16), "float32": (14, 20)},
     "gate-token": {"bfloat16": (6, 19), "float32": (9, 14)},  # backward with the end of a sum, as below
-    "gate-other": {"bfloat16": (11, 24), "float32": (15, 16)},
+    "gate-other": {"bfloat16": (11, 24), "float32": (16, 16)},
     "gate-larger": {"bfloat16": (10, 24), "float32": (16, 19)},
     "gate, transposed": {"bfloat16": (22, 31), "float32": (33, 45)},
     "lerp": {"bfloat16": (18, 25), "float32": (25, 31)},
