@@ -1,4 +1,4 @@
-"""Slips in the sigmoid and the gates: sigtorch/ops/sigmoid.py and gates.py, and sigtorch/cpu."""
+"""Slips in the sigmoid and the gates: sigtorch/ops/sigmoid.py and gates/, and sigtorch/cpu."""
 
 from mutants.slip import Slip
 
@@ -36,7 +36,7 @@ SLIPS = [
         "a pass runs where backward is differentiated",
     ),
     Slip(
-        "sigtorch/ops/gates.py",
+        "sigtorch/ops/gates/silu.py",
         "swiglu(self.gate_proj(x), self.up_proj(x))",
         "swiglu(self.up_proj(x), self.gate_proj(x))",
         GATES,
