@@ -32,6 +32,10 @@ Operand = torch.Tensor | float | Index
 KINDS = PER_ROW, PER_COLUMN, PER_ELEMENT, TRANSPOSED, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = tuple(range(8))
 MAX_GRID = 2**16  # a grid's second and third axes have fewer programs
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
+# Dtypes of pairs of neighbours, which ``_tile.py`` takes apart.
+PAIRS = {torch.bfloat16: torch.int32, torch.float16: torch.uint32, torch.float32: torch.uint64}
+PAIR_TYPES = {torch.int32: tl.int32, torch.uint32: tl.uint32, torch.uint64: tl.uint64}
+ROUNDING_DTYPES = HALF_DTYPES | {PAIRS[dtype] for dtype in HALF_DTYPES}
 WARPS = 4
 # Two 16-byte accesses per thread and tensor: with four, an H200 took up to 4 % longer, for the registers of more threads.
 TILE_BYTES = 2 * 16 * 32 * WARPS
@@ -135,6 +139,7 @@ class Form(NamedTuple):
     double: bool  # all is computed in float64
     target_input: int | None  # the input whose elements are ignored where they equal the last input
     results: tuple[int, ...] | None = None  # the function's results that are used, in order; None for all
+    pair: tl.dtype | None = None  # the type of operands that are pairs of neighbours
 
 
 def layout_of(inputs: tuple[Operand, ...], outputs: Sequence[torch.Tensor], sums: torch.Tensor | None = None) -> Layout:
@@ -345,9 +350,10 @@ def form_of(
     results: tuple[int, ...] | None = None,
 ) -> Form:
     """Returns the form of a kernel that reads inputs, and whose results have these dtypes."""
-    precise = not HALF_DTYPES.issuperset(dtypes)
+    precise = not ROUNDING_DTYPES.issuperset(dtypes)
     double = any(t.dtype == torch.float64 for t in _tensors(inputs))
-    return Form(layout.stride_sets, layout.kinds, layout.vector, precise, double, target_input, results)
+    pair = next((PAIR_TYPES[t.dtype] for t in _tensors(inputs) if t.dtype in PAIR_TYPES), None)
+    return Form(layout.stride_sets, layout.kinds, layout.vector, precise, double, target_input, results, pair)
 
 
 def tile_shape(layout: Layout, size: int) -> tuple[int, int]:

@@ -85,6 +85,34 @@ else:
         return x.to(dtype)
 
 
+# Pairs of neighbours in one number, the first in its low bits: bfloat16 in int32, float16 in uint32, float32 in uint64.
+
+
+@triton.jit
+def unpacked(pair):
+    """Returns both values of a pair, in float32."""
+    if pair.dtype == tl.int32:
+        low, high = pair << 16, pair & -65536
+    elif pair.dtype == tl.uint32:
+        low, high = pair.to(tl.uint16), (pair >> 16).to(tl.uint16)
+        low, high = low.to(tl.float16, bitcast=True).to(tl.float32), high.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        low, high = pair.to(tl.uint32), (pair >> 32).to(tl.uint32)
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def packed(low, high, dtype: tl.constexpr):
+    """Returns both values as a pair of this dtype, rounded to nearest."""
+    if dtype == tl.uint64:
+        low, high = low.to(tl.uint32, bitcast=True).to(tl.uint64), high.to(tl.uint32, bitcast=True).to(tl.uint64)
+        return low | (high << 32)
+    else:
+        HALF: tl.constexpr = tl.bfloat16 if dtype == tl.int32 else tl.float16
+        low, high = rounded(low, HALF).to(tl.uint16, bitcast=True), rounded(high, HALF).to(tl.uint16, bitcast=True)
+        return (low.to(tl.uint32) | (high.to(tl.uint32) << 16)).to(dtype, bitcast=True)
+
+
 @triton.jit
 def exp_neg(x, PRECISE: tl.constexpr):
     """Returns exp(-x); if PRECISE, within a few ulp for all x: one float32 as log2(e) would be 63 ulp off at x = 87."""
@@ -150,6 +178,17 @@ def dsigmoid_gate(grad, x, gate, PRECISE: tl.constexpr):
 
 
 @triton.jit
+def _silus_factors(x, PRECISE: tl.constexpr):
+    """Returns s and 1 - s for silu' = s * (1 + x * (1 - s))."""
+    if PRECISE:
+        s, rest = _sigmoid_and_complement(x, PRECISE)
+    else:
+        s = sigmoid(x, PRECISE)
+        rest = 1.0 - s  # cancels, but is then added to 1 and rounded to a half type
+    return s, rest
+
+
+@triton.jit
 def swiglu(gate, up, PRECISE: tl.constexpr):
     """Returns silu(gate) * up = gate * s * up."""
     return gate * sigmoid(gate, PRECISE) * up
@@ -158,13 +197,55 @@ def swiglu(gate, up, PRECISE: tl.constexpr):
 @triton.jit
 def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
     """Returns the gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
-    if PRECISE:
-        s, rest = _sigmoid_and_complement(gate, PRECISE)
-    else:
-        s = sigmoid(gate, PRECISE)
-        rest = 1.0 - s  # cancels, but is then added to 1 and rounded to a half type
+    s, rest = _silus_factors(gate, PRECISE)
     grad_s = grad * s
     return grad_s * up * fma(gate, rest, 1.0), grad_s * gate
+
+
+@triton.jit
+def swiglu_variant(gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
+    """Returns gate * sigmoid(alpha * gate) * (up + offset) * weight."""
+    return gate * sigmoid(alpha * gate, PRECISE) * (up + offset) * weight
+
+
+@triton.jit
+def dswiglu_variant(grad, gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
+    """Returns the gradients of gate, up and weight."""
+    s, rest = _silus_factors(alpha * gate, PRECISE)
+    up += offset
+    grad_s = grad * s
+    grad_product = grad_s * gate
+    return grad_s * weight * up * fma(alpha * gate, rest, 1.0), grad_product * weight, grad_product * up
+
+
+@triton.jit
+def swiglu_clamped(gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
+    """Returns swiglu_variant() of gate, at most limit, and up, between -limit and limit."""
+    gate, up = _clamped(gate, up, limit)
+    return swiglu_variant(gate, up, weight, alpha, offset, PRECISE)
+
+
+@triton.jit
+def dswiglu_clamped(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
+    """Returns the gradients of gate, up and weight: 0 for what is clamped, or NaN."""
+    near_gate, near_up = _clamped(gate, up, limit)
+    grad_gate, grad_up, grad_weight = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
+    return tl.where(gate <= limit, grad_gate, 0.0), tl.where(tl.abs(up) <= limit, grad_up, 0.0), grad_weight
+
+
+@triton.jit
+def dswiglu_clamped_from_limit(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
+    """Returns the same, and 0 also for what is at the limit."""
+    near_gate, near_up = _clamped(gate, up, limit)
+    grad_gate, grad_up, grad_weight = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
+    return tl.where(gate < limit, grad_gate, 0.0), tl.where(tl.abs(up) < limit, grad_up, 0.0), grad_weight
+
+
+@triton.jit
+def _clamped(gate, up, limit):
+    near_gate = tl.minimum(gate, limit, propagate_nan=tl.PropagateNan.ALL)
+    near_up = tl.minimum(up, limit, propagate_nan=tl.PropagateNan.ALL)
+    return near_gate, tl.maximum(near_up, -limit, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

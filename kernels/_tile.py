@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels._layout import KINDS, decode
-from sigtorch.kernels._math import rounded, widened
+from sigtorch.kernels._math import packed, rounded, unpacked, widened
 
 PER_ROW, PER_COLUMN, PER_ELEMENT, TRANSPOSED, NUMBER, COLUMN_INDEX, ROW_INDEX, BATCH_INDEX = map(tl.constexpr, KINDS)
 COMMON = tl.constexpr(8)  # operands that every loss has
@@ -61,7 +61,7 @@ def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.
     values = ()
     for i in tl.static_range(len(inputs)):
         value = _load(inputs[i], strides, tile, masks, FORM.stride_sets[i], FORM.kinds[i], FORM)
-        values = values + (value,)  # noqa: RUF005, Triton's tuples take no star
+        values += unpacked(value) if value.dtype == FORM.pair else (value,)
     taken = None if FORM.target_input is None else values[FORM.target_input] != values[-1]
     if LOSS is None:
         results = FN(*values, PRECISE=FORM.precise)
@@ -70,8 +70,11 @@ def _run_tile(inputs, outputs, strides, tile, masks, FN, LOSS, TARGET, FORM: tl.
         results = FN(*values[:COMMON], own, LOSS, TARGET, PRECISE=FORM.precise)
     for i in tl.static_range(len(outputs)):
         ptr = pointers(outputs[i], strides, tile, FORM.stride_sets[len(inputs) + i], PER_ELEMENT, FORM.vector)
-        result = results if SCALE is None and len(outputs) == 1 else _result(results, i, FORM)
-        tl.store(ptr, rounded(_only(taken, result), ptr.dtype.element_ty), mask=masks.elements)
+        if ptr.dtype.element_ty == FORM.pair:  # the first output, of the first two results
+            tl.store(ptr, packed(results[0], results[1], ptr.dtype.element_ty), mask=masks.elements)
+        else:
+            result = results if SCALE is None and len(outputs) == 1 else _result(results, i, FORM)
+            tl.store(ptr, rounded(_only(taken, result), ptr.dtype.element_ty), mask=masks.elements)
     if SCALE is not None:
         sums = ()
         single: tl.constexpr = FORM.results is None and len(outputs) + len(totals) == 1
@@ -109,7 +112,9 @@ def _masks(tile, VECTOR: tl.constexpr):
 
 @triton.jit
 def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
-    """Returns an input's values for a tile, in float32 or all in float64: a scalar, (BLOCK_M, 1), (1, BLOCK_N) or a block."""
+    """Returns an input's values for a tile, in float32 or all in float64: a scalar, (BLOCK_M, 1), (1, BLOCK_N) or a block;
+    pairs as they are.
+    """
     WIDE: tl.constexpr = tl.float64 if FORM.double else tl.float32
     if KIND == NUMBER:
         return tl.cast(operand, tl.float32)
@@ -122,16 +127,19 @@ def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
     else:
         ptr = pointers(operand, strides, tile, STRIDE_SET, KIND, FORM.vector)
         if KIND == PER_ELEMENT:
-            return widened(tl.load(ptr, mask=masks.elements), WIDE)
+            value = tl.load(ptr, mask=masks.elements)
         elif KIND == TRANSPOSED:
-            if masks.elements is None:
-                return widened(tl.load(ptr), WIDE)
-            else:
-                return widened(tl.load(ptr, mask=_transposed_mask(tile, FORM.vector)), WIDE)
+            value = tl.load(ptr, mask=None if masks.elements is None else _transposed_mask(tile, FORM.vector))
         elif KIND == PER_COLUMN:
-            return tl.load(ptr, mask=masks.cols).to(WIDE)
+            value = tl.load(ptr, mask=masks.cols)
         else:
-            return tl.load(ptr, mask=masks.rows).to(WIDE)
+            value = tl.load(ptr, mask=masks.rows)
+        if ptr.dtype.element_ty == FORM.pair:
+            return value
+        elif KIND == PER_ELEMENT or KIND == TRANSPOSED:  # noqa: SIM109, Triton has no `in`
+            return widened(value, WIDE)
+        else:
+            return value.to(WIDE)
 
 
 @triton.jit

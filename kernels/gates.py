@@ -5,12 +5,14 @@ Halves of a packed tensor come from ``unsafe_chunk``: autograd does not track it
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
+from torch._C import DispatchKey
 
 from sigtorch.kernels import _math
-from sigtorch.kernels._layout import WARPS
+from sigtorch.kernels._layout import PAIRS, WARPS, Operand, exact
 from sigtorch.kernels._map import launch_map
 from sigtorch.kernels._reduce import launch_map_and_sum
 
@@ -46,9 +48,13 @@ def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size:
 
 
 def _grads(
-    fn: Any, grad: torch.Tensor, inputs: tuple[torch.Tensor, ...], warps: int = WARPS
+    fn: Any,
+    grad: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    numbers: tuple[Operand, ...] = (),
+    warps: int = WARPS,
 ) -> tuple[torch.Tensor, ...]:
-    """Returns the gradients of inputs by fn, which takes the incoming one first; those of broadcast inputs are summed.
+    """Returns the gradients of inputs by fn, which takes the incoming one before and numbers behind; sums broadcast ones.
 
     A launch writes the gradients that have grad's shape and sums one of the others; each further one takes a launch more.
     """
@@ -58,7 +64,7 @@ def _grads(
     else:  # the usual case, without what broadcasts cost the host
         first = torch.empty_like(inputs[0])
         grads = first, *[torch.empty_like(first, dtype=t.dtype) for t in inputs[1:]]
-        launch_map(fn, (grad, *inputs), grads, warps=warps)
+        launch_map(fn, (grad, *inputs, *numbers), grads, warps=warps)
         return grads
     if not grad.numel():
         return tuple(torch.zeros_like(t) for t in inputs)
@@ -68,11 +74,11 @@ def _grads(
     written = tuple(torch.empty_like(lead, dtype=inputs[i].dtype) for i in whole)
     found = {i: t.view(inputs[i].shape) for i, t in zip(whole, written, strict=True)}
     if not summed:
-        launch_map(fn, (grad, *inputs), written, warps=warps)
+        launch_map(fn, (grad, *inputs, *numbers), written, warps=warps)
     elif not whole and not torch.ops.aten.is_non_overlapping_and_dense(grad):
         grad = grad.contiguous()  # leads the kernels, which have no output of its shape
     for i in summed:
-        sums = launch_map_and_sum(fn, (grad, *inputs), written, inputs[i], (*whole, i), warps=warps)
+        sums = launch_map_and_sum(fn, (grad, *inputs, *numbers), written, inputs[i], (*whole, i), warps=warps)
         found[i] = _with_strides_of(inputs[i], sums)
         whole, written = (), ()
     return tuple(found[i] for i in range(len(inputs)))
@@ -111,7 +117,7 @@ def sigmoid_lerp_backward(
     grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of x, y and gate."""
-    return _grads(_math.dsigmoid_lerp, grad, (x, y, gate), LERP_WARPS)
+    return _grads(_math.dsigmoid_lerp, grad, (x, y, gate), warps=LERP_WARPS)
 
 
 def glu_forward(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -144,3 +150,160 @@ def swiglu_packed_backward(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.T
     grad_x = torch.empty_like(x)
     launch_map(_math.dswiglu, (grad, *x.unsafe_chunk(2, -1)), grad_x.unsafe_chunk(2, -1))
     return (grad_x,)
+
+
+# SwiGLU with alpha, limit, offset and weight.
+
+
+class Variant(NamedTuple):
+    """The numbers of a SwiGLU, in the order of its operators' arguments."""
+
+    alpha: float
+    limit: float | None
+    offset: float
+
+    @property
+    def forward(self) -> Any:
+        """The scalar function of the forward pass."""
+        return _math.swiglu_variant if self.limit is None else _math.swiglu_clamped
+
+    @property
+    def backward(self) -> Any:
+        """The scalar function of the backward pass."""
+        if self.limit is None:
+            return _math.dswiglu_variant
+        return _math.dswiglu_clamped if _clamp_passes_its_limit() else _math.dswiglu_clamped_from_limit
+
+    def operands(self, like: torch.Tensor) -> tuple[Operand, ...]:
+        """Returns the last operands of the scalar function; an alpha of 1 is compiled as a constant."""
+        numbers: tuple[Operand, ...] = (1 if self.alpha == 1 else self.alpha, self.offset)
+        return exact(numbers if self.limit is None else (*numbers, self.limit), like)
+
+
+@functools.cache
+def _clamp_passes_its_limit() -> bool:
+    """Tells whether torch.clamp hands a gradient to a value at its limit, as before PyTorch 2.14."""
+    guard = torch._C._SetExcludeDispatchKeyGuard(
+        DispatchKey.AutogradFunctionality, False
+    )  # an operator's body has none
+    with torch.inference_mode(False), torch.enable_grad(), guard:
+        x = torch.ones((), device="cpu", requires_grad=True)
+        (grad,) = torch.autograd.grad(x.clamp(max=1.0), x)
+    return bool(grad)
+
+
+def swiglu_variant_forward(gate: torch.Tensor, up: torch.Tensor, *numbers: Any) -> torch.Tensor:
+    return _variant_forward(_result(gate, up), (gate, up), 1, Variant(*numbers))
+
+
+def swiglu_variant_backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *numbers: Any
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of gate and up."""
+    variant = Variant(*numbers)
+    fn = variant.backward
+    return _grads(fn, grad, (gate, up), (1, *variant.operands(grad)))
+
+
+def swiglu_weighted_forward(gate: torch.Tensor, up: torch.Tensor, weight: torch.Tensor, *numbers: Any) -> torch.Tensor:
+    return _variant_forward(_result(gate, up), (gate, up), weight, Variant(*numbers))
+
+
+def swiglu_weighted_backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, weight: torch.Tensor, *numbers: Any
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of gate, up and weight."""
+    variant = Variant(*numbers)
+    fn = variant.backward
+    return _grads(fn, grad, (gate, up, weight), variant.operands(grad))
+
+
+def swiglu_packed_variant_forward(x: torch.Tensor, interleaved: bool, *numbers: Any) -> torch.Tensor:
+    halves = _halves(x, interleaved)
+    return _variant_forward(torch.empty_like(halves[0]), _read(x, halves, interleaved), 1, Variant(*numbers))
+
+
+def swiglu_packed_variant_backward(
+    grad: torch.Tensor, x: torch.Tensor, interleaved: bool, *numbers: Any
+) -> tuple[torch.Tensor, ...]:
+    return _packed_backward(grad, x, None, interleaved, Variant(*numbers))
+
+
+def swiglu_packed_weighted_forward(
+    x: torch.Tensor, weight: torch.Tensor, interleaved: bool, *numbers: Any
+) -> torch.Tensor:
+    halves = _halves(x, interleaved)
+    return _variant_forward(torch.empty_like(halves[0]), _read(x, halves, interleaved), weight, Variant(*numbers))
+
+
+def swiglu_packed_weighted_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, interleaved: bool, *numbers: Any
+) -> tuple[torch.Tensor, ...]:
+    return _packed_backward(grad, x, weight, interleaved, Variant(*numbers))
+
+
+def _variant_forward(
+    out: torch.Tensor, inputs: tuple[torch.Tensor, ...], weight: Operand, variant: Variant
+) -> torch.Tensor:
+    fn = variant.forward
+    launch_map(fn, (*inputs, weight, *variant.operands(out)), (out,))
+    return out
+
+
+def _halves(x: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, ...]:
+    return (x[..., 0::2], x[..., 1::2]) if interleaved else x.unsafe_chunk(2, -1)
+
+
+def _read(x: torch.Tensor, halves: tuple[torch.Tensor, ...], interleaved: bool) -> tuple[torch.Tensor, ...]:
+    """Returns the operands that gate and up are read from: pairs if they are interleaved, of a dtype that has such."""
+    if not interleaved or x.dtype not in PAIRS:
+        return halves
+    return (_pairs(x) if _is_in_pairs(x) else _pairs(x.clone(memory_format=torch.contiguous_format)),)
+
+
+def _is_in_pairs(x: torch.Tensor) -> bool:
+    """Tells whether neighbours along the last dimension are one aligned number in memory."""
+    *outer, inner = x.stride()
+    even = all(stride % 2 == 0 for stride in (*outer, x.storage_offset()))
+    return inner == 1 and even and x.data_ptr() % (2 * x.element_size()) == 0
+
+
+def _pairs(x: torch.Tensor) -> torch.Tensor:
+    return x.view(PAIRS[x.dtype])
+
+
+def _packed_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, interleaved: bool, variant: Variant
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of x and, if there is one, of weight."""
+    fn = variant.backward
+    numbers = variant.operands(grad)
+    halves, grad_x = _halves(x, interleaved), torch.empty_like(x)
+    in_place = not interleaved or (x.dtype in PAIRS and _is_in_pairs(grad_x))
+    if not in_place or (weight is not None and weight.numel() == grad.numel()):
+        return _packed_from_halves(fn, grad, halves, grad_x, weight, interleaved, numbers)
+    written = (_pairs(grad_x),) if interleaved else grad_x.unsafe_chunk(2, -1)
+    read = _read(x, halves, interleaved)
+    if weight is None:
+        launch_map(fn, (grad, *read, 1, *numbers), written)
+        return (grad_x,)
+    results = (0, 2) if interleaved else (0, 1, 2)  # a pair is of the first two
+    sums = launch_map_and_sum(fn, (grad, *read, weight, *numbers), written, weight, results)
+    return grad_x, _with_strides_of(weight, sums)
+
+
+def _packed_from_halves(
+    fn: Any,
+    grad: torch.Tensor,
+    halves: tuple[torch.Tensor, ...],
+    grad_x: torch.Tensor,
+    weight: torch.Tensor | None,
+    interleaved: bool,
+    numbers: tuple[Operand, ...],
+) -> tuple[torch.Tensor, ...]:
+    """Returns the same, where no kernel writes them in place: of pairs that are no one number, or of one column."""
+    inputs, numbers = (halves, (1, *numbers)) if weight is None else ((*halves, weight), numbers)
+    grad_gate, grad_up, *others = _grads(fn, grad, inputs, numbers)
+    for half, found in zip(_halves(grad_x, interleaved), (grad_gate, grad_up), strict=True):
+        half.copy_(found)
+    return grad_x, *others

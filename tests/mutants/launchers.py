@@ -119,8 +119,8 @@ LAUNCHING = [
     ),
     Slip(
         "kernels/_layout.py",
-        "precise = not HALF_DTYPES.issuperset(dtypes)",
-        "precise = not HALF_DTYPES.intersection(dtypes)",
+        "precise = not ROUNDING_DTYPES.issuperset(dtypes)",
+        "precise = not ROUNDING_DTYPES.intersection(dtypes)",
         f"{KERNELS} -k beside_a_half",
         "half precision where one of the results is a half",
     ),

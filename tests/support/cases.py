@@ -5,6 +5,7 @@ The oracle is plain PyTorch, run in float64 by the tests.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,29 @@ def swiglu(gate, up):
     return F.silu(gate) * up
 
 
+def variant(gate, up, weight=None, *, alpha=1.0, limit=None, offset=0.0):
+    dtype = torch.promote_types(gate.dtype, up.dtype)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    product = gate * torch.sigmoid(alpha * gate) * (up + offset)
+    return product if weight is None else (product * weight).to(dtype)
+
+
+GPT_OSS = {"alpha": 1.702, "limit": 1.75, "offset": 1.0}
+
+
+def ours(gate, up, weight=None, **options):
+    return sigtorch.swiglu(gate, up, weight=weight, **options)
+
+
+def interleaved(x, weight=None):
+    return sigtorch.swiglu(x, interleaved=True, weight=weight, **GPT_OSS)
+
+
+def column(s):
+    return (*s[:-1], 1)
+
+
 CASES = [
     Case("sigmoid", sigtorch.sigmoid, torch.sigmoid, saves_output=True),
     Case("sigmoid-input", lambda x: sigtorch.sigmoid(x, save="input"), torch.sigmoid),
@@ -62,7 +86,24 @@ CASES = [
     Case("swiglu", sigtorch.swiglu, swiglu, lambda s: (s, s), cancels=True),
     Case("swiglu-row", sigtorch.swiglu, swiglu, lambda s: (s, (*s[:-1], 1)), cancels=True),
     Case("swiglu-packed", sigtorch.swiglu, lambda x: swiglu(*x.chunk(2, -1)), cancels=True),
-]
+    Case(
+        "swiglu-scaled", partial(ours, alpha=1.702, offset=1.0), partial(variant, alpha=1.702, offset=1.0),
+        lambda s: (s, s), cancels=True,
+    ),
+    Case("swiglu-clamped", partial(ours, **GPT_OSS), partial(variant, **GPT_OSS), lambda s: (s, s), cancels=True),
+    Case(
+        "swiglu-weighted", partial(ours, **GPT_OSS), partial(variant, **GPT_OSS), lambda s: (s, s, column(s)), cancels=True,
+    ),
+    Case(
+        "swiglu-packed-clamped", partial(ours, up=None, **GPT_OSS), lambda x: variant(*x.chunk(2, -1), **GPT_OSS),
+        cancels=True,
+    ),
+    Case("swiglu-interleaved", interleaved, lambda x: variant(x[..., 0::2], x[..., 1::2], **GPT_OSS), cancels=True),
+    Case(
+        "swiglu-interleaved-weighted", interleaved,
+        lambda x, w: variant(x[..., 0::2], x[..., 1::2], w, **GPT_OSS), lambda s: (s, column(s)), cancels=True,
+    ),
+]  # fmt: skip
 
 # A result in another dtype is one rounding away; a half gradient from a rounded output two more.
 ULP = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-23}
