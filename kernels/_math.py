@@ -213,9 +213,9 @@ def dswiglu_variant(grad, gate, up, weight, alpha, offset, PRECISE: tl.constexpr
     """Returns the gradients of gate, up and weight."""
     s, rest = _silus_factors(alpha * gate, PRECISE)
     up += offset
-    grad_s = grad * s
-    grad_product = grad_s * gate
-    return grad_s * weight * up * fma(alpha * gate, rest, 1.0), grad_product * weight, grad_product * up
+    activated = s * gate  # before alpha, which may make gate infinite
+    grad_product = grad * weight
+    return grad_product * up * fma(alpha * rest, activated, s), grad_product * activated, grad * activated * up
 
 
 @triton.jit

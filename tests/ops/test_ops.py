@@ -181,14 +181,14 @@ def test_activation_checkpointing(case, reentrant, backend, device):
     torch.testing.assert_close((out.detach(), tuple(t.grad for t in leaves)), plain, rtol=0, atol=0)
 
 
+# Rows of an operation that has another one with equal shapes.
+ALIKE = ("glu-first", "gate-channel", "gate-pixel", "swiglu-scaled", "swiglu-packed-clamped")
+
+
 def saving_alike():
     """Two operations each, and the inputs of both: what they save is of the same shapes."""
-    others = [
-        c for c in CASES if c.fused and not c.saves_output and c.name not in ("glu-first", "gate-channel", "gate-pixel")
-    ]
-    operations = {
-        c.name: (c.ours, [*c.shapes((4, 6))]) for c in others
-    }  # but for rows of one operation with equal shapes
+    others = [c for c in CASES if c.fused and not c.saves_output and c.name not in ALIKE]
+    operations = {c.name: (c.ours, [*c.shapes((4, 6))]) for c in others}
     operations |= {f.__name__: (lambda x, f=f: f(x, torch.zeros_like(x)), [(4, 6), "targets"]) for f in LOSSES}
     for (name, (call, shapes)), (other, (another, theirs)) in itertools.permutations(operations.items(), 2):
         if shapes == theirs:
@@ -346,11 +346,13 @@ def test_subclasses_modes_and_meta(case):
 @every_engine
 def test_extreme_values(case, backend, device):
     """Far out in one input, results and gradients are what float64 says."""
-    far = torch.tensor([0.0, -0.0, 1.0, 20.0, 88.0, 90.0, 104.0, 1e4, 3e38])
+    far = torch.tensor([0.0, -0.0, 1.0, 20.0, 88.0, 90.0, 104.0, 1e4, case.farthest])
     values = torch.cat([far, -far]).to(device)
-    ones = [torch.ones_like(values).requires_grad_() for _ in case.shapes((1,))]
-    for i in range(len(ones)):
-        check(case, [*ones[:i], values.clone().requires_grad_(), *ones[i + 1 :]], torch.ones_like, backend)
+    shapes = case.shapes((9, 2)) if case.weighs_rows else [values.shape for _ in case.shapes((1,))]
+    ones = [torch.ones(s, device=device, requires_grad=True) for s in shapes]
+    for i, shape in enumerate(shapes):
+        here = values[:: len(values) // ones[i].numel()].reshape(shape).clone().requires_grad_()
+        check(case, [*ones[:i], here, *ones[i + 1 :]], torch.ones_like, backend)
 
 
 @every_case

@@ -25,6 +25,8 @@ class Case:
     fused: bool = True  # by a kernel, where one is asked for
     saves_output: bool = False  # gradients carry the rounding of a saved output
     cancels: bool = False  # values or gradients are sums of terms that may cancel
+    farthest: float = 3e38  # where plain operators stay finite
+    weighs_rows: bool = False  # by its last input, which takes no other shape
 
     def inputs(self, shape, dtype, device="cpu", scale=3.0, grad=True):
         return [
@@ -57,18 +59,26 @@ def variant(gate, up, weight=None, *, alpha=1.0, limit=None, offset=0.0):
 GPT_OSS = {"alpha": 1.702, "limit": 1.75, "offset": 1.0}
 
 
-def ours(gate, up, weight=None, **options):
-    return sigtorch.swiglu(gate, up, weight=weight, **options)
+# Numbers are written out: a compiler takes those of a dictionary for dynamic ones.
+
+
+def scaled(gate, up):
+    return sigtorch.swiglu(gate, up, alpha=1.702, offset=1.0)
+
+
+def clamped(gate, up=None, weight=None):
+    return sigtorch.swiglu(gate, up, alpha=1.702, limit=1.75, offset=1.0, weight=weight)
 
 
 def interleaved(x, weight=None):
-    return sigtorch.swiglu(x, interleaved=True, weight=weight, **GPT_OSS)
+    return sigtorch.swiglu(x, alpha=1.702, limit=1.75, offset=1.0, interleaved=True, weight=weight)
 
 
 def column(s):
     return (*s[:-1], 1)
 
 
+swiglu_row = partial(Case, cancels=True, farthest=1e37)
 CASES = [
     Case("sigmoid", sigtorch.sigmoid, torch.sigmoid, saves_output=True),
     Case("sigmoid-input", lambda x: sigtorch.sigmoid(x, save="input"), torch.sigmoid),
@@ -86,22 +96,14 @@ CASES = [
     Case("swiglu", sigtorch.swiglu, swiglu, lambda s: (s, s), cancels=True),
     Case("swiglu-row", sigtorch.swiglu, swiglu, lambda s: (s, (*s[:-1], 1)), cancels=True),
     Case("swiglu-packed", sigtorch.swiglu, lambda x: swiglu(*x.chunk(2, -1)), cancels=True),
-    Case(
-        "swiglu-scaled", partial(ours, alpha=1.702, offset=1.0), partial(variant, alpha=1.702, offset=1.0),
-        lambda s: (s, s), cancels=True,
-    ),
-    Case("swiglu-clamped", partial(ours, **GPT_OSS), partial(variant, **GPT_OSS), lambda s: (s, s), cancels=True),
-    Case(
-        "swiglu-weighted", partial(ours, **GPT_OSS), partial(variant, **GPT_OSS), lambda s: (s, s, column(s)), cancels=True,
-    ),
-    Case(
-        "swiglu-packed-clamped", partial(ours, up=None, **GPT_OSS), lambda x: variant(*x.chunk(2, -1), **GPT_OSS),
-        cancels=True,
-    ),
-    Case("swiglu-interleaved", interleaved, lambda x: variant(x[..., 0::2], x[..., 1::2], **GPT_OSS), cancels=True),
-    Case(
-        "swiglu-interleaved-weighted", interleaved,
-        lambda x, w: variant(x[..., 0::2], x[..., 1::2], w, **GPT_OSS), lambda s: (s, column(s)), cancels=True,
+    swiglu_row("swiglu-scaled", scaled, partial(variant, alpha=1.702, offset=1.0), lambda s: (s, s)),
+    swiglu_row("swiglu-clamped", clamped, partial(variant, **GPT_OSS), lambda s: (s, s)),
+    swiglu_row("swiglu-weighted", clamped, partial(variant, **GPT_OSS), lambda s: (s, s, column(s)), weighs_rows=True),
+    swiglu_row("swiglu-packed-clamped", clamped, lambda x: variant(*x.chunk(2, -1), **GPT_OSS)),
+    swiglu_row("swiglu-interleaved", interleaved, lambda x: variant(x[..., 0::2], x[..., 1::2], **GPT_OSS)),
+    swiglu_row(
+        "swiglu-interleaved-weighted", interleaved, lambda x, w: variant(x[..., 0::2], x[..., 1::2], w, **GPT_OSS),
+        lambda s: (s, column(s)), weighs_rows=True,
     ),
 ]  # fmt: skip
 
@@ -219,6 +221,7 @@ def check(case, inputs, grad=None, backend="auto"):
         assert_rounded_once(out, expected, cancelled)
     if case.saves_output:  # rounded, and the gradient is what that gives
         expected_grads = [grad(out).double() * out.double() * (1 - out.double())]
+    expected_grads = [torch.where(g.abs() > largest, g * torch.inf, g) for g in expected_grads]
     for mine, theirs, given in zip(grads, expected_grads, [t for t in inputs if t.requires_grad], strict=True):
         assert mine.dtype == given.dtype
         assert mine.shape == given.shape

@@ -18,9 +18,9 @@ def swiglu(
     gate: torch.Tensor,
     up: torch.Tensor | None = None,
     *,
-    alpha: float = 1.0,
+    alpha: float = 1,  # whole, as offset: Dynamo takes a float for a dynamic number, and compiles twice
     limit: float | None = None,
-    offset: float = 0.0,
+    offset: float = 0,
     interleaved: bool = False,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -61,7 +61,7 @@ def swiglu(
         Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202; OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card",
         2025, arXiv:2508.10925, for alpha, limit and offset.
     """
-    if limit is not None or weight is not None or interleaved or alpha != 1.0 or offset != 0.0:
+    if limit is not None or weight is not None or interleaved or alpha != 1 or offset != 0:
         return _variant(gate, up, check_variant("swiglu()", alpha, limit, offset), interleaved, weight)
     if up is None:
         runner = select(gate, opaque=True)
@@ -114,7 +114,7 @@ def _variant(
         check_weight(where, gate, up, weight)
         given["weight"] = weight
     tensors = (*given.values(),)
-    runner = select(*tensors, opaque=function is not SwiGLUVariantFunction)
+    runner = select(*tensors, opaque=up is None or weight is not None)
     if runner == "aten" or not function.fuses(*tensors):
         return _checks.run_explained(where, lambda *given: function.formula(*given, *settings), (*given,), tensors)
     if runner == "compiled":
