@@ -178,17 +178,6 @@ def dsigmoid_gate(grad, x, gate, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _silus_factors(x, PRECISE: tl.constexpr):
-    """Returns s and 1 - s for silu' = s * (1 + x * (1 - s))."""
-    if PRECISE:
-        s, rest = _sigmoid_and_complement(x, PRECISE)
-    else:
-        s = sigmoid(x, PRECISE)
-        rest = 1.0 - s  # cancels, but is then added to 1 and rounded to a half type
-    return s, rest
-
-
-@triton.jit
 def swiglu(gate, up, PRECISE: tl.constexpr):
     """Returns silu(gate) * up = gate * s * up."""
     return gate * sigmoid(gate, PRECISE) * up
@@ -197,7 +186,11 @@ def swiglu(gate, up, PRECISE: tl.constexpr):
 @triton.jit
 def dswiglu(grad, gate, up, PRECISE: tl.constexpr):
     """Returns the gradients of gate and up; silu' = s + gate * s * (1 - s) = s * (1 + gate * (1 - s))."""
-    s, rest = _silus_factors(gate, PRECISE)
+    if PRECISE:
+        s, rest = _sigmoid_and_complement(gate, PRECISE)
+    else:
+        s = sigmoid(gate, PRECISE)
+        rest = 1.0 - s  # cancels, but is then added to 1 and rounded to a half type
     grad_s = grad * s
     return grad_s * up * fma(gate, rest, 1.0), grad_s * gate
 
@@ -211,7 +204,11 @@ def swiglu_variant(gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
 @triton.jit
 def dswiglu_variant(grad, gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
     """Returns the gradients of gate, up and weight."""
-    s, rest = _silus_factors(alpha * gate, PRECISE)
+    if PRECISE:
+        s, rest = _sigmoid_and_complement(alpha * gate, PRECISE)
+    else:
+        s = sigmoid(alpha * gate, PRECISE)
+        rest = 1.0 - s
     up += offset
     activated = s * gate  # before alpha, which may make gate infinite
     grad_product = grad * weight
