@@ -37,3 +37,13 @@ def test_four_axes_and_other_orders(shape, dtype):
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES[:3], 2)], ids=str)
 def test_mixed_dtypes(dtypes):
     assert all(launches(sigtorch.swiglu, *[torch.randn(4, 6, dtype=d, requires_grad=True) for d in dtypes]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize(
+    "name", ["swiglu-clamped", "swiglu-weighted", "swiglu-interleaved", "swiglu-interleaved-weighted"]
+)
+def test_one_launch_a_pass(name, dtype):
+    """A weight's gradient of a row that several programs add up takes a sum of PyTorch's more."""
+    (case,) = (c for c in CASES if c.name == name)
+    assert launches(case.ours, *case.inputs((6, 1024), dtype)) == (1, 1)

@@ -23,7 +23,11 @@ pytestmark = [
     # Dynamo hides it, but not from "error".
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
 ]
-OPAQUE = {"glu": "glu", "glu-first": "glu", "swiglu-packed": "swiglu_packed"}  # a compiler fuses all others as well
+OPAQUE = {  # a compiler fuses all others as well
+    "glu": "glu", "glu-first": "glu", "swiglu-packed": "swiglu_packed", "swiglu-weighted": "swiglu_weighted",
+    "swiglu-packed-clamped": "swiglu_packed_variant", "swiglu-interleaved": "swiglu_packed_variant",
+    "swiglu-interleaved-weighted": "swiglu_packed_weighted",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import chunked_cases, router_cases
-from support.cases import CASES, contiguous, transposed
+from support.cases import CASES, contiguous, transposed, variant
 from support.device import DEVICE
 from support.loss_cases import (
     KINDS,
@@ -34,7 +34,10 @@ pytestmark = [
     # PyTorch's own check looks at it.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
-ELEMENTWISE = ("sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed")
+ELEMENTWISE = (
+    "sigmoid", "sigmoid_from_input", "sigmoid_gate", "sigmoid_lerp", "glu", "swiglu", "swiglu_packed", "swiglu_variant",
+    "swiglu_weighted", "swiglu_packed_variant", "swiglu_packed_weighted",
+)  # fmt: skip
 SUMMED = (
     "binary_cross_entropy_with_logits",
     "sigmoid_focal_loss",
@@ -176,6 +179,22 @@ DIRECT = {
     "glu": (lambda x: operator("glu")(x, 0), lambda x: F.glu(x, 0), [(4, 2)]),
     "swiglu": (operator("swiglu"), lambda g, u: F.silu(g) * u, [(2, 3), (2, 1)]),
     "swiglu_packed": (operator("swiglu_packed"), lambda x: F.silu(x[:, :2]) * x[:, 2:], [(2, 4)]),
+    "swiglu_variant": (
+        lambda g, u: operator("swiglu_variant")(g, u, 2.0, 0.5, 1.0),
+        lambda g, u: variant(g, u, alpha=2.0, limit=0.5, offset=1.0), [(2, 3), (2, 1)],
+    ),
+    "swiglu_weighted": (
+        lambda g, u, w: operator("swiglu_weighted")(g, u, w, 1.0, 0.5, 0.0),
+        lambda g, u, w: variant(g, u, w, limit=0.5), [(2, 3), (3,), (2, 1)],
+    ),
+    "swiglu_packed_variant": (
+        lambda x: operator("swiglu_packed_variant")(x, True, 2.0, None, 1.0),
+        lambda x: variant(x[:, 0::2], x[:, 1::2], alpha=2.0, offset=1.0), [(3, 4)],
+    ),
+    "swiglu_packed_weighted": (
+        lambda x, w: operator("swiglu_packed_weighted")(x, w, False, 2.0, 0.5, 1.0),
+        lambda x, w: variant(x[:, :2], x[:, 2:], w, alpha=2.0, limit=0.5, offset=1.0), [(3, 4), (3, 1)],
+    ),
     "sigmoid_topk": (
         lambda x: operator("sigmoid_topk")(x, None, 3, 4, 2, True, 2.0)[0],
         lambda x: router_cases.oracle(x, 3, num_groups=4, topk_groups=2, scale=2.0)[0], [(2, 8)],
@@ -231,6 +250,9 @@ def test_a_backward_operator_cannot_be_differentiated(name):
         "sigmoid_backward": (x, x), "sigmoid_from_input_backward": (x, x), "sigmoid_gate_backward": (x, x, x),
         "sigmoid_lerp_backward": tensors, "swiglu_backward": (x, x, x),
         "glu_backward": (x[:, :3], x, 1), "swiglu_packed_backward": (x[:, :3], x),
+        "swiglu_variant_backward": (x, x, x, 1.0, 2.0, 0.0), "swiglu_weighted_backward": (x, x, x, x[:, :1], 1.0, 2.0, 0.0),
+        "swiglu_packed_variant_backward": (x[:, :3], x, True, 1.0, None, 0.0),
+        "swiglu_packed_weighted_backward": (x[:, :3], x, x[:, :1], True, 1.0, None, 0.0),
         "binary_cross_entropy_with_logits_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.0),
         "sigmoid_focal_loss_backward": (x, x, x, None, None, None, "none", x.dtype, -1, None, None, 0.25, 2.0),
         "quality_focal_loss_backward": (x, x, x, "none", x.dtype, 2.0),
@@ -310,6 +332,19 @@ MISTAKES = {
     "glu": (lambda: operator("glu")(torch.randn(3, 5), 1), "must have an even size"),
     "glu-backward": (lambda: operator("glu_backward")(torch.randn(3, 2), torch.randn(3, 5), 1), "must have an even size"),
     "swiglu-packed": (lambda: operator("swiglu_packed")(torch.randn(4, 3)), "must have an even size"),
+    "swiglu-limit": (
+        lambda: operator("swiglu_variant")(*torch.randn(2, 4, 3), 1.0, -2.0, 0.0), "limit must be at least 0, got -2.0",
+    ),
+    "swiglu-weight": (
+        lambda: operator("swiglu_weighted")(*torch.randn(3, 4, 3), 1.0, None, 0.0), "weight must be one number a row",
+    ),
+    "swiglu-weight-backward": (
+        lambda: operator("swiglu_packed_weighted_backward")(*torch.randn(3, 4, 4), True, 1.0, None, 0.0),
+        "weight must be one number a row",
+    ),
+    "swiglu-interleaved": (
+        lambda: operator("swiglu_packed_variant")(torch.randn(4, 3), True, 1.0, None, 0.0), "must have an even size",
+    ),
     "router": (lambda: operator(ROUTER)(torch.randn(2, 8), None, 5, 4, 2, True, 1.0), "k=5 must be from 1 to 4"),
     "router-bias": (
         lambda: operator(ROUTER)(torch.randn(2, 8), torch.rand(4), 2, 1, 1, True, 1.0), "correction_bias must have shape",

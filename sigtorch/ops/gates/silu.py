@@ -109,7 +109,8 @@ def _variant(
         given["up"] = up
         if interleaved:
             raise ValueError(f"{where}: interleaved reads both from gate, but up was given, of shape {tuple(up.shape)}")
-    function = FUNCTIONS[up is None, weight is not None]
+    kind = up is None, weight is not None
+    function = FUNCTIONS[kind]
     if weight is not None:
         check_weight(where, gate, up, weight)
         given["weight"] = weight
@@ -118,7 +119,7 @@ def _variant(
     if runner == "aten" or not function.fuses(*tensors):
         return _checks.run_explained(where, lambda *given: function.formula(*given, *settings), (*given,), tensors)
     if runner == "compiled":
-        return getattr(torch.ops.sigtorch, function.op).default(*tensors, *settings)  # type: ignore[no-any-return]
+        return OPERATORS[kind](*tensors, *settings)  # type: ignore[no-any-return]
     return function.apply(*tensors, *settings, runner)
 
 
@@ -292,6 +293,7 @@ FUNCTIONS: dict[tuple[bool, bool], type[FromInputs]] = {
     (True, False): SwiGLUPackedVariantFunction,
     (True, True): SwiGLUPackedWeightedFunction,
 }
+OPERATORS = {kind: function.operators.forward for kind, function in FUNCTIONS.items()}  # for compiled code
 
 
 class SwiGLU(torch.nn.Module):
