@@ -59,29 +59,36 @@ def launch_map(
     *,
     target_input: int | None = None,
     warps: int = WARPS,
+    results: tuple[int, ...] | None = None,
 ) -> None:
-    """Writes fn of the inputs into the outputs.
+    """Writes fn's results into the outputs.
 
     Args:
-        fn: a scalar function of ``_math.py``, or the pass of a loss, with one result per output.
+        fn: a scalar function of ``_math.py``, or the pass of a loss.
         inputs: tensors that broadcast to the outputs' shape, numbers, or ``INDEX``: an element's index along the outputs'
             last dimension.
         outputs: freshly allocated tensors of one shape, with the same strides, that do not overlap.
         target_input: the input whose elements are ignored where they equal the last input, a number: results are 0 there.
         warps: per tile. More of them have fewer elements per thread, and take fewer registers.
+        results: which of fn's results are written, one per output; None for the first ones.
     """
     if outputs[0].numel():
-        ready, inputs = plan(_map_call, fn, inputs, outputs, (target_input, warps))
+        ready, inputs = plan(_map_call, fn, inputs, outputs, (target_input, warps, results))
         ready.launch(inputs, outputs)
 
 
 def _map_call(
-    fn: Any, inputs: tuple[Operand, ...], outputs: tuple[torch.Tensor, ...], target_input: int | None, warps: int
+    fn: Any,
+    inputs: tuple[Operand, ...],
+    outputs: tuple[torch.Tensor, ...],
+    target_input: int | None,
+    warps: int,
+    results: tuple[int, ...] | None,
 ) -> Call:
     layout = layout_of(inputs, outputs)
     block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     axes = grid_axes(layout.batches, down)
-    form = form_of(layout, inputs, [t.dtype for t in outputs], target_input)
+    form = form_of(layout, inputs, [t.dtype for t in outputs], target_input, results)
     arguments = (*layout.encoded, layout.rows, layout.cols, *functions_of(fn), form, axes, block_m, block_n)
     return Call(_map_kernel, axes.grid(across, layout.batches, down), arguments, warps=warps)

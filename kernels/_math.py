@@ -203,7 +203,7 @@ def swiglu_variant(gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
 
 @triton.jit
 def dswiglu_variant(grad, gate, up, weight, alpha, offset, PRECISE: tl.constexpr):
-    """Returns the gradients of gate, up and weight."""
+    """Returns the gradients of gate, up and weight, and the product."""
     if PRECISE:
         s, rest = _sigmoid_and_complement(alpha * gate, PRECISE)
     else:
@@ -211,8 +211,8 @@ def dswiglu_variant(grad, gate, up, weight, alpha, offset, PRECISE: tl.constexpr
         rest = 1.0 - s
     up += offset
     activated = s * gate  # before alpha, which may make gate infinite
-    grad_product = grad * weight
-    return grad_product * up * fma(alpha * rest, activated, s), grad_product * activated, grad * activated * up
+    grad_gate = grad * weight * up * fma(alpha * rest, activated, s)
+    return grad_gate, grad * weight * activated, grad * activated * up, activated * up * weight
 
 
 @triton.jit
@@ -224,18 +224,18 @@ def swiglu_clamped(gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr
 
 @triton.jit
 def dswiglu_clamped(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
-    """Returns the gradients of gate, up and weight: 0 for what is clamped, or NaN."""
+    """Returns the gradients of gate, up and weight, 0 for what is clamped, or NaN, and the product."""
     near_gate, near_up = _clamped(gate, up, limit)
-    grad_gate, grad_up, grad_weight = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
-    return tl.where(gate <= limit, grad_gate, 0.0), tl.where(tl.abs(up) <= limit, grad_up, 0.0), grad_weight
+    grad_gate, grad_up, grad_weight, product = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
+    return tl.where(gate <= limit, grad_gate, 0.0), tl.where(tl.abs(up) <= limit, grad_up, 0.0), grad_weight, product
 
 
 @triton.jit
 def dswiglu_clamped_from_limit(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
     """Returns the same, and 0 also for what is at the limit."""
     near_gate, near_up = _clamped(gate, up, limit)
-    grad_gate, grad_up, grad_weight = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
-    return tl.where(gate < limit, grad_gate, 0.0), tl.where(tl.abs(up) < limit, grad_up, 0.0), grad_weight
+    grad_gate, grad_up, grad_weight, product = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
+    return tl.where(gate < limit, grad_gate, 0.0), tl.where(tl.abs(up) < limit, grad_up, 0.0), grad_weight, product
 
 
 @triton.jit

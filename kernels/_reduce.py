@@ -121,7 +121,7 @@ class Sums(NamedTuple):
 
 def launch_map_and_sum(
     fn: Any,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: tuple[Operand, ...],
     outputs: tuple[torch.Tensor, ...],
     small: torch.Tensor,
     results: tuple[int, ...],

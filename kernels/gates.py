@@ -205,6 +205,17 @@ def swiglu_variant_backward(
     return _grads(fn, grad, (gate, up), (1, *variant.operands(grad)))
 
 
+def swiglu_recompute(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *numbers: Any
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of gate and up, tensors of one shape, and their product."""
+    variant, first = Variant(*numbers), torch.empty_like(gate)
+    outputs = first, torch.empty_like(first, dtype=up.dtype), torch.empty_like(first)
+    inputs = (grad, gate, up, 1, *variant.operands(grad))
+    launch_map(variant.backward, inputs, outputs, warps=LERP_WARPS, results=(0, 1, 3))
+    return outputs
+
+
 def swiglu_weighted_forward(gate: torch.Tensor, up: torch.Tensor, weight: torch.Tensor, *numbers: Any) -> torch.Tensor:
     return _variant_forward(_result(gate, up), (gate, up), weight, Variant(*numbers))
 

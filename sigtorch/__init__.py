@@ -4,7 +4,7 @@ from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
 from sigtorch.ops.chunked_losses import linear_binary_cross_entropy, siglip_loss
 from sigtorch.ops.experts import sigmoid_topk
-from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu
+from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu, swiglu_linear
 from sigtorch.ops.losses import (
     asymmetric_loss,
     binary_cross_entropy_with_logits,
@@ -36,6 +36,7 @@ __all__ = [
     "sigmoid_lerp",
     "sigmoid_topk",
     "swiglu",
+    "swiglu_linear",
     "use_backend",
     "varifocal_loss",
 ]

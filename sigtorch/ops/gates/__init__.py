@@ -1,5 +1,6 @@
 """The gates: a file for those of a sigmoid and one for SwiGLU, each with formulas, autograd Functions and modules."""
 
+from sigtorch.ops.gates.linear import GatedMLP, swiglu_linear
 from sigtorch.ops.gates.sigmoid import (
     GLU,
     GLUFunction,
@@ -12,7 +13,7 @@ from sigtorch.ops.gates.sigmoid import (
     sigmoid_gate,
     sigmoid_lerp,
 )
-from sigtorch.ops.gates.silu import GatedMLP, SwiGLU, SwiGLUFunction, SwiGLUPackedFunction, swiglu
+from sigtorch.ops.gates.silu import SwiGLU, SwiGLUFunction, SwiGLUPackedFunction, swiglu
 
 __all__ = [
     "GLU",
@@ -30,4 +31,5 @@ __all__ = [
     "sigmoid_gate",
     "sigmoid_lerp",
     "swiglu",
+    "swiglu_linear",
 ]

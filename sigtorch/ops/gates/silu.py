@@ -299,48 +299,41 @@ OPERATORS = {kind: function.operators.forward for kind, function in FUNCTIONS.it
 class SwiGLU(torch.nn.Module):
     """:func:`sigtorch.swiglu` as a module: ``forward(gate, up)``, or packed ``forward(x)``.
 
+    Args:
+        alpha: as for :func:`sigtorch.swiglu`, and so are the others.
+        limit: the most that a gate is, and that an up is either side of 0.
+        offset: added to up.
+        interleaved: reads a packed tensor as g₀ u₀ g₁ u₁ ….
+
+    Raises:
+        TypeError, ValueError: a number as for :func:`sigtorch.swiglu`.
+
     Example:
         >>> sigtorch.nn.SwiGLU()(torch.tensor([100.0]), torch.tensor([2.0]))
         tensor([200.])
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-
-    def forward(self, gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns silu(gate)·up, of the broadcast shape, or of the packed one with the last dimension halved."""
-        return swiglu(gate, up)
-
-
-class GatedMLP(torch.nn.Module):
-    """The feed-forward layer of Llama and its relatives, ``down_proj(swiglu(gate_proj(x), up_proj(x)))``.
-
-    Args:
-        dim: features of the input and the output.
-        hidden: features in between.
-        bias: gives each projection a bias.
-        device: of the parameters.
-        dtype: of the parameters.
-
-    Example:
-        >>> sigtorch.nn.GatedMLP(8, 32)(torch.zeros(2, 8)).shape
-        torch.Size([2, 8])
-    """
-
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        bias: bool = False,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, *, alpha: float = 1, limit: float | None = None, offset: float = 0, interleaved: bool = False
     ) -> None:
         super().__init__()
-        self.gate_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
-        self.up_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
-        self.down_proj = torch.nn.Linear(hidden, dim, bias, device, dtype)
+        self.alpha, self.limit, self.offset = check_variant("SwiGLU()", alpha, limit, offset)
+        self.interleaved = interleaved
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (..., dim) to (..., dim)."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+    def forward(
+        self, gate: torch.Tensor, up: torch.Tensor | None = None, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns silu(gate)·up, of the broadcast shape, or of the packed one with the last dimension halved."""
+        return swiglu(
+            gate,
+            up,
+            alpha=self.alpha,
+            limit=self.limit,
+            offset=self.offset,
+            interleaved=self.interleaved,
+            weight=weight,
+        )
+
+    def extra_repr(self) -> str:
+        """Returns the options."""
+        return _checks.shown(alpha=self.alpha, limit=self.limit, offset=self.offset, interleaved=self.interleaved)
