@@ -212,6 +212,21 @@ class SigmoidLerp(torch.nn.Module):
     Example:
         >>> sigtorch.nn.SigmoidLerp()(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([0.0]))
         tensor([2.])
+
+        A GRU cell: the reset gate with its sum is one kernel, the update gate another.
+
+        >>> from torch.nn.functional import linear
+        >>> class GRUCell(torch.nn.GRUCell):
+        ...     update = sigtorch.nn.SigmoidLerp()
+        ...
+        ...     def forward(self, x, h):
+        ...         reset_x, update_x, new_x = linear(x, self.weight_ih, self.bias_ih).chunk(3, -1)
+        ...         reset_h, update_h, new_h = linear(h, self.weight_hh, self.bias_hh).chunk(3, -1)
+        ...         new = torch.tanh(sigtorch.sigmoid_gate(new_h, reset_x + reset_h, residual=new_x))
+        ...         return self.update(h, new, update_x + update_h)
+        >>> cell, x, h = GRUCell(4, 8), torch.randn(2, 4), torch.randn(2, 8)
+        >>> torch.allclose(cell(x, h), torch.nn.GRUCell.forward(cell, x, h), atol=1e-6)
+        True
     """
 
     def __init__(self) -> None:
