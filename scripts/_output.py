@@ -104,7 +104,10 @@ def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> N
 
 
 def plot_curves(path: Path, rows: Sequence[Row], *, x: str, panels: dict[str, Sequence[str]]) -> None:
-    """Draw a panel for each label, its columns over column x; rows of different runs differ in colour."""
+    """Draw a panel for each label, its columns over column x; rows of different runs differ in colour.
+
+    The first two columns are lines with a name, and further ones thin lines behind these.
+    """
     figure = Figure(figsize=(5 * len(panels), 3.8), dpi=120, layout="constrained")
     runs = list(dict.fromkeys(row["run"] for row in rows))
     for axes, (label, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -116,6 +119,9 @@ def plot_curves(path: Path, rows: Sequence[Row], *, x: str, panels: dict[str, Se
                 curve = [row[column] for row in mine]
                 name = f"{run}: {column.replace('_', ' ')}"
                 axes.plot([row[x] for row in mine], curve, style, color=f"C{number}", label=name, **broad)
+            for column in columns[2:]:
+                curve = [row[column] for row in mine]
+                axes.plot([row[x] for row in mine], curve, color=f"C{number}", linewidth=0.6, alpha=0.5)
         axes.set(xlabel=x, ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

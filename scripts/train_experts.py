@@ -25,10 +25,7 @@ from torch.nn import functional as F
 
 import sigtorch
 
-PANELS = {
-    "bits per byte": ("validation_bits_per_byte", "train_bits_per_byte"),
-    "load, 1 where even": ("largest_load", "smallest_load"),
-}
+EXTREMES = ("largest_load", "smallest_load")
 
 
 class PlainRouter(sigtorch.nn.SigmoidRouter):
@@ -115,8 +112,13 @@ def loads_of(model: nn.Module) -> _output.Row:
     shares = torch.stack([m.loads * len(m.loads) / m.loads.sum() for m in mixtures(model)])
     for mixture in mixtures(model):
         mixture.loads.zero_()
-    row = {"largest_load": shares.max().item(), "smallest_load": shares.min().item()}
-    return row | {f"load_{number}": load for number, load in enumerate(shares.mean(0).tolist())}
+    row = dict(zip(EXTREMES, (shares.max().item(), shares.min().item()), strict=True))
+    return row | {load_name(number): load for number, load in enumerate(shares.mean(0).tolist())}
+
+
+def load_name(number: int) -> str:
+    """The column of an expert's load."""
+    return f"load_{number}"
 
 
 def job_of(text: train_text.Text, args: argparse.Namespace) -> _training.Job:
@@ -156,7 +158,11 @@ def main() -> None:
             job = job_of(text, args)
             runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)
-            _training.write(runs, args, partial(_output.plot_curves, x="step", panels=PANELS))
+            panels = {
+                "bits per byte": ("validation_bits_per_byte", "train_bits_per_byte"),
+                "load of each expert, 1 where even": (*EXTREMES, *map(load_name, range(args.experts))),
+            }
+            _training.write(runs, args, partial(_output.plot_curves, x="step", panels=panels))
             rows = []
             for run in runs:
                 last = run.rows[-1]
