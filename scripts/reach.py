@@ -2,7 +2,8 @@
 
 A site is a product of a sigmoid or silu that one evaluation of a small model computes, as Patch.report counts them: without
 those whose sigmoid or silu other code takes, too, and without those in a library's own autograd.Function, which stay as
-they are. The same run checks that the patched model's output is the plain one's, to the last bit.
+they are. The same run checks that the patched model's output is the plain one's, to the last bit. So are the outputs and
+gradients of a training step, where the model can train on its example.
 
 Needs models: pip install ".[scripts,models]" brings timm, torchvision and transformers, the extra reach brings the
 others. No download of weights, no GPU.
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import _folder
@@ -30,22 +32,57 @@ import sigtorch
 from sigtorch.plugin.report import AUTOGRAD_REASON
 
 
-def outputs(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
-    """The tensors of one evaluation."""
+def tensors(out: Any) -> list[torch.Tensor]:
+    """The tensors among what a model returns."""
+    return [t for t in tree_leaves(dict(out) if isinstance(out, dict) else out) if isinstance(t, torch.Tensor)]
+
+
+def evaluated(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
+    """What one evaluation computes."""
     torch.manual_seed(0)
     with torch.no_grad():
-        out = model(**example.inputs())
-    leaves = tree_leaves(dict(out) if isinstance(out, dict) else out)
-    return [t for t in leaves if isinstance(t, torch.Tensor)]
+        return tensors(model(**example.inputs()))
+
+
+def trained(model: torch.nn.Module, example: Example) -> list[torch.Tensor | None]:
+    """What one training step computes: outputs, and the gradients of all parameters."""
+    torch.manual_seed(0)
+    out = tensors(model.train()(**example.inputs()))
+    if wanted := [t.square().mean() for t in out if t.requires_grad]:
+        torch.stack(wanted).sum().backward()
+    return [*out, *(p.grad for p in model.parameters())]
+
+
+def built(example: Example) -> torch.nn.Module:
+    """The example's model, with the same weights each time."""
+    torch.manual_seed(0)
+    return example.build()
+
+
+def are_same(found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None]) -> str:
+    """Compares to the last bit."""
+    pairs = zip(found, expected, strict=True)
+    same = all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+    return "same" if same else "OTHER"
+
+
+def training_of(example: Example) -> str:
+    """Compares a step of a patched model with one of the plain model."""
+    try:
+        expected = trained(built(example), example)
+    except Exception:  # as a norm of batches raises, of a single value
+        return "cannot"
+    model = built(example)
+    with sigtorch.patch(model):
+        return are_same(trained(model, example), expected)
 
 
 def row(name: str, example: Example) -> dict[str, Any]:
     """The row of a table for a model."""
-    torch.manual_seed(0)
-    model = example.build().eval()
-    plain = outputs(model, example)
+    model = built(example).eval()
+    plain = evaluated(model, example)
     with sigtorch.patch(model) as patch:
-        same = all(torch.equal(a, b) for a, b in zip(plain, outputs(model, example), strict=True))
+        same = are_same(evaluated(model, example), plain)
         report = patch.report(**example.inputs())
     left, own = Counter[str](), 0
     for product in report.products:
@@ -56,7 +93,8 @@ def row(name: str, example: Example) -> dict[str, Any]:
         "model": name,
         "sites": report.total - own,
         "fused": report.fused,
-        "output": "same" if same else "OTHER",
+        "output": same,
+        "training": training_of(example),
         "left": "; ".join(f"{n} at {site}" for site, n in left.items()),
     }
 

@@ -8,6 +8,8 @@ import torch
 from _models import LIBRARIES, Example
 from torch import nn
 
+import sigtorch
+
 SMALL = {
     "diffusers": "Sana",
     "efficientnet_pytorch": "efficientnet-b0 for export",
@@ -49,7 +51,7 @@ def test_each_kind_of_site():
     first = Sites.forward.__code__.co_firstlineno
     assert row["sites"] == 3
     assert row["fused"] == 1
-    assert row["output"] == "same"
+    assert row["output"] == row["training"] == "same"
     reasons = {3: "it changes a tensor in place", 4: "no kernel takes its dtypes"}
     assert row["left"] == "; ".join(f"1 at test_reach.py:{first + n}, {why}" for n, why in reasons.items())
 
@@ -65,6 +67,35 @@ def test_sparse_tensors():
     row = reach.row("sparse", Example(Sparse, lambda: {"x": torch.linspace(-1, 1, 12).view(3, 4)}))
     assert row["sites"] == row["fused"] == 1
     assert row["output"] == "same"
+
+
+class Gate(nn.Module):
+    """A product that trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.gate(x))
+
+
+def test_a_changed_gradient_is_told(monkeypatch):
+    example = Example(Gate, lambda: {"x": torch.ones(3, 4)})
+    assert reach.row("gate", example)["training"] == "same"
+    patch = sigtorch.patch
+
+    def wrong(model):
+        model.gate.weight.register_hook(lambda grad: 2 * grad)
+        return patch(model)
+
+    monkeypatch.setattr(sigtorch, "patch", wrong)
+    assert reach.row("gate", example)["training"] == "OTHER"
+
+
+def test_a_model_that_cannot_train_on_its_example():
+    example = Example(lambda: nn.BatchNorm1d(3), lambda: {"input": torch.ones(1, 3)})
+    assert reach.row("norm", example)["training"] == "cannot"
 
 
 def test_a_table_a_library(monkeypatch, tmp_path, capsys):
@@ -86,6 +117,7 @@ def test_the_models_are_there(library):
     pytest.importorskip(library)
     row = reach.row(SMALL[library], LIBRARIES[library]()[SMALL[library]])
     assert row["output"] == "same"
+    assert row["training"] != "OTHER"
     assert row["sites"] > 0 or library == "ultralytics"  # whose models have none
     assert row["sites"] == row["fused"]
 
