@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from sigtorch.plugin import activated, source
 from sigtorch.plugin.changes import Changes, InertCheck, position
+from sigtorch.plugin.clamped import ClampedSwiGLU, find_clamped
 from sigtorch.plugin.flow import Variables, may_read
 from sigtorch.plugin.products import PRODUCTS
 from sigtorch.plugin.recognise import (
@@ -75,6 +76,7 @@ class Found:
         glus: calls of ``F.glu``.
         called: calls of functions that hold products.
         defers_return: whether the function returns an activation that is put off.
+        clamped: statements that clamp a gate and an up and multiply them.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -90,6 +92,7 @@ class Found:
     glus: set[ast.AST] = field(default_factory=set)
     called: set[ast.AST] = field(default_factory=set)
     defers_return: bool = False
+    clamped: list[ClampedSwiGLU] = field(default_factory=list)
 
 
 class _Factors(NamedTuple):
@@ -167,6 +170,7 @@ class Finder:
             self.find_reads(variables)
         self.found.defers_return = any(isinstance(product, ast.Return) for product in self.activations)
         self.find_calls()
+        self.found.clamped = [] if defers_returns else find_clamped(self)
         self.note_sites()
         return self.found
 
@@ -445,6 +449,7 @@ class Finder:
         return self.rewriting.sites_in(source.resolve(callee, self.function), object)
 
     def note_sites(self) -> None:
+        within = {n: c for c in self.found.clamped for s in c.statements for n in ast.walk(s)}
         nodes = [n for n in ast.walk(self.definition) if n in self.activations or n in self.refused]
         for product in sorted((n for n in nodes if not isinstance(n, ast.Return)), key=position):
             if product not in self.activations:
@@ -458,6 +463,8 @@ class Finder:
                 self.found.complements.update(n for n in rests if isinstance(n.op, ast.Sub))
             else:
                 self.found.products.add(product)
+            if product in within:
+                fused = "sigtorch.swiglu"
             self.found.sites.append(Site(self.line_of(product), fused))
         for node in ast.walk(self.definition):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and node not in self.found.interpolations:

@@ -14,7 +14,7 @@ from sigtorch import _backend, _eligible
 from sigtorch.ops import gates
 from sigtorch.plugin import activated
 from sigtorch.plugin.activated import Activated, value
-from sigtorch.plugin.recognise import SIGMOID, Activation
+from sigtorch.plugin.recognise import SIGMOID, Activation, fusable_activation
 
 PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 
@@ -255,3 +255,38 @@ def glu(function: Any, input: Any, dim: int = -1) -> Any:
     if function is F.glu and can_halve and input.shape[dim] % 2 == 0 and input.is_floating_point():
         return gates.glu(input, dim)
     return function(input, dim)
+
+
+def takes_swiglu(
+    activation: Activation, function: Any, tensors: tuple[Any, ...], interleaved: bool, *numbers: Any
+) -> bool:
+    """Tells whether a kernel computes a clamped SwiGLU of gate and up, or of both in one, with alpha, limit and offset."""
+    alpha, limit, offset = numbers
+    if torch.compiler.is_compiling() or fusable_activation(function) != activation:
+        return False
+    are_numbers = all(type(n) in (int, float) for n in (alpha, limit, offset))
+    if not are_numbers or not limit >= 0 or not all(type(t) in _eligible.PLAIN_TYPES for t in tensors):
+        return False
+    return _fuses(_swiglu_obstacle(*tensors))
+
+
+def _swiglu_obstacle(gate: torch.Tensor, up: torch.Tensor | None = None) -> str | None:
+    """Returns why no kernel computes a clamped SwiGLU; None if one gives its values and strides."""
+    if up is None:
+        if not gate.dim() or gate.shape[-1] % 2:
+            return "no kernel takes its shapes"
+        return None if activated.runs_kernel(gate) else "no kernel takes its dtypes"
+    if torch.is_grad_enabled() and up.requires_grad and not gate.requires_grad:
+        return "its gate needs no gradient"
+    if gate.shape != up.shape:
+        return "no kernel takes its shapes"
+    if gate.stride() != up.stride():
+        return "its operands have their axes in different orders"
+    return None if gate.dtype == up.dtype and activated.runs_kernel(gate, up) else "no kernel takes its dtypes"
+
+
+def clamped_swiglu(tensors: tuple[torch.Tensor, ...], interleaved: bool, *numbers: float) -> torch.Tensor:
+    """Computes by a kernel what :func:`takes_swiglu` takes."""
+    if len(tensors) == 1:
+        return gates.SwiGLUPackedVariantFunction.apply(*tensors, interleaved, *map(float, numbers), _runner())
+    return gates.SwiGLUVariantFunction.apply(*tensors, *map(float, numbers), _runner())

@@ -110,11 +110,11 @@ class _Rewriter(Rewriting):
             return unread.left(NO_SOURCE)
         found = Finder(self.cls, function, read.definition, self.kinds, self).find(defers_returns=defers_returns)
         result = Rewritten(method, None, tuple(s for s in found.sites if s.where))
-        if not (found.put_off or found.deferred or found.called or found.glus):
+        if not (found.put_off or found.deferred or found.called or found.glus or found.clamped):
             return result
         if looks_at_variables(read.definition):
             return result.left(LOOKS_AT_VARIABLES)
-        Writer(found).visit(read.definition)
+        Writer(found).write(read.definition)
         made = _decorated_again(method, function, source.compile_changed(read, function, HELPERS))
         return result.left(HIDDEN) if made is None else result._replace(function=made)
 

@@ -23,7 +23,8 @@ aten = torch.ops.aten
 FUNCTIONS: dict[str, Any] = {
     f.op: f for f in (
         gates.SigmoidGateFunction, gates.SwiGLUFunction, gates.SwiGLUPackedFunction, gates.GLUFunction,
-        gates.SigmoidLerpFunction,
+        gates.SigmoidLerpFunction, gates.SwiGLUVariantFunction, gates.SwiGLUWeightedFunction,
+        gates.SwiGLUPackedVariantFunction, gates.SwiGLUPackedWeightedFunction,
     )
 }  # fmt: skip
 SIGMOIDS = ("sigmoid", "sigmoid_from_input")
@@ -284,7 +285,9 @@ class Watch(TorchDispatchMode):
         obstacle = obstacle or obstacle_of(op, [*tensors.values()])
         operands = tuple(_operand(name, t) for name, t in tensors.items())
         is_fused, in_place = fused and obstacle is None, call.func._schema.is_mutable
-        product = Event(op.removesuffix("_packed"), operands, self.seen(), is_fused, in_place, obstacle)
+        product = Event(
+            "swiglu" if op.startswith("swiglu") else op, operands, self.seen(), is_fused, in_place, obstacle
+        )
         self.products.append(product)
         return product
 

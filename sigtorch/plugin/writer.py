@@ -15,8 +15,8 @@ from sigtorch.plugin.syntax import is_sigmoid_method
 _HELPERS = (
     activated.activated, activated.activated_at_last, activated.activated_early, activated.called, activated.deferring,
     activated.value, products.addcmul, products.Complement, products.complement_first, products.gated, products.glu,
-    products.interpolation, products.lerp, products.plus, products.product, products.product_by, products.product_method,
-    sigmoid_method,
+    products.clamped_swiglu, products.interpolation, products.lerp, products.plus, products.product, products.product_by,
+    products.product_method, products.takes_swiglu, sigmoid_method,
 )  # fmt: skip
 HELPERS = {
     f"_sigtorch_{helper.__name__}": CellType(helper) for helper in _HELPERS
@@ -29,6 +29,17 @@ class Writer(ast.NodeTransformer):
     def __init__(self, found: Found) -> None:
         self.found = found
         self.first_factors: set[ast.AST] = set()  # of interpolations: they are computed before the rest is evaluated
+
+    def write(self, definition: ast.FunctionDef) -> None:
+        """Rewrites a definition; clamped SwiGLUs become branches first, whose other one is rewritten like all else."""
+        branches = {c.statements[0]: c for c in self.found.clamped}
+        for node in [*ast.walk(definition)] if branches else ():
+            for _, block in ast.iter_fields(node):
+                for statement in [*block] if isinstance(block, list) else ():
+                    if isinstance(statement, ast.stmt) and (clamped := branches.pop(statement, None)):
+                        at = block.index(statement)
+                        block[at : at + len(clamped.statements)] = [*clamped.before, clamped.written(_call)]
+        self.visit(definition)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         helper: Callable[..., Any] | None = None

@@ -99,6 +99,16 @@ def by_public_functions(kind, x, gate, residual=None):
     return gates.sigmoid_gate(x, gate, residual) if kind == SIGMOID else gates.swiglu(gate, x)
 
 
+class PublicSwiGLU:
+    """What stands for the Functions of a clamped SwiGLU, with PyTorch's operators where no kernel runs."""
+
+    @staticmethod
+    def apply(*given):
+        *tensors, alpha, limit, offset, _ = given
+        interleaved = tensors.pop() if isinstance(tensors[-1], bool) else False
+        return gates.swiglu(*tensors, alpha=alpha, limit=limit, offset=offset, interleaved=interleaved)
+
+
 def spy(monkeypatch, functions=GATES):
     """A list to which every call of these functions adds its name; a patched model's products go to them, as on a GPU."""
     calls = []
@@ -111,5 +121,7 @@ def spy(monkeypatch, functions=GATES):
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
     monkeypatch.setattr(activated, "runs_kernel", lambda *tensors: True)
     monkeypatch.setattr(products, "fused_product", by_public_functions)
+    for name in ("SwiGLUVariantFunction", "SwiGLUPackedVariantFunction"):
+        monkeypatch.setattr(gates, name, PublicSwiGLU)
     monkeypatch.setattr(products, "fused_lerp", lambda *tensors: gates.sigmoid_lerp(*tensors))
     return calls

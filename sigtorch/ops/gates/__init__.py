@@ -13,7 +13,16 @@ from sigtorch.ops.gates.sigmoid import (
     sigmoid_gate,
     sigmoid_lerp,
 )
-from sigtorch.ops.gates.silu import SwiGLU, SwiGLUFunction, SwiGLUPackedFunction, swiglu
+from sigtorch.ops.gates.silu import (
+    SwiGLU,
+    SwiGLUFunction,
+    SwiGLUPackedFunction,
+    SwiGLUPackedVariantFunction,
+    SwiGLUPackedWeightedFunction,
+    SwiGLUVariantFunction,
+    SwiGLUWeightedFunction,
+    swiglu,
+)
 
 __all__ = [
     "GLU",
@@ -27,6 +36,10 @@ __all__ = [
     "SwiGLU",
     "SwiGLUFunction",
     "SwiGLUPackedFunction",
+    "SwiGLUPackedVariantFunction",
+    "SwiGLUPackedWeightedFunction",
+    "SwiGLUVariantFunction",
+    "SwiGLUWeightedFunction",
     "glu",
     "sigmoid_gate",
     "sigmoid_lerp",
