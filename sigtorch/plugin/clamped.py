@@ -23,6 +23,7 @@ class ClampedSwiGLU(NamedTuple):
     Attributes:
         statements: from the one that takes a packed tensor apart, or the first that clamps, to the one with the product.
         product: in the last statement.
+        place: the product with the sigmoid or silu, where tables and tracebacks have them.
         sources: the names of the packed tensor, or of gate and up.
         before: assignments of sources that the statements compute and clamp in one expression.
         activation: what the function computes, a sigmoid of alpha times the gate, or a silu.
@@ -32,6 +33,7 @@ class ClampedSwiGLU(NamedTuple):
 
     statements: list[ast.stmt]
     product: ast.BinOp
+    place: ast.expr
     sources: list[str]
     before: list[ast.stmt]
     activation: Activation
@@ -45,8 +47,8 @@ class ClampedSwiGLU(NamedTuple):
             ast.Tuple([ast.Name(name, ast.Load()) for name in self.sources], ast.Load()),
             *self.numbers,
         ]
-        takes = call(products.takes_swiglu, ast.Constant(self.activation), *copy.deepcopy(given), at=self.product)
-        fused = call(products.clamped_swiglu, *copy.deepcopy(given[1:]), at=self.product)
+        takes = call(products.takes_swiglu, ast.Constant(self.activation), *copy.deepcopy(given), at=self.place)
+        fused = call(products.clamped_swiglu, *copy.deepcopy(given[1:]), at=self.place)
         last = copy.deepcopy(self.statements[-1], {id(self.product): fused})
         return ast.copy_location(ast.If(takes, [last], self.statements), self.statements[0])
 
@@ -67,6 +69,7 @@ class _Activated(NamedTuple):
     function: ast.expr
     alpha: ast.expr
     gates: list[ast.Name]  # the loads of the gate
+    product: ast.BinOp | None  # of a sigmoid: the one with the gate
 
 
 class _Split(NamedTuple):
@@ -130,7 +133,8 @@ def _match(finder: Finder, statements: list[ast.stmt]) -> ClampedSwiGLU | None:
             statement.value.func.value = ast.Name(clamp.target, ast.Load())  # type: ignore[attr-defined]
     interleaved = ast.Constant(split is not None and split.interleaved)
     numbers: list[ast.expr] = [interleaved, activated.alpha, gate.high, offset]
-    return ClampedSwiGLU(made, product, names, before, activated.activation, activated.function, numbers)
+    place = activated.product or product
+    return ClampedSwiGLU(made, product, place, names, before, activated.activation, activated.function, numbers)
 
 
 def _split(statement: ast.stmt) -> _Split | None:
@@ -169,7 +173,7 @@ def _activated(finder: Finder, node: ast.expr, gate: str) -> _Activated | None:
         case ast.Call(func=function, args=[ast.Name(id=name) as load], keywords=[]) if name == gate:
             known = is_known(source.resolve(function, finder.function))
             if finder.activation(node) not in (None, SIGMOID) and (known or finder.is_inert(function)):
-                return _Activated(SILU, function, ast.Constant(1), [load])
+                return _Activated(SILU, function, ast.Constant(1), [load], None)
         case ast.BinOp(op=ast.Mult()):
             for factor, call in ((node.left, node.right), (node.right, node.left)):
                 match factor, call:
@@ -180,7 +184,7 @@ def _activated(finder: Finder, node: ast.expr, gate: str) -> _Activated | None:
                         for second, alpha in ((inner.left, inner.right), (inner.right, inner.left)):
                             is_gate = isinstance(second, ast.Name) and second.id == first.id == gate
                             if is_gate and is_sigmoid and is_known(source.resolve(function, finder.function)):
-                                return _Activated(SIGMOID, function, alpha, [first, second])  # type: ignore[list-item]
+                                return _Activated(SIGMOID, function, alpha, [first, second], node)  # type: ignore[list-item]
     return None
 
 

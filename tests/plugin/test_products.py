@@ -365,7 +365,11 @@ class SqueezeExcitation(nn.Module):
 def test_a_product_checks_each_thing_once(device, monkeypatch):
     """The backend is selected at the activation and at the product, and shapes are checked once."""
     model, x, asked = SqueezeExcitation(), torch.randn(2, 3, 4, 4, device=device), []
-    for owner, name in ((activated._backend, "select"), (gates.sigmoid, "select"), (gates.SigmoidGateFunction, "fuses")):
+    for owner, name in (
+        (activated._backend, "select"),
+        (gates.sigmoid, "select"),
+        (gates.SigmoidGateFunction, "fuses"),
+    ):
         function = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *t, f=function, n=name: asked.append(n) or f(*t))
     expected = model(x)
