@@ -14,6 +14,12 @@ BOUNDS = {
     "lerp": {"bfloat16": (18, 25), "float32": (25, 31)},
     "swiglu": {"bfloat16": (11, 17), "float32": (15, 22)},
     "swiglu-packed": {"bfloat16": (12, 19), "float32": (18, 25)},
+    "swiglu-scaled": {"bfloat16": (13, 20), "float32": (17, 25)},
+    "swiglu-clamped": {"bfloat16": (16, 29), "float32": (20, 32)},
+    "swiglu-weighted": {"bfloat16": (19, 40), "float32": (25, 28)},  # backward with the end of a sum, as below
+    "swiglu-packed-clamped": {"bfloat16": (17, 31), "float32": (22, 37)},
+    "swiglu-interleaved": {"bfloat16": (16, 34), "float32": (20, 41)},
+    "swiglu-interleaved-weighted": {"bfloat16": (19, 27), "float32": (24, 25)},
     "glu": {"bfloat16": (11, 17), "float32": (17, 23)},
     # Forward with the end of two sums or three, as if each thread had one tile.
     "sigmoid_dice_loss": {"bfloat16": (30, 21), "float32": (32, 30)},
@@ -50,7 +56,7 @@ columns = 8 * 65537  # a multiple of 8, and of nothing more that a compiler coul
 
 def one_row(dtype):
     for case in [c for c in CASES if c.name in BOUNDS]:
-        halves = 2 if case.name in ("glu", "swiglu-packed") else 1
+        halves = 2 if case.name == "glu" or "packed" in case.name or "interleaved" in case.name else 1
         yield case.name, case.ours, case.inputs((2, columns * halves), dtype)
     x, gate = (torch.randn(2, *shape, dtype=dtype, requires_grad=True) for shape in ((1024, 512), (512, 1024)))
     yield "gate, transposed", sigtorch.sigmoid_gate, [x, gate.mT.detach().requires_grad_()]  # as many elements, less 16
