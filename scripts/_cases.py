@@ -84,6 +84,23 @@ def eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def eager_gpt_oss(x: Tensor) -> Tensor:
+    """A clamped SwiGLU of neighbours as gpt-oss writes it."""
+    gate, up = x[..., ::2].clamp(max=7.0), x[..., 1::2].clamp(min=-7.0, max=7.0)
+    return (up + 1) * (gate * torch.sigmoid(gate * 1.702))
+
+
+def gpt_oss(x: Tensor) -> Tensor:
+    """The same by sigtorch."""
+    return sigtorch.swiglu(x, alpha=1.702, limit=7.0, offset=1.0, interleaved=True)
+
+
+def weighted(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Gates and ups of 1,024 features, and a number a row."""
+    shapes = (max(1, n // 1024), 1024), (max(1, n // 1024), 1024), (max(1, n // 1024), 1)
+    return tuple(torch.randn(s, dtype=dtype, device=device, requires_grad=True) for s in shapes)
+
+
 def eager_focal(x: Tensor, t: Tensor) -> Tensor:
     """The mean focal loss in the operators that detection libraries write it with."""
     p = torch.sigmoid(x)
@@ -156,6 +173,13 @@ CASES = {
         packed,
         lambda x: eager_swiglu(*x.chunk(2, -1)),
         sigtorch.swiglu,
+        lambda size: (3 * size, 5 * size),
+    ),
+    "swiglu-gpt_oss": Case(packed, eager_gpt_oss, gpt_oss, lambda size: (3 * size, 5 * size)),
+    "swiglu-weighted": Case(  # the weights are one number a row
+        weighted,
+        lambda gate, up, weight: eager_swiglu(gate, up) * weight,
+        lambda gate, up, weight: sigtorch.swiglu(gate, up, weight=weight),
         lambda size: (3 * size, 5 * size),
     ),
     "sigmoid_topk": Case(  # of each token 8 weights, their indices and, backward, their logits too

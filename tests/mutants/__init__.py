@@ -12,7 +12,22 @@ from mutants import (
     ops,
     plugin,
     scripts,
+    swiglu,
     training,
 )
 
-AREAS = (kernel_math, kernels, launchers, core, ops, experts, operators, losses, chunked, plugin, scripts, training)
+AREAS = (
+    kernel_math,
+    kernels,
+    launchers,
+    core,
+    ops,
+    experts,
+    operators,
+    losses,
+    chunked,
+    swiglu,
+    plugin,
+    scripts,
+    training,
+)

@@ -167,11 +167,14 @@ MODELS = {
 }
 
 
+EXAMPLES = ["Choose and weight", "Gate", "Keep no product", "Balance the loads"]
+
+
 def test_every_recipe_is_run():
-    assert list(BLOCKS) == ["Choose and weight", "Balance the loads", *MODELS]
+    assert list(BLOCKS) == [*EXAMPLES, *MODELS]
 
 
-@pytest.mark.parametrize("name", ["Choose and weight", "Balance the loads"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name):
     exec(BLOCKS[name], {"torch": torch, "sigtorch": sigtorch})
 
