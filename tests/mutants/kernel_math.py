@@ -176,8 +176,8 @@ SLIPS = [
     ),
     Slip(
         FILE,
-        "    if PRECISE:\n        s, rest",
-        "    if not PRECISE:\n        s, rest",
+        "    if PRECISE:\n        s, rest = _sigmoid_and_complement(gate, PRECISE)",
+        "    if not PRECISE:\n        s, rest = _sigmoid_and_complement(gate, PRECISE)",
         "tests/kernels/test_kernels.py -k swiglus_gradient",
         "float32 takes the way of halves",
     ),

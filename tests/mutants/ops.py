@@ -36,9 +36,9 @@ SLIPS = [
         "a pass runs where backward is differentiated",
     ),
     Slip(
-        "sigtorch/ops/gates/silu.py",
-        "swiglu(self.gate_proj(x), self.up_proj(x))",
-        "swiglu(self.up_proj(x), self.gate_proj(x))",
+        "sigtorch/ops/gates/linear.py",
+        "gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj",
+        "gate, up, down = self.up_proj(x), self.gate_proj(x), self.down_proj",
         GATES,
         "a layer's halves swapped",
     ),

@@ -89,8 +89,8 @@ SLIPS = [
     ),
     Slip(
         LINEAR,
-        "ctx.save_for_backward(marker(OP), gate, up, weight)",
-        "ctx.save_for_backward(marker(OP), gate, up, weight)\n        ctx.product = SwiGLULinearFunction.passes(runner).forward(gate, up, *variant)",
+        "        return F.linear(product.to(weight.dtype), weight, bias)",
+        "        ctx.product = product\n        return F.linear(product.to(weight.dtype), weight, bias)",
         f"{LAYER} -k several_layers",
         "the product is kept",
     ),
