@@ -54,8 +54,10 @@ modules: list[torch.nn.Module] = [
     nn.SigmoidLerp(),
     nn.GLU(dim=1),
     nn.SwiGLU(),
+    nn.SwiGLU(alpha=1.702, limit=7, offset=1, interleaved=True),
     nn.SigmoidRouter(6, 8, 2, num_groups=4, topk_groups=2, normalize=True, scale=2.5, device="cpu"),
     nn.GatedMLP(6, 12, bias=True, device="cpu", dtype=torch.float32),
+    nn.GatedMLP(6, 12, alpha=1.702, limit=None, offset=1, recompute=True),
     nn.BCEWithLogitsLoss(
         weight, reduction="sum", label_smoothing=number, background_index=-1, ignore_index=255, dim=-1
     ),
