@@ -2,6 +2,7 @@
 
 from sigtorch import nn
 from sigtorch._backend import backend_of, use_backend
+from sigtorch.ops.attention import sigmoid_attention, sigmoid_attention_varlen
 from sigtorch.ops.chunked_losses import linear_binary_cross_entropy, siglip_loss
 from sigtorch.ops.experts import sigmoid_topk
 from sigtorch.ops.gates import glu, sigmoid_gate, sigmoid_lerp, swiglu, swiglu_linear
@@ -30,6 +31,8 @@ __all__ = [
     "quality_focal_loss",
     "siglip_loss",
     "sigmoid",
+    "sigmoid_attention",
+    "sigmoid_attention_varlen",
     "sigmoid_dice_loss",
     "sigmoid_focal_loss",
     "sigmoid_gate",

@@ -1,5 +1,6 @@
 """The modules of every family: they store arguments and call the functions."""
 
+from sigtorch.ops.attention import SigmoidAttention
 from sigtorch.ops.chunked_losses import LinearBCE, SigLIPLoss
 from sigtorch.ops.experts import SigmoidRouter
 from sigtorch.ops.gates import GLU, GatedMLP, SigmoidGate, SigmoidLerp, SwiGLU
@@ -22,6 +23,7 @@ __all__ = [
     "QualityFocalLoss",
     "SigLIPLoss",
     "Sigmoid",
+    "SigmoidAttention",
     "SigmoidDiceLoss",
     "SigmoidFocalLoss",
     "SigmoidGate",

@@ -13,6 +13,9 @@ dense: Tensor = torch.rand(4, 6)
 classes: Tensor = torch.tensor([0, -1, 255, 6])
 number: Tensor = torch.tensor(0.5)
 weight: Tensor = torch.rand(6)
+heads: Tensor = torch.randn(2, 3, 4, 6)
+rows: Tensor = torch.randn(4, 3, 6)
+cu_seqlens: Tensor = torch.tensor([0, 1, 4], dtype=torch.int32)
 
 outputs: list[Tensor] = [
     sigtorch.sigmoid(x),
@@ -45,6 +48,13 @@ outputs: list[Tensor] = [
     sigtorch.sigmoid_dice_loss(x, dense, 1.0, -1, "sum"),
     sigtorch.sigmoid_dice_loss(input=x, target=dense, smooth=0, dims=(0, 1), reduction="mean", bce_weight=0.5),
     sigtorch.siglip_loss(x, y, 10.0, logit_bias=number, chunk_size=2),
+    sigtorch.sigmoid_attention(heads, heads, heads, torch.ones(4, 4) > 0, scale=0.5, bias=-1, enable_gqa=True),
+    sigtorch.sigmoid_attention(
+        query=heads, key=heads, value=heads, attn_mask=None, is_causal=True, bias=number, alibi_slopes=torch.rand(3)
+    ),
+    sigtorch.sigmoid_attention_varlen(
+        rows, rows, rows, cu_seqlens, cu_seqlens, 3, 3, causal=True, softmax_scale=0.5, bias=-1.0, alibi_slopes=None
+    ),
     sigtorch.linear_binary_cross_entropy(x, torch.randn(5, 6), torch.rand(4, 5) > 0.5, reduction="sum"),
 ]  # fmt: skip
 
@@ -56,6 +66,7 @@ modules: list[torch.nn.Module] = [
     nn.SwiGLU(),
     nn.SwiGLU(alpha=1.702, limit=7, offset=1, interleaved=True),
     nn.SigmoidRouter(6, 8, 2, num_groups=4, topk_groups=2, normalize=True, scale=2.5, device="cpu"),
+    nn.SigmoidAttention(6, 2, num_kv_heads=1, bias=False, is_causal=True, gate=True, device="cpu", dtype=torch.float32),
     nn.GatedMLP(6, 12, bias=True, device="cpu", dtype=torch.float32),
     nn.GatedMLP(6, 12, alpha=1.702, limit=None, offset=1, recompute=True),
     nn.BCEWithLogitsLoss(
