@@ -21,7 +21,7 @@ HALF_CASES = ("plain", "causal", "shared keys", "high bias", "alibi, causal", "o
 @pytest.fixture
 def small(monkeypatch):
     """Tiles of few scores, by which little tensors have several, and partly filled ones."""
-    for tiles in ("HALF_TILES", "SMALL_HALF_TILES", "FLOAT_TILES"):
+    for tiles in ("LARGE_TILES", "SMALL_TILES", "TF32_TILES", "FLOAT_TILES"):
         monkeypatch.setattr(attention, tiles, {256: SMALL})
 
 

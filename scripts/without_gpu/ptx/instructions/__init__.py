@@ -2,7 +2,7 @@
 
 import functools
 
-from . import approximate, arithmetic, atomic, bits, compare, control, convert, memory, move, warp  # noqa: F401, fill the table
+from . import approximate, arithmetic, atomic, bits, compare, control, convert, matrix, memory, move, warp  # noqa: F401, table
 from .table import TABLE, implementation
 
 __all__ = ["TABLE", "implementations"]
