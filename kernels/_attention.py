@@ -132,7 +132,9 @@ def _forward_kernel(
     out_ptr = outputs[0]
     qb, qh, qs, kb, kh, ks, vb, vh, vs, ob, oh, os = strides
     batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
-    m = tl.program_id(0) % blocks * BLOCK.queries
+    QUERIES: tl.constexpr = BLOCK.queries
+    WIDTH: tl.constexpr = BLOCK.dv
+    m = tl.program_id(0) % blocks * QUERIES
     first_q, first_k, queries, keys = _sequence(cu_q_ptr, cu_k_ptr, batch, queries, keys, FORM)
     if m < queries:
         shift, slope = _shift_and_slope(number, bias_ptr, slopes_ptr, head, keys, FORM)
@@ -145,7 +147,7 @@ def _forward_kernel(
         offset = ahead if FORM.packed else 0
         factor = scale * -LOG2_E
         q = _load(q_ptr, m, qs, queries, BLOCK.queries, FORM.d, BLOCK.d, FORM.full_queries)
-        total = tl.zeros([BLOCK.queries, BLOCK.dv], tl.float32)
+        total = tl.zeros([QUERIES, WIDTH], tl.float32)
         all_see, some_see = keys, keys  # every query of the block sees keys up to here, and some do
         if FORM.causal:
             all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys
@@ -190,7 +192,9 @@ def _queries_kernel(
     grad_q_ptr, parts_ptr = outputs
     gb, gh, gs, qb, qh, qs, kb, kh, ks, vb, vh, vs, ob, oh, os = strides
     batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
-    m = tl.program_id(0) % blocks * BLOCK.queries
+    QUERIES: tl.constexpr = BLOCK.queries
+    WIDTH: tl.constexpr = BLOCK.d
+    m = tl.program_id(0) % blocks * QUERIES
     first_q, first_k, queries, keys = _sequence(cu_q_ptr, cu_k_ptr, batch, queries, keys, FORM)
     part = 0.0
     if m < queries:
@@ -206,8 +210,8 @@ def _queries_kernel(
         factor = scale * -LOG2_E
         q = _load(q_ptr, m, qs, queries, BLOCK.queries, FORM.d, BLOCK.d, FORM.full_queries)
         grad = _load(grad_ptr, m, gs, queries, BLOCK.queries, FORM.dv, BLOCK.dv, FORM.full_queries)
-        grad_q = tl.zeros([BLOCK.queries, BLOCK.d], tl.float32)
-        grad_bias = tl.zeros([BLOCK.queries], tl.float32)
+        grad_q = tl.zeros([QUERIES, WIDTH], tl.float32)
+        grad_bias = tl.zeros([QUERIES], tl.float32)
         all_see, some_see = keys, keys
         if FORM.causal:
             all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys
@@ -256,7 +260,10 @@ def _keys_kernel(
     grad_k_ptr, grad_v_ptr = outputs
     gb, gh, gs, qb, qh, qs, kb, kh, ks, vb, vh, vs, ob, oh, os, pb, ph, ps = strides
     batch, key_head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
-    n = tl.program_id(0) % blocks * BLOCK.keys
+    KEYS: tl.constexpr = BLOCK.keys
+    WIDTH: tl.constexpr = BLOCK.d
+    WIDTH_OF_VALUES: tl.constexpr = BLOCK.dv
+    n = tl.program_id(0) % blocks * KEYS
     first_q, first_k, queries, keys = _sequence(cu_q_ptr, cu_k_ptr, batch, queries, keys, FORM)
     if n < keys:
         k_ptr = _at_head(k_ptr, batch, key_head, first_k, kb, kh, ks)
@@ -269,8 +276,8 @@ def _keys_kernel(
         factor = scale * -LOG2_E
         k = _load(k_ptr, n, ks, keys, BLOCK.keys, FORM.d, BLOCK.d, FORM.full_keys)
         v = _load(v_ptr, n, vs, keys, BLOCK.keys, FORM.dv, BLOCK.dv, FORM.full_keys)
-        grad_k = tl.zeros([BLOCK.keys, BLOCK.d], tl.float32)
-        grad_v = tl.zeros([BLOCK.keys, BLOCK.dv], tl.float32)
+        grad_k = tl.zeros([KEYS, WIDTH], tl.float32)
+        grad_v = tl.zeros([KEYS, WIDTH_OF_VALUES], tl.float32)
         # Queries from here on see some of the block's keys, and all of them.
         some_see, all_see = tl.zeros([], tl.int32), tl.zeros([], tl.int32)
         if FORM.causal:

@@ -12,8 +12,9 @@ import triton
 from sigtorch.kernels._attention import Block, Form, _forward_kernel, _keys_kernel, _queries_kernel
 from sigtorch.kernels._plan import Call, plan
 
-# A weight of a group of four is no smaller than 2^-30, nor is 1 - p of a difference right where p is nearly 1: see Tile.
+# A weight of a group of four is no smaller than 2^-30, and 1 - p is a difference, which loses its digits where p is nearly 1.
 LEAST_BIAS, LARGEST_BIAS = -12.0, 3.0
+GROUPED_SCORES = 8  # of a thread at least: fewer would be grouped with what is undefined
 SMALLEST_TILE = 16  # of what tensor cores multiply
 ROOMY = 200 * 2**10  # bytes of a program's shared memory, for large tiles
 
@@ -105,10 +106,12 @@ def _form(sizes: Sizes, tile: Tile, q: torch.Tensor, rest: tuple[Any, ...], caus
     is_float, is_packed = q.dtype == torch.float32, cu_q is not None
     level = -math.log(max(sizes.keys, 1)) if number is None else number
     is_usual = bias is None and slopes is None and LEAST_BIAS <= level <= LARGEST_BIAS
+    holds_groups = tile.queries * tile.keys >= GROUPED_SCORES * 32 * tile.warps
     return Form(
         sizes.d, sizes.dv, sizes.heads // sizes.key_heads, is_packed, causal, number is not None, bias is not None,
         slopes is not None, not is_packed and sizes.queries % tile.queries == 0,
-        not is_packed and sizes.keys % tile.keys == 0, is_usual and not is_float, is_float and _multiplies_in_tf32(),
+        not is_packed and sizes.keys % tile.keys == 0, is_usual and holds_groups and not is_float,
+        is_float and _multiplies_in_tf32(),
     )  # fmt: skip
 
 

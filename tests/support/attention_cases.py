@@ -15,7 +15,7 @@ TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3, to
 @dataclass(frozen=True)
 class AttentionCase:
     name: str
-    queries: int = 21
+    queries: int = 40
     keys: int = 37
     heads: int = 2
     key_heads: int = 2
@@ -87,7 +87,7 @@ def oracle(q, k, v, attn_mask=None, *, causal=False, scale=None, bias=None, alib
 CASES = [
     AttentionCase("plain"),
     AttentionCase("causal", causal=True),
-    AttentionCase("causal, more queries", 37, 21, causal=True),
+    AttentionCase("causal, more queries", 70, 37, causal=True),
     AttentionCase("shared keys", heads=6, key_heads=2, causal=True),
     AttentionCase("other values", d=32, dv=16),
     AttentionCase("odd sizes", d=24, dv=9),
@@ -102,9 +102,9 @@ CASES = [
     AttentionCase("one query", 1, 40),
     AttentionCase("no keys", keys=0),
     AttentionCase("no queries", queries=0),
-    AttentionCase("mask", mask=(torch.bool, (21, 37)), fused=False),
+    AttentionCase("mask", mask=(torch.bool, (40, 37)), fused=False),
     AttentionCase("mask of keys", mask=(torch.bool, (2, 1, 1, 37)), fused=False),
-    AttentionCase("added", mask=(torch.float32, (2, 21, 37)), fused=False),
+    AttentionCase("added", mask=(torch.float32, (2, 40, 37)), fused=False),
     AttentionCase("added to keys", mask=(torch.float32, (2, 2, 1, 37)), fused=False),
 ]
 
