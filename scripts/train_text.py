@@ -1,5 +1,6 @@
 """Train a small GPT on bytes: SwiGLU feed-forwards, and a sigmoid gate on what attention brings, before its projection.
 
+With --attention sigmoid, the weights of attention are sigmoids, in place of a softmax.
 It reads the Python standard library's own source, or with --data a file, or every file in a folder that is not hidden.
 A twentieth is held out and only measured, whole files of it, the same ones each time; of a single file its end.
 Examples: python scripts/train_text.py --steps 400 --compare
@@ -11,6 +12,7 @@ import argparse
 import math
 import sysconfig
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -84,9 +86,26 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-# The two places where a run uses sigtorch, or does without: the feed-forward, and the gate on attention.
-PLAIN = (MLP, lambda x, gate: torch.sigmoid(gate) * x)
-RUNS = {"sigtorch": (sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate), "patched": PLAIN, "torch": PLAIN}
+def sigmoid_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, bias: float) -> Tensor:
+    """sigtorch.sigmoid_attention in plain PyTorch."""
+    weights = torch.sigmoid(q @ k.mT * q.shape[-1] ** -0.5 + bias)
+    return (weights.tril() if is_causal else weights) @ v
+
+
+# The three places where a run uses sigtorch, or does without: the feed-forward, the gate on attention, and a sigmoid attention.
+PLAIN = (MLP, lambda x, gate: torch.sigmoid(gate) * x, sigmoid_attention)
+OURS = (sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate, sigtorch.sigmoid_attention)
+RUNS = {"sigtorch": OURS, "patched": PLAIN, "torch": PLAIN}
+Attend = Callable[..., Tensor]
+SOFTMAX = partial(F.scaled_dot_product_attention, is_causal=True)
+
+
+def attention(run: str, args: argparse.Namespace) -> Attend:
+    """Return what --attention names. The bias of sigmoids is of the whole context, however short a prompt is."""
+    *_, of_sigmoids = RUNS[run]
+    if args.attention == "sigmoid":
+        return partial(of_sigmoids, is_causal=True, bias=-math.log(args.context))
+    return SOFTMAX
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -99,10 +118,10 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention whose output passes a sigmoid gate, then a SwiGLU feed-forward; each adds to the stream."""
 
-    def __init__(self, dim: int, heads: int, run: str):
+    def __init__(self, dim: int, heads: int, run: str, attend: Attend):
         super().__init__()
-        mlp, self.gate = RUNS[run]
-        self.heads = heads
+        mlp, self.gate, _ = RUNS[run]
+        self.heads, self.attend = heads, attend
         self.attention_norm, self.mlp_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.projections = nn.Linear(dim, 4 * dim, bias=False)  # queries, keys, values, gates
         self.out = nn.Linear(dim, dim, bias=False)
@@ -112,18 +131,18 @@ class Block(nn.Module):
         *parts, gate = self.projections(self.attention_norm(x)).chunk(4, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         q, k = (rotate(F.rms_norm(part, part.shape[-1:]), angles) for part in (q, k))
-        attention = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
-        x = x + self.out(self.gate(attention, gate))
+        attended = self.attend(q, k, v).transpose(1, 2).flatten(-2)
+        x = x + self.out(self.gate(attended, gate))
         return x + self.mlp(self.mlp_norm(x))
 
 
 class GPT(nn.Module):
     """Bytes in, a score for each next byte out."""
 
-    def __init__(self, dim: int, layers: int, heads: int, run: str):
+    def __init__(self, dim: int, layers: int, heads: int, run: str, attend: Attend = SOFTMAX):
         super().__init__()
         self.embedding = nn.Embedding(256, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, run) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, run, attend) for _ in range(layers))
         self.norm = nn.RMSNorm(dim)
         self.pairs = dim // heads // 2
         for name, weight in self.named_parameters():
@@ -165,7 +184,7 @@ def evaluate(model: nn.Module, text: Text, args: argparse.Namespace) -> float:
 @torch.no_grad()
 def sample(run: _training.Run, weights: dict[str, Tensor], args: argparse.Namespace) -> str:
     """Let the model go on from the prompt, byte by byte, in this process alone."""
-    model = GPT(args.dim, args.layers, args.heads, run.name).to(args.device)
+    model = GPT(args.dim, args.layers, args.heads, run.name, attention(run.name, args)).to(args.device)
     model.load_state_dict(weights)
     _options.seed_everything(args.seed)
     text = list(PROMPT)
@@ -180,7 +199,7 @@ def sample(run: _training.Run, weights: dict[str, Tensor], args: argparse.Namesp
 def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.Run:
     """A run at its first step, with the weights that --seed gives."""
     _options.seed_everything(args.seed)
-    model = GPT(args.dim, args.layers, args.heads, name).to(args.device)
+    model = GPT(args.dim, args.layers, args.heads, name, attention(name, args)).to(args.device)
     if name == "patched":
         print(sigtorch.patch(model))
     return _training.Run(name, model, job, args, model.blocks)
@@ -217,6 +236,7 @@ def add_options(parser: _options.Parser) -> None:
     add("--dim", type=whole, default=128, help="features of a token (%(default)s)")
     add("--layers", type=whole, default=4, help="blocks (%(default)s)")
     add("--heads", type=whole, default=4, help="attention heads of a block (%(default)s)")
+    add("--attention", choices=("softmax", "sigmoid"), default="softmax", help="weights of attention (%(default)s)")
     add("--context", type=whole, default=128, help="bytes that attention sees (%(default)s)")
     add("--batch", type=whole, default=16, help="windows a step, of all processes (%(default)s)")
     add("--steps", type=whole, default=1000, help="(%(default)s)")
@@ -252,7 +272,10 @@ def main() -> None:
     """Train, show and write what came out."""
     with _distributed.group():
         args, text = parse()
-        with _folder.for_training(args, fixed=("dim", "layers", "heads")), sigtorch.use_backend(args.backend):
+        with (
+            _folder.for_training(args, fixed=("dim", "layers", "heads", "attention")),
+            sigtorch.use_backend(args.backend),
+        ):
             job = job_of(text, args)
             runs = [start(name, job, args) for name in _training.names(args)]
             _training.train(runs, job, args)

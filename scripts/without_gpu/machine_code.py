@@ -34,7 +34,6 @@ ARCHITECTURES = (80, 90, 100)
 _LABEL = re.compile(r"^(\.L_x_\w+):")
 _INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s*[{]?\s*(@!?U?P\w+)?\s*([A-Z][A-Z0-9_.]+)\b(.*)")
 _JUMP = re.compile(r"\s*(!?U?P\d+,)?\s*(?:`\((\.L_x_\w+)\))?")
-_SPILL = re.compile(r"\b(?:LDL|STL)\b")
 _WIDTH = re.compile(r"\.(?:ENL2\.)?[US]?(8|16|64|128|256)\b")
 
 
@@ -156,7 +155,7 @@ def count(launch: Launch) -> Counts:
         instructions=len(path),
         mufu=sum("MUFU" in op for op in path),
         accesses=dict(Counter(filter(None, map(_access, path)))),
-        spills=len(_SPILL.findall(sass)),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         atomics=len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"])),
     )
 
@@ -178,11 +177,6 @@ def busiest_loop(launch: Launch) -> list[str]:
         if op.startswith("BRA") and target in starts:
             loops.append(ops[starts[target] :])
     return max(loops, key=lambda loop: sum("MUFU" in op for op in loop))
-
-
-def spills(launch: Launch) -> int:
-    """Count the accesses of a thread's stack."""
-    return len(_SPILL.findall(disassemble(launch.kernel)))
 
 
 def _tool(name: str, kernel: Any, *options: str) -> str:

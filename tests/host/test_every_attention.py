@@ -38,7 +38,7 @@ def test_one_gradient_takes_one_launch():
     q, k, v = (torch.randn(1, 2, 40, 16, dtype=torch.float16) for _ in range(3))
     for t in (q, k):
         leaf = t.requires_grad_()
-        assert launches(lambda *_: CASES[0].ours(q, k, v), leaf) == (1, 1)  # noqa: B023, at once
+        assert launches(lambda *_: CASES[0].ours(q, k, v), leaf) == (1, 1)
         t.requires_grad_(False)
 
 

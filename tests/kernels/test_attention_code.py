@@ -1,4 +1,4 @@
-"""Bounds of the machine code of sigmoid attention, without a GPU: instructions a score, spills, shared memory."""
+"""Bounds of the machine code of sigmoid attention, without a GPU: instructions a score, no spills, shared memory."""
 
 from support.compiling import TRITON, architectures, printed
 
@@ -11,7 +11,7 @@ import json, sys, torch
 from sigtorch import sigmoid_attention
 from sigtorch.kernels import attention
 from support.compiling import compiled_for
-from without_gpu.machine_code import busiest_loop, spills
+from without_gpu.machine_code import busiest_loop, held
 arch = int(sys.argv[1])
 if arch != 90:
     attention.LARGE_TILES = attention.SMALL_TILES
@@ -26,7 +26,7 @@ for d in (64, 128):
             loop, share = busiest_loop(launch), tile.warps * 32 / (tile.queries * tile.keys)
             found.append({
                 "d": d, "causal": causal, "each": len(loop) * share, "mufu": sum("MUFU" in op for op in loop) * share,
-                "spills": spills(launch), "shared": launch.kernel.metadata.shared,
+                "stack": held(launch).stack, "shared": launch.kernel.metadata.shared,
             })
 json.dump(found, sys.stdout)
 """
@@ -36,7 +36,7 @@ json.dump(found, sys.stdout)
 def test_a_score_takes_few_instructions(arch):
     found = printed(SCRIPT, str(arch))
     for i, kernel in enumerate(found):
-        assert not kernel["spills"] or TRITON < (3, 8), kernel
+        assert not kernel["stack"] or TRITON < (3, 8), kernel
         assert kernel["mufu"] == MUFU, kernel
         if arch == 90 and TRITON >= (3, 8) and not kernel["causal"]:
             assert kernel["each"] <= BOUNDS[kernel["d"]][i % 3], kernel

@@ -48,10 +48,11 @@ SUMMED = (
 DICE = "sigmoid_dice_loss"  # checked in test_dice.py
 ROUTER = "sigmoid_topk"
 RECOMPUTE = "swiglu_variant_recompute"  # checked in test_swiglu_linear.py
+ATTENTION = ("sigmoid_attention", "sigmoid_attention_backward")  # checked in test_attention_traced.py
 CHUNKED = ("siglip_loss", "linear_binary_cross_entropy")
 BACKWARD = tuple(f"{name}_backward" for name in (*ELEMENTWISE, *SUMMED, ROUTER))
 SCALE = "scale_loss_gradient_"  # what backward runs where forward computed the gradient
-ALL = (*ELEMENTWISE, *SUMMED, DICE, f"{DICE}_backward", ROUTER, RECOMPUTE, *CHUNKED, *BACKWARD, SCALE)
+ALL = (*ELEMENTWISE, *SUMMED, DICE, f"{DICE}_backward", ROUTER, RECOMPUTE, *ATTENTION, *CHUNKED, *BACKWARD, SCALE)
 BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
 WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 

@@ -60,6 +60,8 @@ def calls():
     for case in CASES:
         yield pytest.param(case.ours, case.inputs((4, 6), torch.float32), id=case.name)
     yield pytest.param(lambda x: sigtorch.sigmoid_topk(x, 3)[0], [torch.randn(4, 6)], id="router")
+    heads = [torch.randn(1, 2, 4, 8) for _ in range(3)]
+    yield pytest.param(sigtorch.sigmoid_attention, heads, id="attention")
     for loss in WITH_OPTIONS:
         x = torch.randn(4, 6, requires_grad=True)
         for kind, target in (("soft", torch.rand(4, 6)), ("index", torch.arange(1, 5))):

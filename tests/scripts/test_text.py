@@ -112,9 +112,11 @@ def test_standard_library_without_packages_and_tests():
     assert b"def " in bytes(held_out.tolist())
 
 
-def test_attention_sees_no_later_byte():
+@pytest.mark.parametrize("weights", ["softmax", "sigmoid"])
+def test_attention_sees_no_later_byte(weights):
     torch.manual_seed(0)
-    model = train_text.GPT(16, 2, 2, "sigtorch")
+    args, _ = train_text.parse([*TINY, "--attention", weights])
+    model = train_text.GPT(16, 2, 2, "sigtorch", train_text.attention("sigtorch", args))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)  # at the start the blocks add nothing
     tokens = torch.arange(20)[None]
@@ -123,6 +125,13 @@ def test_attention_sees_no_later_byte():
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :12], after[:, :12])
     assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+def test_sigmoid_attention_is_that_of_plain_pytorch():
+    args, _ = train_text.parse([*TINY, "--attention", "sigmoid"])
+    q, k, v = (torch.randn(2, 2, args.context, 8) for _ in range(3))
+    ours, plain = (train_text.attention(run, args)(q, k, v) for run in ("sigtorch", "torch"))
+    torch.testing.assert_close(ours, plain)
 
 
 def test_refused_in_one_line(tmp_path):

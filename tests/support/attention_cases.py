@@ -5,11 +5,17 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+import triton
 
 import sigtorch
 
-# Relative errors in Frobenius norm: what the library promises. The interpreter rounds products of bfloat16 once more.
-TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3, torch.float64: 1e-12}
+# Relative errors in Frobenius norm: what the library promises. The interpreter's bfloat16 is less precise.
+TOLERANCES = {
+    torch.float32: 1e-6,
+    torch.float16: 5e-4,
+    torch.bfloat16: 8e-3 if triton.knobs.runtime.interpret else 4e-3,
+    torch.float64: 1e-12,
+}
 
 
 @dataclass(frozen=True)

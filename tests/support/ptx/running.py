@@ -11,6 +11,7 @@ from without_gpu.machine_code import TOOLS
 from without_gpu.ptx.device import Device
 
 THREADS = 128  # of a CTA
+TARGET = "sm_100a"
 NUMBERS = {
     **{f"u{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
     **{f"s{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
@@ -21,7 +22,7 @@ NUMBERS = {
 TORCH = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _KERNEL = """
 .version 8.7
-.target sm_100a
+.target {target}
 .address_size 64
 .extern .shared .align 16 .b8 global_smem[];
 {prelude}
@@ -51,7 +52,9 @@ _STORE = """
 """
 
 
-def execute(lines, arrays, threads=THREADS, ctas=1, shared_bytes=0, prelude="", device=None, assembled=True):
+def execute(
+    lines, arrays, threads=THREADS, ctas=1, shared_bytes=0, prelude="", device=None, assembled=True, target=TARGET
+):
     """Run lines of PTX on arrays whose addresses are in %array0, %array1 and so on; returns the device.
 
     %thread is the number in the CTA, %index that in the grid. ptxas has to assemble the lines, too, unless not
@@ -59,6 +62,7 @@ def execute(lines, arrays, threads=THREADS, ctas=1, shared_bytes=0, prelude="", 
     """
     names = [f"p{i}" for i in range(len(arrays))]
     text = _KERNEL.format(
+        target=target,
         prelude=prelude,
         parameters=", ".join(f".param .u64 {name}" for name in names),
         threads=threads,
@@ -66,7 +70,7 @@ def execute(lines, arrays, threads=THREADS, ctas=1, shared_bytes=0, prelude="", 
         lines=lines,
     )
     if assembled:
-        assemble(text)
+        assemble(text, target)
     tensors = [torch.from_numpy(array) for array in arrays]
     device = device or Device()
     device.execute(text, [tensor.data_ptr() for tensor in tensors], tensors, (ctas, 1, 1), shared_bytes)
@@ -74,11 +78,11 @@ def execute(lines, arrays, threads=THREADS, ctas=1, shared_bytes=0, prelude="", 
 
 
 @functools.cache
-def assemble(text):
+def assemble(text, target=TARGET):
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()
-        command = [TOOLS / "ptxas", "-arch=sm_100a", file.name, "-o", os.devnull]
+        command = [TOOLS / "ptxas", f"-arch={target}", file.name, "-o", os.devnull]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -74,7 +74,7 @@ def _in_registers(machine, registers, kind, places, shape):
 
 @instruction("mma", "sync aligned m16n8k16 m16n8k8 row col tf32")
 def multiply_by_warp(machine, ins, active):
-    """d = a b + c, with a of 16 rows and b of 8 columns."""
+    """Computes d = a b + c, with a of 16 rows and b of 8 columns."""
     require_whole_warps(active)
     d, a, b, c = ins.operands
     k = 16 if "m16n8k16" in ins.modifiers else 8
@@ -130,7 +130,7 @@ def _read_shared(machine, address, size, groups):
 
 @instruction("wgmma", "mma_async fence commit_group wait_group sync aligned tf32 " + _SHAPES)
 def multiply_by_warpgroup(machine, ins, active):
-    """d = a b, or d += a b: at once, so that nothing waits."""
+    """Computes d = a b, or d += a b: at once, so that nothing waits."""
     if "mma_async" not in ins.modifiers:
         return
     threads = active.reshape(-1, WARPGROUP)
