@@ -1,6 +1,7 @@
 """Slips that the tests should notice, a file an area of the code, and the driver that tries them."""
 
 from mutants import (
+    attention,
     chunked,
     core,
     experts,
@@ -27,6 +28,7 @@ AREAS = (
     losses,
     chunked,
     swiglu,
+    attention,
     plugin,
     scripts,
     training,
