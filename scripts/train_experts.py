@@ -90,7 +90,7 @@ def mixtures(model: nn.Module) -> list[Experts]:
 def start(name: str, job: _training.Job, args: argparse.Namespace) -> _training.Run:
     """A run at its first step, with the weights that --seed gives."""
     _options.seed_everything(args.seed)
-    model = train_text.GPT(args.dim, args.layers, args.heads, name)
+    model = train_text.GPT(args.dim, args.layers, args.heads, name, train_text.attention(name, args))
     for block in model.blocks:
         block.mlp = Experts(args, name)
     model.to(args.device)
@@ -153,7 +153,7 @@ def main() -> None:
     """Train, show and write what came out."""
     with _distributed.group():
         args, text = parse()
-        fixed = ("dim", "layers", "heads", "experts", "chosen")
+        fixed = ("dim", "layers", "heads", "attention", "experts", "chosen")
         with _folder.for_training(args, fixed=fixed), sigtorch.use_backend(args.backend):
             job = job_of(text, args)
             runs = [start(name, job, args) for name in _training.names(args)]

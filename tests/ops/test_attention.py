@@ -1,6 +1,7 @@
 """Sigmoid attention by its formula against its definition in float64: values, gradients, precision, memory."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +157,10 @@ def test_a_row_with_nan_is_one():
     q, k, v = (torch.randn(1, 1, 70, 8) for _ in range(3))
     q[0, 0, 5, 3] = math.nan
     assert sigmoid_attention(q, k, v).isnan().any(-1).nonzero().tolist() == [[0, 0, 5]]
+
+
+def test_the_page_runs_as_it_stands():
+    page = (Path(sigtorch.__file__).parent.parent / "docs" / "attention.md").read_text()
+    names = {"torch": torch, "sigtorch": sigtorch}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["out"].shape == (2, 8, 100, 64)

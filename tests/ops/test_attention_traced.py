@@ -62,6 +62,12 @@ def test_vmap_and_transforms():
     torch.testing.assert_close(tangent, torch.func.jvp(lambda q: oracle(q, k, v), (q,), (q,))[1])
 
 
+def test_packed_sequences_in_transforms():
+    q, k, v = (torch.randn(3, 5, 2, 4, dtype=torch.float64) for _ in range(3))
+    expected = torch.stack([varlen(*parts) for parts in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(torch.vmap(varlen)(q, k, v), expected)
+
+
 @of_some
 @every_choice
 def test_compiled(case, backend, variable):
