@@ -201,8 +201,7 @@ def swiglu_variant_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of gate and up."""
     variant = Variant(*numbers)
-    fn = variant.backward
-    return _grads(fn, grad, (gate, up), (1, *variant.operands(grad)))
+    return _grads(variant.backward, grad, (gate, up), (1, *variant.operands(grad)))
 
 
 def swiglu_recompute(
@@ -225,8 +224,7 @@ def swiglu_weighted_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of gate, up and weight."""
     variant = Variant(*numbers)
-    fn = variant.backward
-    return _grads(fn, grad, (gate, up, weight), variant.operands(grad))
+    return _grads(variant.backward, grad, (gate, up, weight), variant.operands(grad))
 
 
 def swiglu_packed_variant_forward(x: torch.Tensor, interleaved: bool, *numbers: Any) -> torch.Tensor:
@@ -256,8 +254,7 @@ def swiglu_packed_weighted_backward(
 def _variant_forward(
     out: torch.Tensor, inputs: tuple[torch.Tensor, ...], weight: Operand, variant: Variant
 ) -> torch.Tensor:
-    fn = variant.forward
-    launch_map(fn, (*inputs, weight, *variant.operands(out)), (out,))
+    launch_map(variant.forward, (*inputs, weight, *variant.operands(out)), (out,))
     return out
 
 
@@ -267,7 +264,7 @@ def _halves(x: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, ...]:
 
 def _read(x: torch.Tensor, halves: tuple[torch.Tensor, ...], interleaved: bool) -> tuple[torch.Tensor, ...]:
     """Returns the operands that gate and up are read from: pairs if they are interleaved, of a dtype that has such."""
-    if not interleaved or x.dtype not in PAIRS:
+    if not interleaved or x.dtype not in PAIRS or not x.numel():
         return halves
     return (_pairs(x) if _is_in_pairs(x) else _pairs(x.clone(memory_format=torch.contiguous_format)),)
 
@@ -287,11 +284,10 @@ def _packed_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, interleaved: bool, variant: Variant
 ) -> tuple[torch.Tensor, ...]:
     """Returns the gradients of x and, if there is one, of weight."""
-    fn = variant.backward
-    numbers = variant.operands(grad)
+    fn, numbers = variant.backward, variant.operands(grad)
     halves, grad_x = _halves(x, interleaved), torch.empty_like(x)
     in_place = not interleaved or (x.dtype in PAIRS and _is_in_pairs(grad_x))
-    if not in_place or (weight is not None and weight.numel() == grad.numel()):
+    if not in_place or (weight is not None and (grad.shape[-1] < 2 or not grad.numel())):
         return _packed_from_halves(fn, grad, halves, grad_x, weight, interleaved, numbers)
     written = (_pairs(grad_x),) if interleaved else grad_x.unsafe_chunk(2, -1)
     read = _read(x, halves, interleaved)
@@ -312,7 +308,7 @@ def _packed_from_halves(
     interleaved: bool,
     numbers: tuple[Operand, ...],
 ) -> tuple[torch.Tensor, ...]:
-    """Returns the same, where no kernel writes them in place: of pairs that are no one number, or of one column."""
+    """Returns the same, where no kernel writes them in place: of pairs that are no one number, or of no two columns to sum."""
     inputs, numbers = (halves, (1, *numbers)) if weight is None else ((*halves, weight), numbers)
     grad_gate, grad_up, *others = _grads(fn, grad, inputs, numbers)
     for half, found in zip(_halves(grad_x, interleaved), (grad_gate, grad_up), strict=True):

@@ -67,7 +67,7 @@ SLIPS = [
     ),
     Slip(
         GATES,
-        "or (weight is not None and weight.numel() == grad.numel())",
+        "or (weight is not None and (grad.shape[-1] < 2 or not grad.numel()))",
         "",
         f"{OPTIONS} -k half_gates",
         "sums along rows of one element",

@@ -44,7 +44,7 @@ def test_alpha_makes_no_gate_infinite(device):
 @pytest.mark.kernels
 @pytest.mark.parametrize("packed", [None, False, True], ids=["apart", "packed", "interleaved"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("shape", [(6, 1024), (2, 3, 18), (5, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 1024), (2, 3, 18), (5, 2), (5, 0)], ids=str)
 def test_a_float32_weight_beside_half_gates(packed, dtype, shape, device):
     """The result has the gates' dtype, and the weight's gradient is a float32 sum of what was not rounded."""
     x = torch.randn(shape).to(device, dtype).requires_grad_()

@@ -104,7 +104,7 @@ def _variant(
     given = {"gate": gate}
     if up is None:
         _checks.check_halves(where, "gate", gate, -1)
-        settings = interleaved, *variant
+        settings = bool(interleaved), *variant
     else:
         given["up"] = up
         if interleaved:
