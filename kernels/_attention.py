@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sigtorch.kernels._attention_math import dot, product_of_weights, slopes_of_scores, weights
+from sigtorch.kernels._attention_math import dot, product_of_weights, slopes_of_scores, steps, weights
 from sigtorch.kernels._math import LOG2_E, rounded
 
 
@@ -114,7 +114,7 @@ def _forward_part(
     CAUSAL: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds up the values of keys from start to stop, by their weights."""
-    for n in tl.range(start, stop, BLOCK.keys):
+    for n in steps(start, stop, BLOCK.keys):
         j = n + tl.arange(0, BLOCK.keys)
         k = _load(k_ptr, n, k_stride, keys, BLOCK.keys, FORM.d, BLOCK.d, FORM.full_keys)
         products = dot(q, k.T, None, FORM.tf32)
@@ -169,7 +169,7 @@ def _queries_part(
     offset, CAUSAL: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds up the gradients of a block of queries, and of the bias by query, over keys from start to stop."""
-    for n in tl.range(start, stop, BLOCK.keys):
+    for n in steps(start, stop, BLOCK.keys):
         j = n + tl.arange(0, BLOCK.keys)
         k = _load(k_ptr, n, k_stride, keys, BLOCK.keys, FORM.d, BLOCK.d, FORM.full_keys)
         v = _load(v_ptr, n, v_stride, keys, BLOCK.keys, FORM.dv, BLOCK.dv, FORM.full_keys)
@@ -238,7 +238,7 @@ def _keys_part(
     offset, CAUSAL: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds up the gradients of a block of keys and values over queries from start to stop."""
-    for m in tl.range(start, stop, BLOCK.queries):
+    for m in steps(start, stop, BLOCK.queries):
         i = m + tl.arange(0, BLOCK.queries)
         q = _load(q_ptr, m, q_stride, queries, BLOCK.queries, FORM.d, BLOCK.d, FORM.full_queries)
         grad = _load(grad_ptr, m, grad_stride, queries, BLOCK.queries, FORM.dv, BLOCK.dv, FORM.full_queries)

@@ -33,6 +33,12 @@ GROUPED_REGISTERS = tl.constexpr(",".join(["=f"] * 8 + ["f"] * 8))
 
 if triton.knobs.runtime.interpret:  # which takes no assembly, and multiplies the bits of bfloat16
 
+    def steps(start, stop, step):
+        """Counts as tl.range, whose bounds are no numbers to some releases with some of NumPy."""
+        while start < stop:
+            yield start
+            start += step
+
     @triton.jit
     def grouped_weights(t):
         return reciprocal(1.0 + exp2(tl.minimum(t, 30.0, propagate_nan=tl.PropagateNan.ALL)))
@@ -42,6 +48,7 @@ if triton.knobs.runtime.interpret:  # which takes no assembly, and multiplies th
         return tl.dot(a.to(tl.float32), b.to(tl.float32), c)
 
 else:
+    steps = tl.range
 
     @triton.jit
     def grouped_weights(t):

@@ -193,12 +193,13 @@ def _with_one_batch(
 
 
 def _run(tensors: Tensors, settings: Settings) -> torch.Tensor:
-    tensors = _autocast(tensors)
-    given = [t for t in tensors[3:] if t is not None]
-    runner = select(*tensors[:3], beside=given, cpu_pass=True, opaque=True)
+    query, key, value, *others = _autocast(tensors)
+    tensors = Tensors(query, key, value, *others)  # Dynamo in torch 2.8 cannot take a slice of it
+    given = [t for t in others if t is not None]
+    runner = select(query, key, value, beside=given, cpu_pass=True, opaque=True)
     if runner == "compiled":
         return getattr(torch.ops.sigtorch, OP).default(*tensors, *settings)  # type: ignore[no-any-return]
-    if runner == "aten" and not plain(*tensors[:3], *given):
+    if runner == "aten" and not plain(query, key, value, *given):
         return whole(tensors, settings)
     if runner == "triton" and not fuses(tensors):
         runner = "aten"
@@ -207,9 +208,9 @@ def _run(tensors: Tensors, settings: Settings) -> torch.Tensor:
 
 def _autocast(tensors: Tensors) -> Tensors:
     """Rounds query, key and value as autocast does those of PyTorch's function."""
-    device = tensors.query.device.type
-    if not knows_autocast(device) or not autocasts(device) or tensors.query.dtype == torch.float64:
+    query, key, value, *others = tensors
+    device = query.device.type
+    if not knows_autocast(device) or not autocasts(device) or query.dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    query, key, value = (t.to(dtype) for t in tensors[:3])
-    return tensors._replace(query=query, key=key, value=value)
+    return Tensors(query.to(dtype), key.to(dtype), value.to(dtype), *others)
