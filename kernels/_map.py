@@ -83,7 +83,7 @@ def _map_call(
     outputs: tuple[torch.Tensor, ...],
     target_input: int | None,
     warps: int,
-    results: tuple[int, ...] | None,
+    results: tuple[int, ...] | None = None,
 ) -> Call:
     layout = layout_of(inputs, outputs)
     block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
