@@ -120,7 +120,10 @@ TEXTS = {
     "a section": (kernel(".section .debug"), "cannot parse: .section"),
     "registers": (kernel(".reg .b128 %x;"), "registers not modelled: .reg .b128 %x;"),
     "a label twice": (kernel("$a: $a:"), "label twice: $a"),
-    "no such instruction": (kernel("wgmma.fence.sync.aligned;"), "instruction not modelled: wgmma.fence.sync.aligned"),
+    "no such instruction": (
+        kernel("tcgen05.wait::ld.sync.aligned;"),
+        "instruction not modelled: tcgen05.wait::ld.sync.aligned",
+    ),
     "no such modifier": (kernel("add.sideways.s32 %r0, 1, 1;"), "instruction not modelled: add.sideways.s32"),
     "a call": (kernel("call.uni (%r0), printf, (%r1);"), "a call of a device function is not modelled"),
     "too short a vector": (kernel("ld.global.v4.b32 {%r0, %r1}, [%rd0];"), "instruction not modelled: ld.global.v4"),
