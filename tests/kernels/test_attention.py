@@ -23,7 +23,7 @@ HALF_CASES = ("plain", "causal", "shared keys", "high bias", "alibi, causal", "o
 
 @pytest.fixture(autouse=True)
 def engine(request):
-    """Skips a PTX run that does not model the tensor cores of its architecture."""
+    """Skips a PTX run of an architecture whose tensor memory is not modelled."""
     if request.config.getoption("ptx_arch", None) in (100, 103):
         pytest.skip("tensor memory is not modelled: see scripts/without_gpu/ptx")
 

@@ -206,11 +206,8 @@ def dot_kernel(x_ptr, BLOCK: tl.constexpr):
 
 
 def test_a_product_of_matrices(gpu):
+    """So small a one takes no tensor memory, on any architecture."""
     x = torch.randint(-4, 5, (32, 32)).half()
     expected = x @ x
-    if gpu.target.arch in (100, 103):
-        with pytest.raises(Fault, match="not modelled"):  # tensor memory
-            dot_kernel[(1,)](x, BLOCK=32)
-    else:
-        dot_kernel[(1,)](x, BLOCK=32)
-        assert torch.equal(x, expected)
+    dot_kernel[(1,)](x, BLOCK=32)
+    assert torch.equal(x, expected)
