@@ -9,7 +9,7 @@ from unittest import mock
 
 PRELOADED = [
     "torch._dynamo", "torch.distributed.run", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "support.scripting",
-    "benchmark", "benchmark_models", "derive", "from_scratch", "reach",
+    "benchmark", "benchmark_attention", "benchmark_models", "derive", "from_scratch", "reach",
     "train_digits", "train_experts", "train_imbalanced", "train_labels", "train_siglip", "train_text",
 ]  # fmt: skip
 
