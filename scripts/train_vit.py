@@ -1,8 +1,8 @@
 """Train a small vision transformer on the scans of train_digits.py, whose attention is of sigmoids or a softmax.
 
 A scan of 8x8 pixels is 16 patches of 2x2. The split is that of train_digits.py, and does not depend on --seed.
-Examples: ``python scripts/train_vit.py --compare``
-``python scripts/train_vit.py --attention softmax``
+Examples: python scripts/train_vit.py --compare
+python scripts/train_vit.py --attention softmax
 """
 
 import _start  # isort: skip
