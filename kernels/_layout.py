@@ -343,16 +343,18 @@ def exact(inputs: tuple[Operand, ...], like: torch.Tensor) -> tuple[Operand, ...
 
 
 def form_of(
+    fn: Any,
     layout: Layout,
     inputs: Sequence[Operand],
     dtypes: Sequence[torch.dtype],
     target_input: int | None = None,
     results: tuple[int, ...] | None = None,
 ) -> Form:
-    """Returns the form of a kernel that reads inputs, and whose results have these dtypes."""
+    """Returns the form of a kernel of fn that reads inputs, and whose results have these dtypes."""
     precise = not ROUNDING_DTYPES.issuperset(dtypes)
     double = any(t.dtype == torch.float64 for t in _tensors(inputs))
-    pair = next((PAIR_TYPES[t.dtype] for t in _tensors(inputs) if t.dtype in PAIR_TYPES), None)
+    pairs = () if isinstance(fn, LossPass) else _tensors(inputs)  # a loss has integers that are numbers
+    pair = next((PAIR_TYPES[t.dtype] for t in pairs if t.dtype in PAIR_TYPES), None)
     return Form(layout.stride_sets, layout.kinds, layout.vector, precise, double, target_input, results, pair)
 
 

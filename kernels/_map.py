@@ -89,6 +89,6 @@ def _map_call(
     block_m, block_n = tile_shape(layout, TILE_BYTES // outputs[0].element_size())
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     axes = grid_axes(layout.batches, down)
-    form = form_of(layout, inputs, [t.dtype for t in outputs], target_input, results)
+    form = form_of(fn, layout, inputs, [t.dtype for t in outputs], target_input, results)
     arguments = (*layout.encoded, layout.rows, layout.cols, *functions_of(fn), form, axes, block_m, block_n)
     return Call(_map_kernel, axes.grid(across, layout.batches, down), arguments, warps=warps)

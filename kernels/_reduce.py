@@ -211,7 +211,7 @@ def _call_of_sums(
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
     chunks = triton.cdiv(tiles, chunk_tiles)
     axes = grid_axes(layout.batches, 0)
-    form = form_of(layout, inputs, [*(t.dtype for t in written), sums.dtype], results=sums.results)
+    form = form_of(fn, layout, inputs, [*(t.dtype for t in written), sums.dtype], results=sums.results)
     parts = layout.parts * chunks * (across if over_rows and over_cols else 1)
     sums_size = layout.parts * small.numel() // (1 if over_cols else layout.vector)
     sizes = layout.rows, layout.cols, sums_size, chunk_tiles
@@ -360,7 +360,7 @@ def _sum_call(
     tiles = layout.batches * triton.cdiv(layout.rows, block_m) * triton.cdiv(layout.cols, block_n)
     programs = min(tiles, LOSS_PROGRAMS)
     # The only output is the gradient, or stands for x.
-    form = form_of(layout, inputs, [dtype, *(t.dtype for t in outputs)], target_input)
+    form = form_of(fn, layout, inputs, [dtype, *(t.dtype for t in outputs)], target_input)
     arguments = (*layout.encoded, layout.batches, layout.rows, layout.cols, *functions_of(fn), form, block_m, block_n)
     partials = programs if target_input is None else 2 * programs
     return Call(_sum_kernel, (programs, 1, 1), arguments, partials, warps=LOSS_WARPS if block_m == 1 else WARPS)

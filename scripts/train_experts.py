@@ -52,7 +52,7 @@ class Experts(nn.Module):
 
     def __init__(self, args: argparse.Namespace, run: str):
         super().__init__()
-        mlp, _ = train_text.RUNS[run]
+        mlp, *_ = train_text.RUNS[run]
         hidden = math.ceil(8 * args.dim / 3 / args.chosen)  # a byte's experts are as large as one feed-forward
         self.router = ROUTERS[run](args.dim, args.experts, args.chosen)
         self.experts = nn.ModuleList(mlp(args.dim, hidden) for _ in range(args.experts))

@@ -42,7 +42,7 @@ def backward_runner(runner: Runner, grad: torch.Tensor, *saved: torch.Tensor) ->
     return "operator" if _eligible.observed() else runner
 
 
-MARKER_DIMS = 12  # more than users' tensors have; plus an index into MARKED, at most 32, the limit of NumPy 1
+MARKER_DIMS = 12  # more than users' tensors have
 # All that save a marker; other operations are added when their Functions are defined.
 MARKED = ["siglip_loss", "linear_binary_cross_entropy", "patched_functions"]
 
@@ -60,15 +60,17 @@ def unseen_by_hooks() -> bool:
 
 @once
 def marker(op: str) -> torch.Tensor:
-    """Returns a tensor of 8 bytes that an operation saves first; its number of dimensions tells which of MARKED that is.
+    """Returns a tensor of 8 bytes that an operation saves first; its shape tells which of MARKED that is.
 
     Non-reentrant checkpointing hands saved tensors back by position. If the recompute takes another path than forward
     did, another shape comes back in this tensor's place. Its values are not compared, for a hook may quantize saved
     tensors. It holds two different ones, for a hook may divide by their range.
     """
-    dims = MARKER_DIMS + MARKED.index(op)
+    more_dims, place = divmod(MARKED.index(op), MARKER_DIMS)
+    shape = [1] * (MARKER_DIMS + more_dims)
+    shape[place] = 2
     with torch.inference_mode(False):
-        return torch.arange(2.0, dtype=torch.float32, device="cpu").view(2, *[1] * (dims - 1))
+        return torch.arange(2.0, dtype=torch.float32, device="cpu").view(shape)
 
 
 def saved(ctx: Any, op: str) -> list[torch.Tensor]:
