@@ -224,7 +224,7 @@ def swiglu_clamped(gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr
 
 @triton.jit
 def dswiglu_clamped(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
-    """Returns the gradients of gate, up and weight, 0 for what is clamped, or NaN, and the product."""
+    """Returns the gradients of gate, up and weight, and the product. What is clamped, or NaN, gets a gradient of 0."""
     near_gate, near_up = _clamped(gate, up, limit)
     grad_gate, grad_up, grad_weight, product = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
     return tl.where(gate <= limit, grad_gate, 0.0), tl.where(tl.abs(up) <= limit, grad_up, 0.0), grad_weight, product
@@ -232,7 +232,7 @@ def dswiglu_clamped(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.co
 
 @triton.jit
 def dswiglu_clamped_from_limit(grad, gate, up, weight, alpha, offset, limit, PRECISE: tl.constexpr):
-    """Returns the same, and 0 also for what is at the limit."""
+    """Returns the same; what is at the limit gets 0, too."""
     near_gate, near_up = _clamped(gate, up, limit)
     grad_gate, grad_up, grad_weight, product = dswiglu_variant(grad, near_gate, near_up, weight, alpha, offset, PRECISE)
     return tl.where(gate < limit, grad_gate, 0.0), tl.where(tl.abs(up) < limit, grad_up, 0.0), grad_weight, product

@@ -112,8 +112,9 @@ def _masks(tile, VECTOR: tl.constexpr):
 
 @triton.jit
 def _load(operand, strides, tile, masks, STRIDE_SET, KIND, FORM: tl.constexpr):
-    """Returns an input's values for a tile, in float32 or all in float64: a scalar, (BLOCK_M, 1), (1, BLOCK_N) or a block;
-    pairs as they are.
+    """Returns an input's values for a tile: a scalar, (BLOCK_M, 1), (1, BLOCK_N) or a block.
+
+    They are float32, or all float64; pairs stay integers.
     """
     WIDE: tl.constexpr = tl.float64 if FORM.double else tl.float32
     if KIND == NUMBER:

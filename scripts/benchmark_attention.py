@@ -25,6 +25,7 @@ from _output import progress
 from _report import Record
 from _timing import interleaved, passes_of
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import sigtorch
 
@@ -41,17 +42,18 @@ def plain(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """FlexAttention: a softmax of log-sigmoids, times the sum of sigmoids that it divided by."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
     shift = math.log(k.shape[-2])
     compiled = _compiled(flex_attention) if q.is_cuda else flex_attention
-    mask = None
-    if causal:
-        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[-2], k.shape[-2], device=q.device.type)
+    mask = _causal_mask(q.shape[-2], k.shape[-2], q.device.type) if causal else None
     out, log_sum = compiled(
         q, k, v, score_mod=lambda z, b, h, i, j: F.logsigmoid(z - shift), block_mask=mask, return_lse=True
     )
     return out * log_sum.exp().unsqueeze(-1).to(out.dtype)
+
+
+@cache
+def _causal_mask(queries: int, keys: int, kind: str) -> BlockMask:
+    return create_block_mask(lambda b, h, i, j: i >= j, None, None, queries, keys, device=kind)
 
 
 @cache

@@ -38,14 +38,14 @@ def tensors(out: Any) -> list[torch.Tensor]:
 
 
 def evaluated(model: torch.nn.Module, example: Example) -> list[torch.Tensor]:
-    """What one evaluation computes."""
+    """Returns the results of one evaluation."""
     torch.manual_seed(0)
     with torch.no_grad():
         return tensors(model(**example.inputs()))
 
 
 def trained(model: torch.nn.Module, example: Example) -> list[torch.Tensor | None]:
-    """What one training step computes: outputs, and the gradients of all parameters."""
+    """Returns the outputs of a training step, and the gradients of all parameters."""
     torch.manual_seed(0)
     out = tensors(model.train()(**example.inputs()))
     if wanted := [t.square().mean() for t in out if t.requires_grad]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from sigtorch.commands import report, selftest, versions
+from sigtorch.commands import CommandError, report, selftest, versions
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except report.CommandError as error:
+    except CommandError as error:
         options.parser.error(str(error))
 
 

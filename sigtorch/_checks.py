@@ -156,6 +156,14 @@ def check_number(where: str, **arguments: Any) -> None:
             raise TypeError(f"{where}: {name} must be a real number, got {dtype}")
 
 
+def check_constant(where: str, hint: str = "", **arguments: Any) -> None:
+    """Takes numbers that get no gradient, and no tensor that requires one."""
+    check_number(where, **arguments)
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise TypeError(f"{where}: {name} gets no gradient, but requires one{hint}")
+
+
 def check_whole(where: str, name: str, value: Any) -> int:
     """Returns it as a Python number, or the traced number itself."""
     if isinstance(value, (int, torch.SymInt)):

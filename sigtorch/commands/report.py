@@ -11,11 +11,8 @@ from typing import Any
 import torch
 
 from sigtorch import _checks
+from sigtorch.commands import CommandError
 from sigtorch.plugin.patch import patch
-
-
-class CommandError(Exception):
-    """A mistake of the user's, told in one line."""
 
 
 def report(options: argparse.Namespace) -> None:

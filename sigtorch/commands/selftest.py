@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sigtorch
-from sigtorch.commands.report import CommandError
+from sigtorch.commands import CommandError
 
 # Of an error, relative to an element, or to the mean where that is larger. PyTorch's operators promise less in bfloat16.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
@@ -52,11 +52,12 @@ def selftest(options: argparse.Namespace) -> None:
 
 
 def _device(named: str | None) -> torch.device:
+    name = named or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"--device: cannot use {named!r}: {str(error).splitlines()[0]}") from error
+        raise CommandError(f"--device: cannot use {name!r}: {str(error).splitlines()[0]}") from error
     return device
 
 

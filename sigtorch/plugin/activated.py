@@ -155,8 +155,8 @@ def activated(function: Any, gate: Any) -> Any:
 def _called_from_c(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that is called through C, so that its arguments always have the same number of references.
 
-    A call in Python itself hands over its references, unless torch.compile evaluates frames. It goes on doing so after an
-    error.
+    A call in Python hands its references over, but not while torch.compile evaluates frames, which it may go on doing after
+    an error.
     """
     return functools.update_wrapper(functools.partial(function), function)
 

@@ -99,3 +99,29 @@ def test_mistakes_of_the_module():
     refused(ValueError, lambda: SigmoidAttention(12, 0), "num_heads=0 must divide embed_dim=12")
     refused(ValueError, lambda: SigmoidAttention(12, 4, num_kv_heads=3), "num_kv_heads=3 must divide num_heads=4")
     refused(TypeError, lambda: SigmoidAttention(12, 2.5), "num_heads must be a whole number, got float")
+
+
+def test_learned_numbers_that_get_no_gradient():
+    q, scale = torch.zeros(1, 2, 3, 4), torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match=r"scale gets no gradient, but requires one; multiply query by it instead"):
+        sigmoid_attention(q, q, q, scale=scale)
+
+
+def test_a_block_of_one_vector():
+    with pytest.raises(ValueError, match=r"x must have shape \(..., n, 8\), got \(8,\)"):
+        SigmoidAttention(8, 2)(torch.zeros(8))
+
+
+def test_autocast_takes_what_it_casts():
+    """As of rms_norm, which autocast computes in float32 on a GPU."""
+    q, k = torch.randn(2, 1, 2, 5, 4)
+    v = torch.randn(1, 2, 5, 4).bfloat16()
+    with pytest.raises(TypeError, match="one dtype"):
+        sigmoid_attention(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sigmoid_attention(q, k, v)
+        expected = sigmoid_attention(q.bfloat16(), k.bfloat16(), v)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="one dtype"):
+        sigmoid_attention(q.double(), k, v)

@@ -120,6 +120,8 @@ MISTAKES = {
     "scalar": ({"gate": X[0, 0], "up": X[0, 0], "weight": ROWS[0]}, "weight must be one number a row"),
     "no tensor": ({"up": X, "weight": 2.0}, "weight must be a Tensor, got float"),
     "shapes": ({"up": X[:, :4], "limit": 1.0}, "shapes do not broadcast: gate"),
+    "learned": ({"alpha": torch.ones((), requires_grad=True)}, "alpha gets no gradient, but requires one"),
+    "text": ({"up": "x", "interleaved": True}, "up must be a Tensor, got str"),
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def check_heads(where: str, query: torch.Tensor, key: torch.Tensor, value: torch
         _check_tensor(where, name, t)
         if t.dim() < 3:
             raise ValueError(f"{where}: {name} must have shape {dims}, got {tuple(t.shape)}")
-    if not query.dtype == key.dtype == value.dtype:
+    if len({_computed_in(t) for t in given.values()}) > 1:
         seen = ", ".join(f"{name} {t.dtype}" for name, t in given.items())
         raise TypeError(f"{where}: query, key and value must have one dtype, got {seen}")
     if not query.device == key.device == value.device:
@@ -26,6 +26,14 @@ def check_heads(where: str, query: torch.Tensor, key: torch.Tensor, value: torch
             f"{where}: query and key must have one head dimension, got {query.shape[-1]} in query {tuple(query.shape)} "
             f"and {key.shape[-1]} in key {tuple(key.shape)}"
         )
+
+
+def _computed_in(t: torch.Tensor) -> torch.dtype:
+    """Returns the dtype after autocast, which leaves float64 alone."""
+    device = t.device.type
+    if t.dtype == torch.float64 or not _eligible.knows_autocast(device) or not _eligible.autocasts(device):
+        return t.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def check_key_heads(where: str, heads: int, key_heads: int, value_heads: int, enable_gqa: bool) -> None:

@@ -28,8 +28,9 @@ def sigmoid_attention(
 ) -> torch.Tensor:
     r"""Computes attention whose weights are sigmoids: :math:`\sigma(\text{scale} \cdot q k^T + \text{bias}) v`.
 
-    Takes what :func:`torch.nn.functional.scaled_dot_product_attention` takes, but for dropout. A weight depends on one query
-    and one key alone, so that no row is normalised.
+    Its arguments are those of :func:`torch.nn.functional.scaled_dot_product_attention` without dropout; those after
+    ``attn_mask`` are keywords, and tensors have a dimension of heads. A weight depends on one query and one key alone: no row
+    is normalised.
 
     Args:
         query: of shape (..., heads, n_queries, d), in float16, bfloat16, float32 or float64.
@@ -131,7 +132,7 @@ def sigmoid_attention_varlen(
         tensor([0.5000, 0.6667, 0.6667])
 
     Source:
-        As of :func:`sigmoid_attention`.
+        See :func:`sigmoid_attention`.
     """
     where = "sigmoid_attention_varlen()"
     checks.check_heads(where, q, k, v, "(total, heads, d)")
@@ -167,7 +168,7 @@ def _bias(where: str, bias: Any, query: torch.Tensor, heads: int) -> tuple[float
 def _scale(where: str, name: str, scale: Any, query: torch.Tensor) -> float:
     if scale is None:
         return float(max(query.shape[-1], 1)) ** -0.5
-    _checks.check_number(where, **{name: scale})
+    _checks.check_constant(where, f"; multiply {'query' if name == 'scale' else 'q'} by it instead", **{name: scale})
     return float(scale)
 
 

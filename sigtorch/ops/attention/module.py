@@ -34,7 +34,7 @@ class SigmoidAttention(torch.nn.Module):
         torch.Size([2, 10, 32])
 
     Source:
-        As of :func:`sigtorch.sigmoid_attention`; of the gate, Qiu et al., "Gated Attention for Large Language Models", 2025,
+        See :func:`sigtorch.sigmoid_attention`; for the gate, Qiu et al., "Gated Attention for Large Language Models", 2025,
         arXiv:2505.06708.
     """
 
@@ -80,6 +80,8 @@ class SigmoidAttention(torch.nn.Module):
 
         ``attn_bias`` is its bias.
         """
+        if x.dim() < 2:
+            raise ValueError(f"SigmoidAttention(): x must have shape (..., n, {self.embed_dim}), got {tuple(x.shape)}")
         heads = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
         query, key, value = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], -3)
         out = sigmoid_attention(

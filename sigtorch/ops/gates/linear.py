@@ -62,7 +62,8 @@ def swiglu_linear(
         Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202; Chen et al., "Training Deep Nets with Sublinear
         Memory Cost", 2016, arXiv:1604.06174, for computing again.
     """
-    where, variant = "swiglu_linear()", check_variant("swiglu_linear()", alpha, limit, offset)
+    where = "swiglu_linear()"
+    variant = check_variant(where, alpha, limit, offset)
     _check(where, gate, up, weight, bias)
     if autocasts(gate.device.type):
         dtype = torch.get_autocast_dtype(gate.device.type)

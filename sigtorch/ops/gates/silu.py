@@ -61,7 +61,8 @@ def swiglu(
         Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202; OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card",
         2025, arXiv:2508.10925, for alpha, limit and offset.
     """
-    if limit is not None or weight is not None or interleaved or alpha != 1 or offset != 0:
+    has_numbers = not isinstance(alpha, torch.Tensor) and not isinstance(offset, torch.Tensor)
+    if not has_numbers or alpha != 1 or offset != 0 or limit is not None or weight is not None or interleaved:
         return _variant(gate, up, check_variant("swiglu()", alpha, limit, offset), interleaved, weight)
     if up is None:
         runner = select(gate, opaque=True)
@@ -87,9 +88,9 @@ class Variant(NamedTuple):
 
 def check_variant(where: str, alpha: Any, limit: Any, offset: Any) -> Variant:
     """Returns the numbers as Python's."""
-    _checks.check_number(where, alpha=alpha, offset=offset)
+    _checks.check_constant(where, alpha=alpha, offset=offset)
     if limit is not None:
-        _checks.check_number(where, limit=limit)
+        _checks.check_constant(where, limit=limit)
         limit = float(limit)
         if not limit >= 0:
             raise ValueError(f"{where}: limit must be at least 0, got {limit}")
@@ -107,6 +108,7 @@ def _variant(
         settings = bool(interleaved), *variant
     else:
         given["up"] = up
+        _checks.check_tensors(where, **given)
         if interleaved:
             raise ValueError(f"{where}: interleaved reads both from gate, but up was given, of shape {tuple(up.shape)}")
     kind = up is None, weight is not None
