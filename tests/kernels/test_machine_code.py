@@ -18,7 +18,7 @@ BOUNDS = {
     "swiglu-clamped": {"bfloat16": (16, 29), "float32": (20, 32)},
     "swiglu-weighted": {"bfloat16": (19, 40), "float32": (25, 28)},  # backward with the end of a sum, as below
     "swiglu-packed-clamped": {"bfloat16": (17, 31), "float32": (23, 37)},
-    "swiglu-interleaved": {"bfloat16": (16, 34), "float32": (20, 41)},
+    "swiglu-interleaved": {"bfloat16": (16, 34), "float32": (21, 41)},
     "swiglu-interleaved-weighted": {"bfloat16": (19, 27), "float32": (24, 25)},
     "glu": {"bfloat16": (11, 17), "float32": (17, 23)},
     # Forward with the end of two sums or three, as if each thread had one tile.
