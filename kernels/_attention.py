@@ -82,6 +82,16 @@ def _sequence(cu_q_ptr, cu_k_ptr, batch, queries, keys, FORM: tl.constexpr):
 
 
 @triton.jit
+def _seen_keys(m, offset, keys, FORM: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns up to where every query of a block from m on sees the keys, in whole blocks, and up to where some do."""
+    all_see, some_see = keys, keys
+    if FORM.causal:
+        all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys
+        some_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries))
+    return all_see, some_see
+
+
+@triton.jit
 def _shift_and_slope(number, bias_ptr, slopes_ptr, head, keys, FORM: tl.constexpr):
     """Returns what is added to the exponents of a head, and what the distance multiplies."""
     shift = number * -LOG2_E if FORM.has_number else tl.log2(tl.maximum(keys, 1).to(tl.float32))
@@ -148,10 +158,7 @@ def _forward_kernel(
         factor = scale * -LOG2_E
         q = _load(q_ptr, m, qs, queries, BLOCK.queries, FORM.d, BLOCK.d, FORM.full_queries)
         total = tl.zeros([QUERIES, WIDTH], tl.float32)
-        all_see, some_see = keys, keys  # every query of the block sees keys up to here, and some do
-        if FORM.causal:
-            all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys
-            some_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries))
+        all_see, some_see = _seen_keys(m, offset, keys, FORM, BLOCK)
         total = _forward_part(
             total, q, k_ptr, v_ptr, 0, all_see, i, ks, vs, keys, factor, shift, slope, ahead, offset, False, FORM, BLOCK
         )
@@ -212,10 +219,7 @@ def _queries_kernel(
         grad = _load(grad_ptr, m, gs, queries, BLOCK.queries, FORM.dv, BLOCK.dv, FORM.full_queries)
         grad_q = tl.zeros([QUERIES, WIDTH], tl.float32)
         grad_bias = tl.zeros([QUERIES], tl.float32)
-        all_see, some_see = keys, keys
-        if FORM.causal:
-            all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys
-            some_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries))
+        all_see, some_see = _seen_keys(m, offset, keys, FORM, BLOCK)
         grad_q, grad_bias = _queries_part(
             grad_q, grad_bias, q, grad, k_ptr, v_ptr, 0, all_see, i, ks, vs, keys, factor, shift, slope, ahead, offset,
             False, FORM, BLOCK,

@@ -72,12 +72,8 @@ SLIPS = [
     ),
     Slip(
         "kernels/_attention.py",
-        "all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) // BLOCK.keys * BLOCK.keys\n"
-        "            some_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries))\n"
-        "        total",
-        "all_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries)) // BLOCK.keys * BLOCK.keys\n"
-        "            some_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries))\n"
-        "        total",
+        "all_see = tl.minimum(keys, tl.maximum(0, m + offset + 1)) //",
+        "all_see = tl.minimum(keys, tl.maximum(0, m + offset + BLOCK.queries)) //",
         f"{KERNELS} -k 'values and causal'",
         "the last tile that a block sees in part is not masked",
     ),
