@@ -16,7 +16,7 @@ def check_heads(where: str, query: torch.Tensor, key: torch.Tensor, value: torch
         _check_tensor(where, name, t)
         if t.dim() < 3:
             raise ValueError(f"{where}: {name} must have shape {dims}, got {tuple(t.shape)}")
-    if len({_computed_in(t) for t in given.values()}) > 1:
+    if not query.dtype == key.dtype == value.dtype and len({dtype_after_autocast(t) for t in given.values()}) > 1:
         seen = ", ".join(f"{name} {t.dtype}" for name, t in given.items())
         raise TypeError(f"{where}: query, key and value must have one dtype, got {seen}")
     if not query.device == key.device == value.device:
@@ -28,8 +28,8 @@ def check_heads(where: str, query: torch.Tensor, key: torch.Tensor, value: torch
         )
 
 
-def _computed_in(t: torch.Tensor) -> torch.dtype:
-    """Returns the dtype after autocast, which leaves float64 alone."""
+def dtype_after_autocast(t: torch.Tensor) -> torch.dtype:
+    """Returns the dtype that autocast, if it is on, rounds a tensor to: float64 stays."""
     device = t.device.type
     if t.dtype == torch.float64 or not _eligible.knows_autocast(device) or not _eligible.autocasts(device):
         return t.dtype

@@ -8,7 +8,7 @@ import torch
 
 from sigtorch import _checks
 from sigtorch._backend import select
-from sigtorch._eligible import autocasts, knows_autocast, plain
+from sigtorch._eligible import plain
 from sigtorch.ops.attention import checks
 from sigtorch.ops.attention.formula import Settings, Tensors, whole
 from sigtorch.ops.attention.function import OP, SigmoidAttentionFunction, fuses
@@ -210,8 +210,5 @@ def _run(tensors: Tensors, settings: Settings) -> torch.Tensor:
 def _autocast(tensors: Tensors) -> Tensors:
     """Rounds query, key and value as autocast does those of PyTorch's function."""
     query, key, value, *others = tensors
-    device = query.device.type
-    if not knows_autocast(device) or not autocasts(device) or query.dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = checks.dtype_after_autocast(query)
     return Tensors(query.to(dtype), key.to(dtype), value.to(dtype), *others)
