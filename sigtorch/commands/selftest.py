@@ -84,21 +84,34 @@ def _error(ours: Tensor, oracle: Tensor) -> float:
     return ((ours - oracle).abs() / oracle.abs().clamp_min(oracle.abs().mean())).max().item()
 
 
+class Draw:
+    """Draws the tensors of the cases, the same each time."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        return 3 * torch.randn(*shape, generator=self.generator)
+
+    def classes(self, size: int) -> Tensor:
+        return torch.randint(size, (ROWS,), generator=self.generator)
+
+    def mask(self) -> Tensor:
+        return torch.rand(ROWS, FEATURES, generator=self.generator) < 0.1
+
+    def apart(self) -> Tensor:
+        """Returns numbers of which no two in a row are alike, in bfloat16 either."""
+        return (torch.rand(ROWS, FEATURES, generator=self.generator).argsort(-1) - 128) / 64
+
+
 def _cases() -> list[Case]:
-    generator = torch.Generator().manual_seed(0)
+    draw = Draw()
+    return [*_gates(draw), *_attention(draw), *_losses(draw)]
 
-    def normal(*shape: int) -> Tensor:
-        return 3 * torch.randn(*shape, generator=generator)
 
-    def classes(size: int) -> Tensor:
-        return torch.randint(size, (ROWS,), generator=generator)
-
-    x, y, gate = (normal(ROWS, FEATURES) for _ in range(3))
-    row_gate, mask = normal(ROWS, 1), torch.rand(ROWS, FEATURES, generator=generator) < 0.1
-    apart = (
-        torch.rand(ROWS, FEATURES, generator=generator).argsort(-1) - 128
-    ) / 64  # no two of a row alike, in bfloat16
-    features = [F.normalize(normal(ROWS, FEATURES), dim=-1) for _ in range(2)]
+def _gates(draw: Draw) -> list[Case]:
+    x, y, gate = (draw.normal(ROWS, FEATURES) for _ in range(3))
+    row_gate = draw.normal(ROWS, 1)
     return [
         # A saved output loses the gradient where it rounds to 1.
         Case("sigmoid", sigtorch.sigmoid, torch.sigmoid, [x / 16]),
@@ -126,30 +139,45 @@ def _cases() -> list[Case]:
             "swiglu_linear",
             sigtorch.swiglu_linear,
             lambda g, u, w: (F.silu(g) * u) @ w.T,
-            [gate, y, normal(64, FEATURES)],
+            [gate, y, draw.normal(64, FEATURES)],
             roundings=2,
         ),
+        Case("sigmoid_topk", lambda x: sigtorch.sigmoid_topk(x, 4)[0].to(x.dtype), _topk, [draw.apart()]),
+    ]
+
+
+def _attention(draw: Draw) -> list[Case]:
+    return [
         Case(
             "sigmoid_attention",
             lambda q, k, v: sigtorch.sigmoid_attention(q, k, v, is_causal=True),
             _causal_attention,
-            [normal(2, 3, ROWS, 32) / 3 for _ in range(3)],
+            [draw.normal(2, 3, ROWS, 32) / 3 for _ in range(3)],
             roundings=4,
         ),
         Case(
             "sigmoid_attention_varlen",
             lambda q, k, v, cu: sigtorch.sigmoid_attention_varlen(q, k, v, cu, cu, ROWS, ROWS, bias=-3.0),
             _packed_attention,
-            [*(normal(2 * ROWS, 3, 32) / 3 for _ in range(3)), torch.tensor([0, ROWS, 2 * ROWS], dtype=torch.int32)],
+            [
+                *(draw.normal(2 * ROWS, 3, 32) / 3 for _ in range(3)),
+                torch.tensor([0, ROWS, 2 * ROWS], dtype=torch.int32),
+            ],
             roundings=4,
         ),
-        Case("sigmoid_topk", lambda x: sigtorch.sigmoid_topk(x, 4)[0].to(x.dtype), _topk, [apart]),
+    ]
+
+
+def _losses(draw: Draw) -> list[Case]:
+    x, mask = draw.normal(ROWS, FEATURES), draw.mask()
+    features = [F.normalize(draw.normal(ROWS, FEATURES), dim=-1) for _ in range(2)]
+    return [
         Case("binary_cross_entropy_with_logits", sigtorch.binary_cross_entropy_with_logits, _bce, [x, mask]),
         Case(
             "binary_cross_entropy, classes",
             sigtorch.binary_cross_entropy_with_logits,
             lambda x, t: _bce(x, F.one_hot(t, FEATURES)),
-            [x, classes(FEATURES)],
+            [x, draw.classes(FEATURES)],
         ),
         Case("sigmoid_focal_loss", lambda x, t: sigtorch.sigmoid_focal_loss(x, t, reduction="sum"), _focal, [x, mask]),
         Case("sigmoid_dice_loss", lambda x, t: sigtorch.sigmoid_dice_loss(x, t, dims=-1), _dice, [x, mask]),
@@ -163,7 +191,7 @@ def _cases() -> list[Case]:
             "linear_binary_cross_entropy",
             sigtorch.linear_binary_cross_entropy,
             lambda x, w, t: _bce(x @ w.T, t),
-            [features[0], normal(100, FEATURES) / 3, mask[:, :100]],
+            [features[0], draw.normal(100, FEATURES) / 3, mask[:, :100]],
         ),
     ]
 
