@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from _measure import Step, peak_extra_bytes
 from _options import DTYPES, device, folder, positive_int
-from _output import progress
+from _output import progress, replacing
 from _report import Record
 from _timing import interleaved
 from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def draw(path: Any, records: Sequence[Record], title: str) -> None:
             panel.set_xlim(0, 1.2 * max(found.values()))
             panel.invert_yaxis()
     figure.suptitle(title, fontsize="medium")
-    with _report.replacing(path) as aside:
+    with replacing(path) as aside:
         figure.savefig(aside)
 
 

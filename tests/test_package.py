@@ -172,7 +172,7 @@ def test_a_repr_shows_every_option(name):
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "scripts/without_gpu/ptx/README.md"])
 def test_links_lead_somewhere(page):
-    """Of pages that the site has not: it checks its own."""
+    """Pages that are no part of the site, which checks its own."""
     for target in re.findall(r"\]\(([^)]*)\)", (ROOT / page).read_text(encoding="utf-8")):
         if target.startswith("https://"):
             continue

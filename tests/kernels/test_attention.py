@@ -136,7 +136,7 @@ def test_an_element_of_a_batch_alone_has_its_bits(small):
 
 
 def test_views_are_read_in_place(small):
-    """Of one packed projection, as (batch, n, 3, heads, d); the incoming gradient is expanded."""
+    """Views of one packed projection, (batch, n, 3, heads, d), and an incoming gradient that is expanded."""
     whole = torch.randn(2, 20, 3, 4, 16)
     q, k, v = whole.permute(2, 0, 3, 1, 4).unbind(0)
     kept = []

@@ -93,7 +93,7 @@ def test_batches_broadcast():
 
 
 def test_causal_and_masks_are_aligned_as_pytorch_aligns_them():
-    """What softmax sees, sigmoids see: the gradient of a query's row is 0 for the same keys."""
+    """The gradient of a query's row is 0 for the keys that softmax attention hides, and for no others."""
     mask = torch.rand(5, 7) > 0.5
     mask[:, 0] = True  # softmax of nothing is NaN
     for options in ({"is_causal": True}, {"attn_mask": mask}):

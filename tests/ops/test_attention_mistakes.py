@@ -113,7 +113,7 @@ def test_a_block_of_one_vector():
 
 
 def test_autocast_takes_what_it_casts():
-    """As of rms_norm, which autocast computes in float32 on a GPU."""
+    """Autocast gives queries and keys another dtype on a GPU, if rms_norm made them."""
     q, k = torch.randn(2, 1, 2, 5, 4)
     v = torch.randn(1, 2, 5, 4).bfloat16()
     with pytest.raises(TypeError, match="one dtype"):

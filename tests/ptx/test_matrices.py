@@ -51,7 +51,7 @@ def sum_registers(c):
 
 
 def product(kind, a, b, c):
-    """What mma makes of a b + c."""
+    """Computes a b + c by mma."""
     k, _ = KINDS[kind]
     inputs = np.concatenate([left_registers(a, kind), right_registers(b, kind), sum_registers(c).view(np.uint32)])
     given, out = np.ascontiguousarray(inputs.T), np.zeros((32, 4), np.float32)

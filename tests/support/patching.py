@@ -100,7 +100,7 @@ def by_public_functions(kind, x, gate, residual=None):
 
 
 class PublicSwiGLU:
-    """What stands for the Functions of a clamped SwiGLU, with PyTorch's operators where no kernel runs."""
+    """Stands in for the Functions of a clamped SwiGLU, by PyTorch's operators where no kernel runs."""
 
     @staticmethod
     def apply(*given):

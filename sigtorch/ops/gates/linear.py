@@ -120,7 +120,7 @@ def _formula_of_product(gate: torch.Tensor, up: torch.Tensor, weight: torch.Tens
     return F.linear(variant_formula(gate, up, *variant).to(weight.dtype), weight)
 
 
-class Passes(NamedTuple):
+class RecomputingPasses(NamedTuple):
     """The passes of SwiGLU: forward, backward, and backward that returns the product too."""
 
     forward: Callable[..., torch.Tensor]
@@ -133,15 +133,15 @@ class SwiGLULinearFunction(Function):
 
     @staticmethod
     @once
-    def passes(runner: Runner) -> Passes:
+    def passes(runner: Runner) -> RecomputingPasses:
         """Returns the passes; kernels are imported when the first tensor needs them."""
         if runner == "operator":
-            return Passes(*SwiGLUVariantFunction.operators, RECOMPUTE)
+            return RecomputingPasses(*SwiGLUVariantFunction.operators, RECOMPUTE)
         if runner == "cpu":
-            return Passes(variant_formula, lambda *given: _recompute(*given)[:2], _recompute)
+            return RecomputingPasses(variant_formula, lambda *given: _recompute(*given)[:2], _recompute)
         from sigtorch.kernels.gates import swiglu_recompute
 
-        return Passes(*SwiGLUVariantFunction.passes_of(runner), swiglu_recompute)
+        return RecomputingPasses(*SwiGLUVariantFunction.passes_of(runner), swiglu_recompute)
 
     @staticmethod
     def forward(
@@ -172,7 +172,7 @@ class SwiGLULinearFunction(Function):
 
 
 def _grads(
-    passes: Passes,
+    passes: RecomputingPasses,
     grad: torch.Tensor,
     tensors: Sequence[torch.Tensor],
     variant: Sequence[Any],
