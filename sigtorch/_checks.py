@@ -175,6 +175,13 @@ def check_whole(where: str, name: str, value: Any) -> int:
         raise TypeError(f"{where}: {name} must be a whole number, got {kind}") from None
 
 
+def check_flag(where: str, name: str, value: Any) -> bool:
+    """Takes True or False: any other value, such as a word, is more likely meant for another argument."""
+    if type(value) is not bool:
+        raise TypeError(f"{where}: {name} must be True or False, got {quoted(value)}")
+    return value
+
+
 def check_halves(where: str, name: str, x: torch.Tensor, dim: Any) -> int:
     """Takes a tensor whose dimension has an even size; returns dim as ``check_whole`` does."""
     if type(x) is not torch.Tensor:

@@ -123,7 +123,7 @@ def _settings(
         topk_groups = 1
     choice = Choice(k, num_groups, topk_groups)
     _check_choice(where, logits.shape[-1], choice)
-    return choice, Weighting(bool(normalize), scale)
+    return choice, Weighting(_checks.check_flag(where, "normalize", normalize), scale)
 
 
 def _check_tensors(where: str, logits: torch.Tensor, bias: torch.Tensor | None) -> None:

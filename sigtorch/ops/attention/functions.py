@@ -70,6 +70,8 @@ def sigmoid_attention(
         et al., "Train Short, Test Long: Attention with Linear Biases", ICLR 2022, arXiv:2108.12409.
     """
     where = "sigmoid_attention()"
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa)):
+        _checks.check_flag(where, name, flag)
     checks.check_heads(where, query, key, value, "(..., heads, n, d)")
     heads = query.shape[-3]
     checks.check_key_heads(where, heads, key.shape[-3], value.shape[-3], enable_gqa)
@@ -80,7 +82,7 @@ def sigmoid_attention(
     number, bias = _bias(where, bias, query, heads)
     if alibi_slopes is not None:
         checks.check_slopes(where, alibi_slopes, query, heads)
-    settings = Settings(0, 0, bool(is_causal), _scale(where, "scale", scale, query), number)
+    settings = Settings(0, 0, is_causal, _scale(where, "scale", scale, query), number)
     batch = _batch(query, key, value)
     query, key, value, attn_mask = _with_one_batch(batch, query, key, value, attn_mask)
     out = _run(Tensors(query, key, value, attn_mask, bias, alibi_slopes), settings)
@@ -135,6 +137,7 @@ def sigmoid_attention_varlen(
         See :func:`sigmoid_attention`.
     """
     where = "sigmoid_attention_varlen()"
+    _checks.check_flag(where, "causal", causal)
     checks.check_heads(where, q, k, v, "(total, heads, d)")
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.dim() != 3:
@@ -154,7 +157,7 @@ def sigmoid_attention_varlen(
         checks.check_slopes(where, alibi_slopes, q, heads)
     scale = _scale(where, "softmax_scale", softmax_scale, q)
     tensors = Tensors(q, k, v, None, bias, alibi_slopes, cu_seqlens_q, cu_seqlens_k)
-    return _run(tensors, Settings(max_seqlen_q, max_seqlen_k, bool(causal), scale, number))
+    return _run(tensors, Settings(max_seqlen_q, max_seqlen_k, causal, scale, number))
 
 
 def _bias(where: str, bias: Any, query: torch.Tensor, heads: int) -> tuple[float | None, torch.Tensor | None]:

@@ -61,11 +61,16 @@ class SigmoidAttention(torch.nn.Module):
             raise ValueError(f"{where}: num_heads={num_heads} must divide embed_dim={embed_dim}")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ValueError(f"{where}: num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-        self.is_causal = is_causal
+        self.is_causal = _checks.check_flag(where, "is_causal", is_causal)
+        gate = _checks.check_flag(where, "gate", gate)
         self.head_dim = self.embed_dim // self.num_heads
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.in_proj = torch.nn.Linear(embed_dim, width, bias, device, dtype)
-        self.gate_proj = torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype) if gate else None
+        self.gate_proj = (
+            torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype)
+            if _checks.check_flag(where, "gate", gate)
+            else None
+        )
         self.out_proj = torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype)
 
     def forward(

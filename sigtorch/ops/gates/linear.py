@@ -272,7 +272,7 @@ class GatedMLP(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.alpha, self.limit, self.offset = check_variant("GatedMLP()", alpha, limit, offset)
-        self.recompute = recompute
+        self.recompute = _checks.check_flag("GatedMLP()", "recompute", recompute)
         self.gate_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
         self.up_proj = torch.nn.Linear(dim, hidden, bias, device, dtype)
         self.down_proj = torch.nn.Linear(hidden, dim, bias, device, dtype)

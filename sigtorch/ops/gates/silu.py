@@ -101,11 +101,12 @@ def _variant(
     gate: torch.Tensor, up: torch.Tensor | None, variant: Variant, interleaved: bool, weight: torch.Tensor | None
 ) -> torch.Tensor:
     where = "swiglu()"
+    _checks.check_flag(where, "interleaved", interleaved)
     settings: tuple[Any, ...] = variant
     given = {"gate": gate}
     if up is None:
         _checks.check_halves(where, "gate", gate, -1)
-        settings = bool(interleaved), *variant
+        settings = interleaved, *variant
     else:
         given["up"] = up
         _checks.check_tensors(where, **given)
@@ -320,7 +321,7 @@ class SwiGLU(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.alpha, self.limit, self.offset = check_variant("SwiGLU()", alpha, limit, offset)
-        self.interleaved = interleaved
+        self.interleaved = _checks.check_flag("SwiGLU()", "interleaved", interleaved)
 
     def forward(
         self, gate: torch.Tensor, up: torch.Tensor | None = None, weight: torch.Tensor | None = None
