@@ -1,4 +1,4 @@
-"""Slips in the router: sigtorch/ops/experts.py and kernels/experts.py."""
+"""Slips in the router: sigtorch/ops/experts and kernels/experts.py."""
 
 from mutants.slip import Slip
 
@@ -49,42 +49,42 @@ SLIPS = [
         "a gradient that forgets the sum of the weights",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/topk.py",
         "groups = groups.sort(dim=-1).values",
         "groups = groups",
         f"{EXPERTS} -k equal_experts",
         "equal experts in the order of their groups, in the formula",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/topk.py",
         "correction_bias = correction_bias.detach()",
         "pass",
         f"{EXPERTS} -k only_logits",
         "weights that require a gradient for the bias",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/topk.py",
         "runner = backward_runner(ctx.runner, grad, logits)",
         "runner = ctx.runner",
         f"{EXPERTS} -k derivatives",
         "a pass runs where backward is differentiated",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/router.py",
         "with torch.autocast(device, enabled=False):",
         "with torch.autocast(device):",
         f"{ROUTER} -k float32",
         "logits in a half type under autocast",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/router.py",
         "(load.sum() - load * len(load)).sign()",
         "(load * len(load) - load.sum()).sign()",
         f"{ROUTER} -k even",
         "a bias that makes loads less even",
     ),
     Slip(
-        "sigtorch/ops/experts.py",
+        "sigtorch/ops/experts/topk.py",
         "power < size:",
         "power <= size:",
         f"{EXPERTS} -k longest",

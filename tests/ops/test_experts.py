@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 
 import sigtorch
-from sigtorch.ops import experts
+from sigtorch.ops.experts import topk
 
 pytestmark = pytest.mark.usefixtures("on_device")
 by_kernels = pytest.param("triton", marks=pytest.mark.kernels)
@@ -216,14 +216,14 @@ def test_only_logits_have_a_gradient(backend):
 
 @pytest.mark.parametrize(("experts_", "k", "groups"), [(1030, 4, 1), (64, 33, 1), (645, 4, 5)])
 def test_rows_that_are_too_long_take_the_formula(experts_, k, groups, monkeypatch):
-    monkeypatch.setattr(experts.SigmoidTopkFunction, "apply", lambda *_: pytest.fail("the kernels were asked"))
+    monkeypatch.setattr(topk.SigmoidTopkFunction, "apply", lambda *_: pytest.fail("the kernels were asked"))
     case = RouterCase("", experts_, k, groups, groups - 1 or None)
     assert_right(case, *case.inputs((2,), torch.float32, DEVICE), "triton")
 
 
 @pytest.mark.kernels
 def test_the_longest_rows(device, monkeypatch):
-    monkeypatch.setattr(experts, "_formula", lambda *_: pytest.fail("the formula was asked"))
+    monkeypatch.setattr(topk, "_formula", lambda *_: pytest.fail("the formula was asked"))
     case = RouterCase("", 1024, 32, 8, 5)
     assert_right(case, *case.inputs((2,), torch.float32, device), "triton")
 
