@@ -8,7 +8,7 @@ from types import CellType
 from typing import Any
 
 from sigtorch.plugin import activated, products
-from sigtorch.plugin.find import Found
+from sigtorch.plugin.found import Found
 from sigtorch.plugin.recognise import sigmoid_method
 from sigtorch.plugin.syntax import is_sigmoid_method
 

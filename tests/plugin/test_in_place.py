@@ -7,7 +7,7 @@ from support.patching import agree, forward_as, run
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.find import CHANGED_REASON
+from sigtorch.plugin.found import CHANGED_REASON
 
 
 def an_item(self, x):

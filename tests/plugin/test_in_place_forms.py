@@ -9,7 +9,7 @@ from support.patching import agree, forward_as, run, spy
 from torch import nn
 
 import sigtorch
-from sigtorch.plugin.find import CHANGED_REASON
+from sigtorch.plugin.found import CHANGED_REASON
 
 
 def by_a_positional_option(self, x):
