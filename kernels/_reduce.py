@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from sigtorch.kernels._layout import (
+    SHORT_ROW,
     TILE_BYTES,
     WARPS,
     Operand,
@@ -209,6 +210,8 @@ def _call_of_sums(
     down, across = triton.cdiv(layout.rows, block_m), triton.cdiv(layout.cols, block_n)
     kept, tiles = (across, down) if over_rows else (down, across)
     chunk_tiles = min(tiles, triton.cdiv(tiles * kept * layout.batches, GATE_PROGRAMS))
+    if over_cols and not over_rows and layout.cols <= SHORT_ROW:
+        chunk_tiles = tiles  # a sum over parts would be a launch more
     chunks = triton.cdiv(tiles, chunk_tiles)
     axes = grid_axes(layout.batches, 0)
     form = form_of(fn, layout, inputs, [*(t.dtype for t in written), sums.dtype], results=sums.results)

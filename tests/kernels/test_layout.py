@@ -5,8 +5,9 @@ import torch
 from support.cases import every_other
 
 from sigtorch.kernels import _math, _plan
-from sigtorch.kernels._layout import TRANSPOSED, Unreachable, axes_of, layout_of, with_copies
+from sigtorch.kernels._layout import TRANSPOSED, WARPS, Unreachable, axes_of, layout_of, with_copies
 from sigtorch.kernels._map import _map_call
+from sigtorch.kernels._reduce import _map_and_sum_call
 
 
 def test_a_copy_is_as_small_as_what_is_copied(device):
@@ -47,3 +48,11 @@ def test_axes_are_found_once_per_plan(device, plans, monkeypatch):
     x = torch.empty(4, 32, device=device)
     _plan.plan(_map_call, _math.sigmoid_gate, tuple(x.chunk(2, -1)), (torch.empty(4, 16, device=device),), (None, 4))
     assert len(found) == 1
+
+
+def test_a_short_row_is_summed_by_one_program(device):
+    """Its parts would take a launch more to add up."""
+    for columns in (17, 64):
+        x, gate = torch.empty(8, columns, device=device), torch.empty(8, 1, device=device)
+        call = _map_and_sum_call(_math.dsigmoid_gate, (x, x, gate), (x,), (0, 1), gate.shape, gate.dtype, WARPS)
+        assert call.partials == 1
