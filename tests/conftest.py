@@ -18,9 +18,9 @@ if DEVICE == "cpu":
 @pytest.fixture(autouse=True, scope="session")
 def interpreter():
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from support.interpreting import replace_language_once  # only now: the interpreter is chosen above
+        from support.interpreting import make_fast  # only now: the interpreter is chosen above
 
-        replace_language_once()
+        make_fast()
 
 
 @pytest.fixture(autouse=True)

@@ -119,9 +119,9 @@ def test_any_gradient_strides(x, g, grad, device):
     check(case, case.inputs(None, torch.float32, device), lambda out: grad(weights.to(out)), "triton")
 
 
-@pytest.mark.parametrize("g", [(5, 1, 9), (1, 40, 9), (1, 40, 1), (5, 1, 1)], ids=str)
-@pytest.mark.parametrize("shape", [(5, 40, 9), (5, 40, 300), (50, 4, 300)], ids=str)  # of the last, rows may be samples
-@pytest.mark.parametrize("programs", [1, 3, 60])
+@pytest.mark.parametrize("g", [(5, 1, 9), (1, 14, 9), (1, 14, 1), (5, 1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 14, 9), (5, 14, 300), (14, 4, 300)], ids=str)  # of the last, rows may be samples
+@pytest.mark.parametrize("programs", [1, 3, 20])
 def test_few_programs_add_many_tiles(programs, shape, g, device, plans, monkeypatch):
     monkeypatch.setattr(_reduce, "GATE_PROGRAMS", programs)
     small = tuple(n if m > 1 else 1 for n, m in zip(shape, g, strict=True))
@@ -130,7 +130,7 @@ def test_few_programs_add_many_tiles(programs, shape, g, device, plans, monkeypa
         check(case, case.inputs(None, torch.float32, device), backend="triton")
 
 
-@pytest.mark.parametrize("g", [(2, 300, 1, 6), (600, 1, 6)], ids=str)
+@pytest.mark.parametrize("g", [(2, 30, 1, 6), (60, 1, 6)], ids=str)
 def test_more_batches_than_a_grid_s_other_axes_have(g, device, plans, monkeypatch):
     monkeypatch.setattr("sigtorch.kernels._layout.MAX_GRID", 16)
     case = case_of((*g[:-2], 4, 6), g)
