@@ -34,11 +34,19 @@ def _result(*inputs: torch.Tensor) -> torch.Tensor:
     if shape != first.shape:
         lead = next((t for t in others if t.shape == shape), None)
         return first.new_empty(shape, dtype=dtype) if lead is None else torch.empty_like(lead, dtype=dtype)
-    return (
-        torch.empty_like(first) if dtype is first.dtype else torch.empty_like(first, dtype=dtype)
-    )  # omitting is faster
+    return _empty_like(first, dtype)
 
 
+def _empty_like(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(t) if dtype is t.dtype else torch.empty_like(t, dtype=dtype)  # omitting it is faster
+
+
+def _of_shape(t: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns t with dimensions of size 1 added or dropped in front."""
+    return t if t.shape == shape else t.view(shape)
+
+
+@functools.lru_cache(4096)
 def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size:
     """Returns the shape to which these two broadcast; torch.broadcast_shapes takes ten times as long."""
     if len(shape) < len(other):
@@ -63,16 +71,16 @@ def _grads(
             break
     else:  # the usual case, without what broadcasts cost the host
         first = torch.empty_like(inputs[0])
-        grads = first, *[torch.empty_like(first, dtype=t.dtype) for t in inputs[1:]]
+        grads = first, *[_empty_like(first, t.dtype) for t in inputs[1:]]
         launch_map(fn, (grad, *inputs, *numbers), grads, warps=warps)
         return grads
     if not grad.numel():
         return tuple(torch.zeros_like(t) for t in inputs)
     whole = tuple(i for i, t in enumerate(inputs) if t.numel() == grad.numel())
     summed = [i for i in range(len(inputs)) if i not in whole]
-    lead = inputs[whole[0]].expand(grad.shape) if whole else grad
-    written = tuple(torch.empty_like(lead, dtype=inputs[i].dtype) for i in whole)
-    found = {i: t.view(inputs[i].shape) for i, t in zip(whole, written, strict=True)}
+    lead = _of_shape(inputs[whole[0]], grad.shape) if whole else grad
+    written = tuple([_empty_like(lead, inputs[i].dtype) for i in whole])
+    found = {i: _of_shape(t, inputs[i].shape) for i, t in zip(whole, written, strict=True)}
     if not summed:
         launch_map(fn, (grad, *inputs, *numbers), written, warps=warps)
     elif not whole and not torch.ops.aten.is_non_overlapping_and_dense(grad):

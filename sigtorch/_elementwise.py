@@ -82,8 +82,11 @@ class FromInputs(Function):
 
 
 def _broadcast(shapes: list[torch.Size]) -> bool:
-    first, *others = shapes
-    if all(shape == first for shape in others):
+    first = shapes[0]
+    for shape in shapes:
+        if shape != first:
+            break
+    else:  # the usual case
         return True
     sizes = itertools.zip_longest(*[reversed(shape) for shape in shapes], fillvalue=1)
     return all(len({1, *along_axis}) <= 2 for along_axis in sizes)

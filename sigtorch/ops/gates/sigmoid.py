@@ -48,7 +48,7 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, residual: torch.Tensor | N
     """
     given = (x, gate) if residual is None else (x, gate, residual)
     runner = select(*given)
-    if runner == "aten" or not SigmoidGateFunction.fuses(x, gate, residual):
+    if runner == "aten" or not SigmoidGateFunction.fuses(*given):
         return _checks.run_explained("sigmoid_gate()", _gate_formula, ("x", "gate", "residual"), given)
     if residual is None:
         return SigmoidGateFunction.apply(x, gate, runner)
