@@ -19,7 +19,7 @@ import _training
 import pytest
 import torch
 import train_text
-from support.scripting import SCRIPTS, TINY_TEXT, environment, fork, losses, read_csv, state_of, table
+from support.scripting import SAMPLED, TINY_TEXT, VALIDATED, environment, fork, losses, read_csv, state_of, table
 
 STEPS = 20
 TRAINING = (*TINY_TEXT, "--steps", STEPS, "--checkpoint-every", STEPS)
@@ -146,8 +146,10 @@ def test_both_are_warm_before_either_is_timed(monkeypatch):
     assert done == ["a", "b", "resumed"]
 
 
-def test_two_runs_take_turns(tmp_path):
+def test_two_runs_take_turns(tmp_path, monkeypatch):
     """Each of them goes first in every second step."""
+    monkeypatch.setattr(train_text, "SAMPLE", SAMPLED)
+    monkeypatch.setattr(train_text, "VALIDATION_WINDOWS", VALIDATED)
     run, job, args = run_of("--steps", 4, "--out", tmp_path)
     runs, order = [run, train_text.start("torch", job, args)], []
     for each in runs:
@@ -177,7 +179,8 @@ def test_a_long_training_has_twenty_lines_in_a_pipe(capsys):
 
 def test_a_bar_on_a_terminal(tmp_path):
     ours, theirs = pty.openpty()
-    command = [sys.executable, SCRIPTS / "train_text.py", *TRAINING, "--out", tmp_path]
+    fast = f"import train_text; train_text.SAMPLE, train_text.VALIDATION_WINDOWS = {SAMPLED}, {VALIDATED}; train_text.main()"
+    command = [sys.executable, "-c", fast, *TRAINING, "--out", tmp_path]
     env = environment(TERM="xterm", COLUMNS="80")
     running = subprocess.Popen(list(map(str, command)), env=env, stdout=theirs, stderr=theirs)
     os.close(theirs)
