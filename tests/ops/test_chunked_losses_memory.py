@@ -66,6 +66,8 @@ LAYERS += [(1, 40_000, 256), (4, 50_000, 512), (16, 50_000, 64), (256, 30_000, 4
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 @pytest.mark.parametrize(("n", "labels", "d"), LAYERS)
 def test_a_layers_loss_takes_no_more_than_eager_code(n, labels, d, dtype, csr):
+    if n * labels > 2**20 and dtype == torch.float64:
+        pytest.skip("as float32 does")
     check(*linear(n, labels, d, dtype, csr=csr))
 
 
