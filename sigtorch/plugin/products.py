@@ -140,6 +140,8 @@ def _by_kind(left: Any, right: Any) -> tuple[Any, Any]:
 
 
 def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    if type(left) is torch.Tensor and type(right) is torch.Tensor:  # the usual case where no kernel runs
+        return function(left, right)
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = _by_kind(left, right)
