@@ -52,10 +52,9 @@ class Experts(nn.Module):
 
     def __init__(self, args: argparse.Namespace, run: str):
         super().__init__()
-        mlp, *_ = train_text.RUNS[run]
         hidden = math.ceil(8 * args.dim / 3 / args.chosen)  # a byte's experts are as large as one feed-forward
         self.router = ROUTERS[run](args.dim, args.experts, args.chosen)
-        self.experts = nn.ModuleList(mlp(args.dim, hidden) for _ in range(args.experts))
+        self.experts = nn.ModuleList(train_text.RUNS[run].mlp(args.dim, hidden) for _ in range(args.experts))
         for expert in self.experts:
             nn.init.zeros_(expert.down_proj.weight)
         self.register_buffer("loads", torch.zeros(args.experts, dtype=torch.float64))

@@ -89,7 +89,7 @@ class Model(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(WORDS, dim)
         self.places = nn.Linear(BEFORE * dim, dim)
-        self.mlp = train_text.RUNS[run][0](dim, 2 * dim)
+        self.mlp = train_text.RUNS[run].mlp(dim, 2 * dim)
         nn.init.normal_(self.embedding.weight, std=0.3)  # before what may have a size of its own in each process
         group = _shares.group(parallel)
         own = labels if group is None else len(_shares.rows(labels))

@@ -47,7 +47,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(256, dim)
         self.look = nn.Conv1d(dim, 2 * dim, 3, padding=1)
-        self.mlp = RUNS[run][0](2 * dim, 2 * dim)
+        self.mlp = RUNS[run].mlp(2 * dim, 2 * dim)
         self.out = nn.Linear(2 * dim, dim)
 
     def forward(self, texts: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, dim: int, run: str):
         super().__init__()
-        self.first, self.mlp = nn.Linear(64, 2 * dim), RUNS[run][0](2 * dim, 4 * dim)
+        self.first, self.mlp = nn.Linear(64, 2 * dim), RUNS[run].mlp(2 * dim, 4 * dim)
         self.out = nn.Linear(2 * dim, dim)
 
     def forward(self, scans: Tensor) -> Tensor:

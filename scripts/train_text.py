@@ -92,9 +92,16 @@ def sigmoid_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, bias:
     return (weights.tril() if is_causal else weights) @ v
 
 
-# The three places where a run uses sigtorch, or does without: the feed-forward, the gate on attention, and a sigmoid attention.
-PLAIN = (MLP, lambda x, gate: torch.sigmoid(gate) * x, sigmoid_attention)
-OURS = (sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate, sigtorch.sigmoid_attention)
+class Layers(NamedTuple):
+    """The places where a run uses sigtorch, or does without."""
+
+    mlp: Callable[[int, int], nn.Module]  # the feed-forward
+    gate: Callable[[Tensor, Tensor], Tensor]  # on attention
+    sigmoid_attention: Callable[..., Tensor]
+
+
+PLAIN = Layers(MLP, lambda x, gate: torch.sigmoid(gate) * x, sigmoid_attention)
+OURS = Layers(sigtorch.nn.GatedMLP, sigtorch.sigmoid_gate, sigtorch.sigmoid_attention)
 RUNS = {"sigtorch": OURS, "patched": PLAIN, "torch": PLAIN}
 Attend = Callable[..., Tensor]
 SOFTMAX = partial(F.scaled_dot_product_attention, is_causal=True)
@@ -102,9 +109,8 @@ SOFTMAX = partial(F.scaled_dot_product_attention, is_causal=True)
 
 def attention(run: str, args: argparse.Namespace) -> Attend:
     """Return what --attention names. The bias of sigmoids is of the whole context, however short a prompt is."""
-    *_, of_sigmoids = RUNS[run]
     if args.attention == "sigmoid":
-        return partial(of_sigmoids, is_causal=True, bias=-math.log(args.context))
+        return partial(RUNS[run].sigmoid_attention, is_causal=True, bias=-math.log(args.context))
     return SOFTMAX
 
 
@@ -120,12 +126,11 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, run: str, attend: Attend):
         super().__init__()
-        mlp, self.gate, _ = RUNS[run]
-        self.heads, self.attend = heads, attend
+        self.gate, self.heads, self.attend = RUNS[run].gate, heads, attend
         self.attention_norm, self.mlp_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.projections = nn.Linear(dim, 4 * dim, bias=False)  # queries, keys, values, gates
         self.out = nn.Linear(dim, dim, bias=False)
-        self.mlp = mlp(dim, 8 * math.ceil(dim / 3))  # three matrices as large as a plain MLP's two
+        self.mlp = RUNS[run].mlp(dim, 8 * math.ceil(dim / 3))  # three matrices as large as a plain MLP's two
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         *parts, gate = self.projections(self.attention_norm(x)).chunk(4, dim=-1)
