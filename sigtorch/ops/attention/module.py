@@ -66,11 +66,7 @@ class SigmoidAttention(torch.nn.Module):
         self.head_dim = self.embed_dim // self.num_heads
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.in_proj = torch.nn.Linear(embed_dim, width, bias, device, dtype)
-        self.gate_proj = (
-            torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype)
-            if _checks.check_flag(where, "gate", gate)
-            else None
-        )
+        self.gate_proj = torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype) if gate else None
         self.out_proj = torch.nn.Linear(embed_dim, embed_dim, bias, device, dtype)
 
     def forward(
