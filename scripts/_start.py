@@ -1,4 +1,7 @@
-"""The first import of every script: from here on Ctrl-C is one line, also while the other imports take their seconds."""
+"""The first import of every script: from here on Ctrl-C is one line, also while other imports take their seconds.
+
+So is a package that is not installed.
+"""
 
 import io
 import os
@@ -7,10 +10,14 @@ import sys
 from types import TracebackType
 from typing import Any
 
+PACKAGES = ("matplotlib", "numpy", "rich", "sklearn")  # of the extra "scripts"
 _print_traceback = sys.excepthook
 
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
+    if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
+        print(f'error: {error.name} is not installed; pip install ".[scripts]" brings it', file=sys.stderr, flush=True)
+        raise SystemExit(1)
     if not issubclass(kind, KeyboardInterrupt):
         return _print_traceback(kind, error, trace)
     if os.environ.get("RANK", "0") == "0":  # torchrun's processes all hear of it, and the first one speaks

@@ -226,6 +226,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--host: it measures the host and nothing else; leave out {' and '.join(beside)}")
     if args.chunked and beside != ["--chunked"]:
         parser.error(f"--chunked: it measures losses in chunks and nothing else; leave out {' and '.join(beside[1:])}")
+    if args.host and args.dtypes != parser.get_default("dtypes"):
+        parser.error("--host: it measures bfloat16; leave out --dtypes")
     if args.host and os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("--host: TRITON_INTERPRET is set, and the interpreter launches nothing")
     if args.host and args.device.type == "cpu" and torch.cuda.is_available():

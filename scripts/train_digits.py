@@ -2,7 +2,7 @@
 
 The split is fixed and does not depend on --seed: 360 scans, about 36 of each digit, are held out, only measured.
 Examples: python scripts/train_digits.py --compare
-torchrun --nproc-per-node 2 scripts/train_digits.py
+torchrun --nproc-per-node 2 scripts/train_digits.py --out runs/digits-2
 """
 
 import _start  # isort: skip

@@ -3,7 +3,7 @@
 A sigmoid router chooses a few of many SwiGLU feed-forwards for each byte. After every step it raises the bias of each
 expert with less than the mean load, and lowers that of each with more: no loss of its own balances them.
 Examples: python scripts/train_experts.py --steps 500 --compare
-torchrun --standalone --nproc-per-node 2 scripts/train_experts.py --parallel fsdp
+torchrun --standalone --nproc-per-node 2 scripts/train_experts.py --parallel fsdp --out runs/experts-2
 """
 
 import _start  # isort: skip

@@ -18,6 +18,7 @@ import _output
 import numpy
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import t as student_t
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from sklearn.model_selection import train_test_split
@@ -147,7 +148,8 @@ def verdict(rows: list[_output.Row], name: str) -> str:
     """One sentence about a loss against BCE, no bolder than the seeds allow."""
     apart = 100 * differences(rows, name)
     mean, error = apart.mean(), apart.std(ddof=1) / math.sqrt(len(apart))
-    found = "more than these seeds' noise" if abs(mean) > 2 * error else "which these seeds cannot tell from nothing"
+    most = student_t.ppf(0.975, len(apart) - 1) * error  # of 19 in 20 repetitions without a difference
+    found = "more than these seeds' noise" if abs(mean) > most else "which these seeds cannot tell from nothing"
     change = f"changes average precision by {mean:+.1f} ± {error:.1f} points (standard error)"
     return f"{name[0].upper()}{name[1:]} {change}, {found}."
 

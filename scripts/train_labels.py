@@ -5,7 +5,7 @@ the pairs of neighbours among the words behind it are its labels, of all pairs t
 out. Beside precision it draws what a step holds in memory, against eager PyTorch with a matrix of targets. Several processes
 share the samples of a batch, or with --parallel labels the labels, which may then be too many for one.
 Examples: python scripts/train_labels.py --steps 300
-torchrun --standalone --nproc-per-node 2 scripts/train_labels.py --parallel labels
+torchrun --standalone --nproc-per-node 2 scripts/train_labels.py --parallel labels --out runs/labels-2
 """
 
 import _start  # isort: skip

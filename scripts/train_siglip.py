@@ -4,7 +4,7 @@ A text tower reads bytes: "a scan of the number seven", in several phrasings, on
 says of the ten words then classifies scans that were held out: zero-shot accuracy. Of several processes each computes its
 share of the pairs, and the negatives of all come round. Scans of one digit in a batch count as negatives of each other.
 Examples: python scripts/train_siglip.py --steps 400 --compare
-torchrun --standalone --nproc-per-node 2 scripts/train_siglip.py
+torchrun --standalone --nproc-per-node 2 scripts/train_siglip.py --out runs/siglip-2
 """
 
 import _start  # isort: skip

@@ -4,7 +4,7 @@ With --attention sigmoid, the weights of attention are sigmoids, in place of a s
 It reads the Python standard library's own source, or with --data a file, or every file in a folder that is not hidden.
 A twentieth is held out and only measured, whole files of it, the same ones each time; of a single file its end.
 Examples: python scripts/train_text.py --steps 400 --compare
-torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp
+torchrun --nproc-per-node 4 scripts/train_text.py --parallel fsdp --out runs/text-2
 """
 
 import _start  # isort: skip
@@ -251,7 +251,7 @@ def add_options(parser: _options.Parser) -> None:
 def checked(parser: _options.Parser, args: argparse.Namespace) -> Text:
     """Read the text, or end in one line about the first of these options that makes no sense."""
     if args.dim % (2 * args.heads):
-        parser.error(f"argument --dim: {args.dim} features don't make {args.heads} heads of an even width")
+        parser.error(f"--dim {args.dim} does not split into --heads {args.heads} of an even width")
     if args.layers * args.dim**2 > 10**7:
         parser.error(f"argument --dim: --layers {args.layers} of {args.dim} features are more than 100,000,000 weights")
     try:

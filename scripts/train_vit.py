@@ -2,7 +2,7 @@
 
 A scan of 8x8 pixels is 16 patches of 2x2. The split is that of train_digits.py, and does not depend on --seed.
 Examples: python scripts/train_vit.py --compare
-python scripts/train_vit.py --attention softmax
+python scripts/train_vit.py --attention softmax --out runs/vit-2
 """
 
 import _start  # isort: skip

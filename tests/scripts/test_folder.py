@@ -322,6 +322,15 @@ def test_ctrl_c_is_one_line_even_among_imports(script, rank, tmp_path):
     assert done.stderr == ("error: SIGINT came, stopped\n" if rank == 0 else "")
 
 
+@pytest.mark.parametrize("script", ["train_text.py", "derive.py"])
+def test_a_missing_package_is_one_line(script, tmp_path):
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')")
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run([sys.executable, SCRIPTS / script], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == 'error: rich is not installed; pip install ".[scripts]" brings it\n'
+
+
 @pytest.mark.parametrize("script", PROGRAMS)
 def test_nothing_is_imported_before_ctrl_c_is_one_line(script):
     imports = [node for node in ast.parse((SCRIPTS / script).read_text()).body if isinstance(node, ast.Import)]

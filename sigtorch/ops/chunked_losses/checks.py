@@ -148,7 +148,7 @@ def error_not_needed(op: str, name: str) -> RuntimeError:
 def error_twice(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}(): its gradients are computed with the loss and cannot be differentiated again; "
-        "sigtorch.use_backend('aten') gives a formula that can"
+        "under `with sigtorch.use_backend('aten'):` a formula runs that can"
     )
 
 
