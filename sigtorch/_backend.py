@@ -134,7 +134,8 @@ def _compiled_choice() -> Backend:
 
 def chosen() -> Backend:
     """Returns the backend in force."""
-    return _named_by(_innermost.get()) or _named_by_caller() or _named_by_variable()
+    block = _innermost.get()
+    return (block and _named_by(block)) or _named_by_caller() or _named_by_variable()
 
 
 def _named_by(block: _Block | None) -> Backend | None:

@@ -205,7 +205,7 @@ def _count_memory_uses(t: torch.Tensor) -> int:
 
 def _may_fuse(gate: Any) -> bool:
     """Tells whether a kernel may run on a gate."""
-    return not torch.compiler.is_compiling() and type(gate) in _eligible.PLAIN_TYPES and runs_kernel(gate)
+    return type(gate) in _eligible.PLAIN_TYPES and runs_kernel(gate)
 
 
 def _run_before(steps: list[torch.nn.Module], x: Any) -> Any:
