@@ -155,7 +155,9 @@ def test_differentiating_twice_is_refused_in_one_line(case, backend, device):
         loss = case.ours(*tensors)
     grads = torch.autograd.grad(loss, tensors, create_graph=True)
     assert_close([g.detach() for g in grads], list(expected_of(case, tensors)[1]))
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated again; under .with sigtorch.use_backend") as refused:
+    with pytest.raises(
+        RuntimeError, match=r"cannot be differentiated again; under .with sigtorch.use_backend"
+    ) as refused:
         grads[0].sum().backward()
     assert "\n" not in str(refused.value)
     loss = case.ours(*tensors)
