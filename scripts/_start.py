@@ -10,19 +10,20 @@ import sys
 from types import TracebackType
 from typing import Any
 
-PACKAGES = ("matplotlib", "numpy", "rich", "sklearn")  # of the extra "scripts"
+PACKAGES = ("matplotlib", "numpy", "rich", "scipy", "sklearn")  # of the extra "scripts"
 _print_traceback = sys.excepthook
 
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
-    if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
-        print(f'error: {error.name} is not installed; pip install ".[scripts]" brings it', file=sys.stderr, flush=True)
-        raise SystemExit(1)
-    if not issubclass(kind, KeyboardInterrupt):
+    if issubclass(kind, KeyboardInterrupt):
+        said, status = "SIGINT came, stopped", 128 + signal.SIGINT
+    elif isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
+        said, status = f'{error.name} is not installed; pip install ".[scripts]" brings it', 1
+    else:
         return _print_traceback(kind, error, trace)
     if os.environ.get("RANK", "0") == "0":  # torchrun's processes all hear of it, and the first one speaks
-        print("error: SIGINT came, stopped", file=sys.stderr, flush=True)
-    raise SystemExit(128 + signal.SIGINT)
+        print(f"error: {said}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
 sys.excepthook = _end_in_one_line
