@@ -33,7 +33,7 @@ def _result(*inputs: torch.Tensor) -> torch.Tensor:
             shape = _broadcast(shape, t.shape)
     if shape != first.shape:
         lead = next((t for t in others if t.shape == shape), None)
-        return first.new_empty(shape, dtype=dtype) if lead is None else torch.empty_like(lead, dtype=dtype)
+        return first.new_empty(shape, dtype=dtype) if lead is None else _empty_like(lead, dtype)
     return _empty_like(first, dtype)
 
 

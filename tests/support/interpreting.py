@@ -1,6 +1,6 @@
 """Makes Triton's interpreter several times as fast: what it works out anew at every operation is kept.
 
-Each function does nothing where this release of Triton lacks the part that it is about.
+A function whose part this release of Triton lacks does nothing.
 """
 
 import functools
@@ -69,7 +69,7 @@ def keep_shapes():
         key = tuple(type.shape) if type.is_block() else ()
         if key not in shapes:
             make_tensor(self, handle, type)
-            shapes[key] = {name: value for name, value in vars(self).items() if name in ("shape", "numel")}
+            shapes[key] = {"shape": self.shape, "numel": self.numel}
         vars(self).update(shapes[key], handle=handle, type=type, dtype=type.scalar)
 
     block_type.__init__, tensor.__init__ = type_once, tensor_once
