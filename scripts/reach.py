@@ -13,10 +13,11 @@ Example: python scripts/reach.py --libraries timm torchvision
 
 import _start  # isort: skip
 import argparse
+import contextlib
 import importlib.util
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import _folder
@@ -77,6 +78,18 @@ def training_of(example: Example) -> str:
         return are_same(trained(model, example), expected)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes in one thread, for the same bits in each run: several add a convolution's gradients in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def row(name: str, example: Example) -> dict[str, Any]:
     """The row of a table for a model."""
     model = built(example).eval()
