@@ -32,7 +32,7 @@ json.dump(found, sys.stdout)
 """
 
 
-@architectures(90, 80)
+@architectures({80: 80, 90: 90})
 def test_a_score_takes_few_instructions(arch):
     found = printed(SCRIPT, str(arch))
     for i, kernel in enumerate(found):

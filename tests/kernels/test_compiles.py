@@ -3,6 +3,7 @@
 import pytest
 from support.compiling import printed
 
+pytestmark = [pytest.mark.kernels, pytest.mark.ptx_run(90)]  # the script compiles for sm_90
 # Kernels at most; each adds 0.2 to 0.5 s to a training step.
 BOUNDS = {
     "a gate a channel, images": 8,

@@ -92,7 +92,7 @@ def bound(name):
     return LOSS_REGISTERS if "loss" in name or "entropy" in name else REGISTERS
 
 
-@architectures(120, 80)
+@architectures({80: 80, 100: 120})
 def test_registers_suffice_however_rows_lie(arch):
     for name, kernels in printed(SCRIPT, str(arch)).items():
         assert kernels, "nothing was launched"

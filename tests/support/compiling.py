@@ -15,10 +15,10 @@ TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 STACK = 32 if TRITON == (3, 7) else (8 if TRITON < (3, 7) else 0)  # bytes in one kernel of older compilers
 
 
-def architectures(other_runs, *ptx_runs):
-    """Parametrizes ``arch``: a PTX run compiles for its own architecture, where that is listed; any other run for the first."""
-    own = [pytest.param(arch, marks=[pytest.mark.kernels, pytest.mark.ptx_run(arch)]) for arch in ptx_runs]
-    return pytest.mark.parametrize("arch", [other_runs, *own])
+def architectures(by_run):
+    """Parametrizes ``arch``, by the architecture of the PTX run that compiles for it; other runs compile nothing."""
+    marks = {run: [pytest.mark.kernels, pytest.mark.ptx_run(run)] for run in by_run}
+    return pytest.mark.parametrize("arch", [pytest.param(arch, marks=marks[run]) for run, arch in by_run.items()])
 
 
 def printed(script, *arguments):
