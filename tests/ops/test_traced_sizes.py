@@ -1,6 +1,7 @@
 """A trace at one size is right at others."""
 
 import functools
+import itertools
 import warnings
 
 import pytest
@@ -39,14 +40,18 @@ def by_export(call, inputs):
 
 
 WAYS = {"jit.trace": by_jit, "make_fx": by_fx, "export": by_export}
+SYMBOLIC = ("make_fx", "export")  # which take most of the time, and the same symbols
 
 
 def operations():
-    """Each with what makes its inputs for a number of rows."""
-    for case in CASES:
+    """Each with what makes its inputs for a number of rows, and a way to trace it."""
+    for case, way in itertools.product(CASES, WAYS):
         if case.name != "gate-channel":  # for two axes, the same as gate-token
             yield pytest.param(
-                case.ours, lambda n, c=case: [t.detach() for t in c.inputs((n, 6), torch.float32)], id=case.name
+                case.ours,
+                lambda n, c=case: [t.detach() for t in c.inputs((n, 6), torch.float32)],
+                way,
+                id=f"{case.name}-{way}",
             )
     targets = {
         "soft": lambda n: torch.rand(n, 6),
@@ -54,25 +59,26 @@ def operations():
         "bool": lambda n: torch.rand(n, 6) > 0.5,
         "classes": lambda n: torch.arange(n) % 7,
     }
-    for loss in LOSSES:
-        for kind, target in targets.items():
-            for reduction in ("none", "mean", "sum"):
-                for options in ({}, {"ignore_index": 1}) if loss in WITH_OPTIONS else ({},):
-                    yield pytest.param(
-                        functools.partial(loss, reduction=reduction, **options),
-                        lambda n, t=target: [torch.randn(n, 6), t(n)],
-                        id=f"{loss.__name__}-{kind}-{reduction}-{[*options]}",
-                    )
-    for loss in WITH_OPTIONS:
+    kinds_and_reductions = [*((kind, "mean") for kind in targets), ("soft", "none"), ("soft", "sum")]
+    for (i, loss), (j, (kind, reduction)) in itertools.product(enumerate(LOSSES), enumerate(kinds_and_reductions)):
+        for k, options in enumerate(({}, {"ignore_index": 1}) if loss in WITH_OPTIONS else ({},)):
+            for way in ("jit.trace", SYMBOLIC[(i + j + k) % 2]):  # by turns for every loss, kind of target and option
+                yield pytest.param(
+                    functools.partial(loss, reduction=reduction, **options),
+                    lambda n, t=targets[kind]: [torch.randn(n, 6), t(n)],
+                    way,
+                    id=f"{loss.__name__}-{kind}-{reduction}-{[*options]}-{way}",
+                )
+    for loss, way in itertools.product(WITH_OPTIONS, WAYS):
         yield pytest.param(
             functools.partial(loss, dim=1, reduction="mean"),
             lambda n: [torch.randn(n, 3, 5), (torch.arange(n * 5) % 4).view(n, 5)],
-            id=f"{loss.__name__}-images",
+            way,
+            id=f"{loss.__name__}-images-{way}",
         )
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("call", "inputs"), list(operations()))
+@pytest.mark.parametrize(("call", "inputs", "way"), list(operations()))
 def test_runs_at_other_sizes(call, inputs, way):
     traced = WAYS[way](call, inputs(TRACED))
     for n in OTHERS:
