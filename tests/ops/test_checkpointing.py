@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support.cases import CASES
+from support.cases import ALIKE, CASES
 from support.device import DEVICE, TORCH
 from support.loss_cases import WITH_OPTIONS
 from torch.autograd import forward_ad
@@ -54,11 +54,15 @@ SETTINGS = {
 }
 
 
+# Kernels of these, which run under "patched", are not looked into: what a diverted torch.sigmoid saves changes nothing.
+WITHOUT_SIGMOID = {"router", "attention", *(c.name for c in CASES if not c.name.startswith("sigmoid"))}
+
+
 def calls():
-    for case in CASES:
+    for case in [c for c in CASES if c.name not in ALIKE]:
         yield pytest.param(case.ours, case.inputs((4, 6), torch.float32), id=case.name)
     yield pytest.param(lambda x: sigtorch.sigmoid_topk(x, 3)[0], [torch.randn(4, 6, requires_grad=True)], id="router")
-    heads = [torch.randn(1, 2, 4, 8, requires_grad=True) for _ in range(3)]
+    heads = [torch.randn(1, 1, 4, 8, requires_grad=True) for _ in range(3)]
     yield pytest.param(sigtorch.sigmoid_attention, heads, id="attention")
     yield pytest.param(torch.sigmoid, [torch.randn(4, 6, requires_grad=True)], id="torch.sigmoid")
     for loss in WITH_OPTIONS:
@@ -115,11 +119,18 @@ def gradients_or_error(out, leaves):
         return error
 
 
-@pytest.mark.parametrize("forth", SETTINGS)
-@pytest.mark.parametrize(("call", "inputs"), list(calls()))
-def test_recomputed_another_way(call, inputs, forth, device):
+def runs():
+    """Each call with the settings that differ for it, and one of these for forward."""
+    for call in calls():
+        settings = [s for s in SETTINGS if s != "patched-input" or call.id not in WITHOUT_SIGMOID]
+        for forth in settings:
+            yield pytest.param(*call.values, settings, forth, id=f"{call.id}-{forth}")
+
+
+@pytest.mark.parametrize(("call", "inputs", "settings", "forth"), list(runs()))
+def test_recomputed_another_way(call, inputs, settings, forth, device):
     expected = reference(call, inputs)
-    for back in SETTINGS:
+    for back in settings:
         leaves = [t.detach().to(device).requires_grad_() for t in inputs]
         out = under(forth, lambda: checkpoint(call, *leaves, use_reentrant=False).sum())
         found = under(back, lambda: gradients_or_error(out, leaves))

@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from functorch.compile import aot_function, nop
-from support.cases import CASES, DTYPES, STRIDES, check, gradients, tolerance
+from support.cases import ALIKE, CASES, DTYPES, STRIDES, check, gradients, tolerance
 from support.loss_cases import LOSSES
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -179,10 +179,6 @@ def test_activation_checkpointing(case, reentrant, backend, device):
         out = checkpoint(case.ours, *leaves, use_reentrant=reentrant)
         out.backward(torch.ones_like(out))
     torch.testing.assert_close((out.detach(), tuple(t.grad for t in leaves)), plain, rtol=0, atol=0)
-
-
-# Rows of an operation that has another one with equal shapes.
-ALIKE = ("glu-first", "gate-channel", "gate-pixel", "swiglu-scaled", "swiglu-packed-clamped")
 
 
 def saving_alike():
