@@ -135,7 +135,9 @@ def _compiled_choice() -> Backend:
 def chosen() -> Backend:
     """Returns the backend in force."""
     block = _innermost.get()
-    return (block and _named_by(block)) or _named_by_caller() or _named_by_variable()
+    if block is None and not _is_key_in_tls("context"):  # the usual case
+        return _named_by_variable()
+    return _named_by(block) or _named_by_caller() or _named_by_variable()
 
 
 def _named_by(block: _Block | None) -> Backend | None:

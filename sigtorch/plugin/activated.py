@@ -62,12 +62,17 @@ class Activated:
         if self.computed is None:
             if self.whole is None and self.gate_changed():
                 raise _checks.error_gate_changed(self.function)
-            with torch.set_grad_enabled(self.with_graph):
-                if self.whole is None or self.take_view is None:
-                    self.computed = self.function(self.gate)
-                else:
-                    self.computed = self.take_view(self.whole.value())
+            if self.with_graph == torch.is_grad_enabled():
+                self.computed = self._compute()
+            else:
+                with torch.set_grad_enabled(self.with_graph):
+                    self.computed = self._compute()
         return self.computed
+
+    def _compute(self) -> Any:
+        if self.whole is None or self.take_view is None:
+            return self.function(self.gate)
+        return self.take_view(self.whole.value())
 
     def gate_changed(self) -> bool:
         """Tells whether something has written into the gate's memory since."""
@@ -142,7 +147,7 @@ def activated(function: Any, gate: Any) -> Any:
 
     If no kernel runs, or if the function does not end in a sigmoid or silu, all is computed now, as it was written.
     """
-    if not _may_fuse(gate):
+    if not may_fuse(gate):
         return function(gate)
     activation = fusable_activation(function)
     if activation is None:
@@ -168,7 +173,7 @@ def activated_early(function: Any, gate: Any) -> Any:
     That code may change the gate in place. If it can reach the gate's memory, the value is computed now, and the product
     takes the gate or the value.
     """
-    if not _may_fuse(gate):
+    if not may_fuse(gate):
         return function(gate)
     is_alone = sys.getrefcount(gate) <= _ALONE  # before the gate is an argument of another call
     return _put_off(function, gate, is_alone)
@@ -177,7 +182,7 @@ def activated_early(function: Any, gate: Any) -> Any:
 @_called_from_c
 def activated_at_last(function: Any, gate: Any) -> Any:
     """Returns ``function(gate)`` as :func:`activated_early` does, where a local variable may hold the gate: the last one."""
-    if not _may_fuse(gate):
+    if not may_fuse(gate):
         return function(gate)
     is_alone = sys.getrefcount(gate) <= _ALONE + 1
     return _put_off(function, gate, is_alone)
@@ -203,9 +208,16 @@ def _count_memory_uses(t: torch.Tensor) -> int:
     return torch._C._storage_Use_Count(storage._cdata)
 
 
-def _may_fuse(gate: Any) -> bool:
-    """Tells whether a kernel may run on a gate."""
-    return type(gate) in _eligible.PLAIN_TYPES and runs_kernel(gate)
+def may_fuse(gate: Any) -> bool:
+    """Tells whether a kernel may run on a gate, by the least work: a product looks closer, at both operands."""
+    return (
+        type(gate) in _eligible.PLAIN_TYPES
+        and (gate.is_cuda or _backend.kernels_chosen())
+        and gate.is_floating_point()
+        and _eligible.have_plain_keys((gate,))
+        and not (_eligible.observed() and _eligible.reporting() is None)
+        and not _eligible.transformed()
+    )
 
 
 def _run_before(steps: list[torch.nn.Module], x: Any) -> Any:

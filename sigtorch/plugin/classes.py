@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
+from torch.compiler import is_compiling
 
 
 class Recipe(NamedTuple):
@@ -41,27 +41,25 @@ class Method:
         return self.function if instance is None else self.function.__get__(instance, owner)
 
     def should_run(self) -> bool:
-        """Tells whether this method runs, and not the original: a compiler fuses on its own, and gets the original."""
-        return not torch.compiler.is_compiling() and self.original_is_present() and self.original_is_unchanged()
-
-    def original_is_present(self) -> bool:
-        """Tells whether the original class still has the original method."""
-        return getattr(self.original_class, self.name) is self.original
-
-    def original_is_unchanged(self) -> bool:
-        """Tells whether the original method still has its code and defaults."""
+        """Tells whether this method runs: the original class still has the original one, with its code and defaults."""
+        if is_compiling():
+            return self.should_run_compiled()
         for f, code, defaults, keywords in self.made_from:
             if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not keywords:
                 return False
-        return True
+        return getattr(self.original_class, self.name) is self.original
+
+    def should_run_compiled(self) -> bool:
+        """Tells whether this method runs in compiled code: a compiler fuses on its own, and gets the original."""
+        return False
 
 
 class Forward(Method):
     """A forward of sigtorch's that replaces PyTorch's."""
 
-    def should_run(self) -> bool:
-        """Tells whether this forward runs: in compiled code too, where a changed code of the original is not noticed."""
-        return self.original_is_present() and (torch.compiler.is_compiling() or self.original_is_unchanged())
+    def should_run_compiled(self) -> bool:
+        """Tells whether this forward runs in compiled code, where a changed code of the original is not noticed."""
+        return getattr(self.original_class, self.name) is self.original
 
 
 class Forwarding(type):

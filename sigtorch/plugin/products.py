@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sigtorch import _backend, _eligible
 from sigtorch.ops import gates
@@ -21,11 +22,15 @@ PRODUCTS = (torch.mul, torch.multiply, operator.mul)
 
 def product(left: Any, right: Any) -> Any:
     """Computes ``left * right``, either of which may be a sigmoid or silu to fuse."""
+    if type(left) is Tensor and type(right) is Tensor:  # the usual case where no kernel runs
+        return left * right
     return _multiply(operator.mul, left, right)
 
 
 def product_by(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """Computes ``function(left, right)``, where the function is :func:`torch.mul` or one of its other names."""
+    if type(left) is Tensor and type(right) is Tensor:
+        return function(left, right)
     if not any(function is p for p in PRODUCTS):  # it was replaced since
         return function(value(left), value(right))
     return _multiply(function, left, right)
@@ -36,7 +41,7 @@ def product_method(left: Any, name: str) -> Callable[[Any], Any]:
     if type(left) is Activated:
         return lambda right: _multiply(lambda a, b: getattr(a, name)(b), left, right)
     method = getattr(left, name)  # read before the operand is evaluated, as it was written
-    return lambda right: _multiply(lambda _, b: method(b), left, right)
+    return lambda right: method(right) if type(right) is Tensor else _multiply(lambda _, b: method(b), left, right)
 
 
 class Gated:
@@ -68,6 +73,8 @@ def complement_first(one: Any, held: Any) -> Any:
 
 def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
     """Computes ``a * b + c * d``, where one factor may be a sigmoid and another one minus the same sigmoid."""
+    if Activated not in (type(a), type(b), type(c), type(d)):  # the usual case where no kernel runs
+        return _value(a) * _value(b) + _value(c) * _value(d)
     left, right = _by_kind(a, b), _by_kind(c, d)
     if type(left[0]) is Complement:
         left, right = right, left
@@ -80,6 +87,8 @@ def interpolation(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 def _value(factor: Any) -> Any:
+    if type(factor) is Tensor:
+        return factor
     return factor.value() if type(factor) is Complement else value(factor)
 
 
@@ -93,6 +102,8 @@ def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
 
 def gated(left: Any, right: Any) -> Any:
     """Computes ``left * right`` as :func:`product` does, put off for a sum if it is a gate."""
+    if type(left) is Tensor and type(right) is Tensor:
+        return left * right
     act, x = _by_kind(left, right)
     if _is_gate(act, x, act is right):
         return Gated(x, act.gate)
@@ -140,14 +151,13 @@ def _by_kind(left: Any, right: Any) -> tuple[Any, Any]:
 
 
 def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    if type(left) is torch.Tensor and type(right) is torch.Tensor:  # the usual case where no kernel runs
-        return function(left, right)
     if type(left) is Activated and type(right) is Activated:
         left = left.value()
     act, x = _by_kind(left, right)
     if type(act) is Activated and _fuses(_obstacle(act, x, act is right)):
         return fused_product(act.activation, x, act.gate)
-    left, right = (t.value() if type(t) is Activated else value(t) for t in (left, right))
+    left = left.value() if type(left) is Activated else value(left)
+    right = right.value() if type(right) is Activated else value(right)
     return function(left, right)
 
 

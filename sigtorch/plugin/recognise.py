@@ -50,7 +50,6 @@ _SIGTORCH_FORWARD: Any = Sigmoid.forward
 _VIEW_FORWARDS = (nn.Flatten.forward, nn.Unflatten.forward, nn.Identity.forward)
 _KNOWN = (*_FUNCTIONS, *_VIEW_FORWARDS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
 _CODES = {f: getattr(f, "__code__", None) for f in _KNOWN}
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh, nn.AdaptiveAvgPool2d,
@@ -108,11 +107,21 @@ def obstacle(function: Any) -> str | None:
         return "its forward was replaced on the instance"
     if _works_in_place(function):
         return "it works in place"
-    if any(held.get(hooks) for hooks in _HOOKS):
+    if (
+        held.get("_forward_pre_hooks")
+        or held.get("_forward_hooks")
+        or held.get("_backward_pre_hooks")
+        or held.get("_backward_hooks")
+    ):
         return "it has hooks, which fusing would bypass"
     if held.get("_compiled_call_impl"):
         return "it is compiled"
-    if any(getattr(torch_modules, f"_global{hooks}") for hooks in _HOOKS):
+    if (
+        torch_modules._global_forward_pre_hooks
+        or torch_modules._global_forward_hooks
+        or torch_modules._global_backward_pre_hooks
+        or torch_modules._global_backward_hooks
+    ):
         return "all modules have hooks, which fusing would bypass"
     return obstacle(steps[activation_position(steps)]) if (steps := sequence(function)) else None
 

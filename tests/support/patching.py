@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sigtorch import _eligible
 from sigtorch.ops import gates, sigmoid
 from sigtorch.plugin import activated, products
 from sigtorch.plugin.recognise import SIGMOID
@@ -119,6 +120,7 @@ def spy(monkeypatch, functions=GATES):
 
     for module, name in functions:
         monkeypatch.setattr(module, name, functools.partial(seen, name, getattr(module, name)))
+    monkeypatch.setattr(activated, "may_fuse", lambda gate: type(gate) in _eligible.PLAIN_TYPES)
     monkeypatch.setattr(activated, "runs_kernel", lambda *tensors: True)
     monkeypatch.setattr(products, "fused_product", by_public_functions)
     for name in ("SwiGLUVariantFunction", "SwiGLUPackedVariantFunction"):
