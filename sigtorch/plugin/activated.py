@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sigtorch import _backend, _checks, _eligible
+from sigtorch._once import once
 from sigtorch.plugin.classes import original_of
 from sigtorch.plugin.recognise import (
     Activation,
@@ -259,22 +260,26 @@ def value(held: Any) -> Any:
 
 def called(callee: Any) -> Any:
     """Returns what a function that holds products is rewritten to; anything else as it is."""
-    from sigtorch.plugin.rewrite import rewritten_function  # only now: rewriting needs this module
-
-    return _replaced(callee, rewritten_function)
+    return _replaced(callee, _rewrite().rewritten_function)
 
 
 def deferring(callee: Any) -> Any:
     """Returns what puts off the sigmoid or silu that a function ends in, for a product; anything else as it is."""
-    from sigtorch.plugin.rewrite import deferring_function  # only now: rewriting needs this module
-
     if isinstance(callee, torch.nn.Module):
         forward = own_forward(callee)
         if type(forward) is not FunctionType or obstacle(callee) is not None:
             return callee
-        deferred = _replaced(MethodType(forward, callee), deferring_function)
+        deferred = _replaced(MethodType(forward, callee), _rewrite().deferring_function)
         return callee if deferred.__func__ is forward else deferred
-    return _replaced(callee, deferring_function)
+    return _replaced(callee, _rewrite().deferring_function)
+
+
+@once
+def _rewrite() -> Any:
+    """Returns the module that rewrites functions, at the first call: it needs this one."""
+    from sigtorch.plugin import rewrite
+
+    return rewrite
 
 
 def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
