@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 
 from sigtorch.plugin import activated, source
-from sigtorch.plugin.changes import Changes, InertCheck, position
+from sigtorch.plugin.changes import Changes, position
 from sigtorch.plugin.clamped import find_clamped
 from sigtorch.plugin.flow import Variables, may_read
 from sigtorch.plugin.found import CHANGED_REASON, Found, Helper, Site
-from sigtorch.plugin.products import PRODUCTS
+from sigtorch.plugin.reading import UNKNOWN, Reader, Rewriting, Unknown
 from sigtorch.plugin.recognise import (
     LEADS_TO_PRODUCTS,
-    MAY_BE_ACTIVATION,
     SIGMOID,
     SILU,
     Activation,
     Kind,
     attribute_kind,
-    fusable_activation,
-    is_activation_table,
-    is_number,
 )
 from sigtorch.plugin.syntax import (
-    argument_nodes,
     assigned,
     complement_of,
     file_name,
-    is_sigmoid_method,
+    is_lerp_method,
     view_arguments,
     viewed,
 )
 
-_METHODS = ("mul", "multiply")
 # Nodes whose parts are evaluated in the order in which they stand, so that only those before a product run before it.
 _IN_ORDER = (
     ast.Assign, ast.Return, ast.Expr, ast.Call, ast.BinOp, ast.UnaryOp, ast.Starred, ast.Tuple, ast.keyword, ast.Attribute
 )  # fmt: skip
-Unknown: TypeAlias = Literal["unknown"]  # the call decides, when it runs
-UNKNOWN: Unknown = "unknown"
 _FUSED = {SIGMOID: "sigtorch.sigmoid_gate", SILU: "sigtorch.swiglu", UNKNOWN: "a product"}
-
-
-class _Factors(NamedTuple):
-    """The factors that a node multiplies."""
-
-    left: ast.expr
-    right: ast.expr
 
 
 class _Passed(NamedTuple):
@@ -61,42 +45,15 @@ class _Passed(NamedTuple):
     names: list[str]
 
 
-class Rewriting:
-    """Says of functions that a method calls whether they are rewritten; rewrite.py has the one that does it."""
-
-    def sites_in(self, function: Any, cls: Any) -> list[Site]:
-        """Returns the products in a function that are rewritten where it is called."""
-        return []
-
-    def is_deferrable(self, function: Any) -> bool:
-        """Tells whether a function ends in a sigmoid or silu, which it can put off."""
-        return False
-
-
-class Finder:
-    """Searches one function.
-
-    Args:
-        cls: the class whose method the function is; ``object`` if it is none.
-        function: the function.
-        definition: its source.
-        kinds: the kinds of the attributes of the method's instance; None if these are not known.
-        rewriting: what is known of the functions that it calls.
-    """
+class Finder(Reader):
+    """Searches one function; its arguments are a :class:`Reader`'s."""
 
     def __init__(
         self, cls: Any, function: Any, definition: ast.FunctionDef, kinds: dict[str, Kind] | None, rewriting: Rewriting
     ) -> None:
-        self.cls, self.function, self.definition, self.rewriting = cls, function, definition, rewriting
-        self.kinds, self.knows_attributes = kinds or {}, kinds is not None
-        arguments = [*definition.args.posonlyargs, *definition.args.args]
-        self.self_name = arguments[0].arg if arguments and cls is not object else ""
-        self.is_inert = InertCheck(cls if self.knows_attributes else object, self.self_name)
+        super().__init__(cls, function, definition, kinds, rewriting)
         self.changes = Changes(definition, self.kinds, self.self_name)
         self.scopes = [Variables(n) for n in ast.walk(definition) if isinstance(n, ast.FunctionDef)]
-        self.locals = {n.id for n in ast.walk(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        self.locals |= {a.arg for n in ast.walk(definition) if isinstance(n, ast.arguments) for a in argument_nodes(n)}
-        self.locals -= {self.self_name}
         self.found = Found()
         self.uses: dict[ast.AST, ast.AST] = {}  # the products, by what is multiplied
         self.passed: dict[ast.AST, _Passed] = {}  # by the load of a variable
@@ -125,91 +82,6 @@ class Finder:
         self.found.clamped = [] if defers_returns else find_clamped(self)
         self.note_sites()
         return self.found
-
-    def factors(self, node: ast.AST) -> _Factors | None:
-        """Returns the two factors that a node multiplies, if neither is certainly a number."""
-        pair = None
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            pair = _Factors(node.left, node.right)
-        elif isinstance(node, ast.Call) and not node.keywords:
-            if len(node.args) == 3 and source.resolve(node.func, self.function) is torch.addcmul:
-                pair = _Factors(*node.args[1:])
-            elif len(node.args) == 2 and any(source.resolve(node.func, self.function) is p for p in PRODUCTS):
-                pair = _Factors(*node.args)
-            elif len(node.args) == 1 and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
-                pair = _Factors(node.func.value, node.args[0])
-        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):
-            return None
-        return pair
-
-    def complemented(self, node: ast.AST) -> list[ast.expr]:
-        """Returns the sigmoids of an interpolation: in ``s * x + (1 - s) * y`` both, of ``torch.lerp`` the weight."""
-        if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
-            is_lerp = source.resolve(node.func, self.function) is torch.lerp
-            return [viewed(node.args[2])] if is_lerp and not any(isinstance(a, ast.Starred) for a in node.args) else []
-        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add):
-            return []
-        terms = (node.left, node.right)
-        factors = [
-            f for t in terms if isinstance(t, ast.BinOp) and isinstance(t.op, ast.Mult) for f in (t.left, t.right)
-        ]
-        rests = [f for f in factors if complement_of(f)]
-        if len(factors) != 4 or len(rests) != 1:
-            return []
-        rest, other_term = rests[0], factors[2:] if rests[0] in factors[:2] else factors[:2]
-        same = [f for f in other_term if isinstance(f, ast.Name) and f.id == complement_of(rest)]
-        # The right term is evaluated before the left one is computed.
-        if len(same) != 1 or not self.is_inert(*(f for f in factors[2:] if f is not rest)):
-            return []
-        return [same[0], rest.right]  # type: ignore[attr-defined]
-
-    def activation(self, node: ast.expr) -> Activation | Unknown | None:
-        """Returns which activation's result a call is, or may be."""
-        if not isinstance(node, ast.Call):
-            return None
-        callee = node.func
-        if self.is_deferred(callee):
-            return UNKNOWN
-        if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
-            return None
-        if is_sigmoid_method(node):
-            return SIGMOID if not self.is_self(callee.value) else None  # type: ignore[attr-defined]
-        return self.callee_activation(callee) if len(node.args) == 1 else None
-
-    def callee_activation(self, callee: ast.expr) -> Activation | Unknown | None:
-        """Returns which activation a function of one argument is, or may be."""
-        kind = attribute_kind(callee, self.kinds, self.self_name)
-        if kind == SIGMOID or kind == SILU:  # noqa: SIM109, mypy narrows by ==
-            return kind
-        if isinstance(callee, ast.Subscript):
-            kind = attribute_kind(callee.value, self.kinds, self.self_name)
-            is_table = is_activation_table(source.resolve(callee.value, self.function))
-            return UNKNOWN if is_table or kind == MAY_BE_ACTIVATION else None
-        if isinstance(callee, ast.Name) and callee.id in self.locals:
-            return UNKNOWN
-        if isinstance(callee, ast.Call):  # of a class of modules, as in nn.Sigmoid()(x)
-            made = source.resolve(callee.func, self.function)
-            return UNKNOWN if isinstance(made, type) and issubclass(made, torch.nn.Module) else None
-        if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
-            held = inspect.getattr_static(self.cls, callee.attr, None)  # without running a descriptor of the user's
-            if not self.knows_attributes and held is None:
-                return UNKNOWN
-            if isinstance(held, staticmethod):
-                return fusable_activation(held.__func__)
-            return UNKNOWN if kind == MAY_BE_ACTIVATION else None
-        return fusable_activation(source.resolve(callee, self.function))
-
-    def is_deferred(self, callee: ast.expr) -> bool:
-        """Tells whether a function is called that ends in a sigmoid or silu, which it can put off."""
-        if isinstance(callee, ast.Attribute) and self.is_self(callee.value):
-            return self.rewriting.is_deferrable(inspect.getattr_static(self.cls, callee.attr, None))
-        return self.rewriting.is_deferrable(source.resolve(callee, self.function))
-
-    def gate(self, core: ast.Call) -> list[ast.expr]:
-        """Returns the arguments that an activation's result may share no memory with, but is computed from."""
-        if is_sigmoid_method(core):
-            return [core.func.value]  # type: ignore[attr-defined]
-        return [*core.args, *(k.value for k in core.keywords)]
 
     # Assigned activations
 
@@ -293,7 +165,8 @@ class Finder:
     def operands(self, product: ast.AST) -> list[ast.expr]:
         """Returns all that a product, or an interpolation, is computed from."""
         if isinstance(product, ast.Call):
-            owner = [product.func.value] if isinstance(product.func, ast.Attribute) and len(product.args) == 1 else []
+            is_method = len(product.args) == 1 or is_lerp_method(product)
+            owner = [product.func.value] if isinstance(product.func, ast.Attribute) and is_method else []
             return [*owner, *product.args]
         if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Add):
             terms: list[Any] = [product.left, product.right]
@@ -430,9 +303,6 @@ class Finder:
                 self.found.terms.add(term)
                 self.found.sums.add(node)
                 return
-
-    def is_self(self, node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Name) and node.id == self.self_name
 
     def line_of(self, node: Any) -> str:
         return f"{file_name(self.function)}:{node.lineno}"

@@ -30,7 +30,7 @@ class Found:
         products: multiplications with an activation that is put off.
         terms: those of them that a sum takes.
         sums: additions of such a product.
-        interpolations: sums ``s * x + (1 - s) * y``, and calls of ``torch.lerp``.
+        interpolations: sums ``s * x + (1 - s) * y``, and calls of ``lerp``.
         complements: the ``1 - s`` in these.
         put_off: calls of an activation, and the helper that puts each off.
         deferred: calls of a function that ends in an activation, which it is to put off.

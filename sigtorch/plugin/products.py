@@ -94,10 +94,25 @@ def _value(factor: Any) -> Any:
 
 def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
     """Computes :func:`torch.lerp`, whose weight may be a sigmoid."""
-    is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
-    if is_sigmoid and function is torch.lerp and _fuses(_lerp_obstacle(weight, end, start)):
+    if function is torch.lerp and _lerp_fuses(start, end, weight):
         return fused_lerp(end, start, weight.gate)
     return function(start, end, value(weight))
+
+
+def lerp_method(start: Any) -> Callable[[Any, Any], Any]:
+    """Returns ``start.lerp``, to be called with the end and the weight."""
+    method = start.lerp  # read before the others are evaluated, as it was written
+
+    def interpolate(end: Any, weight: Any) -> Any:
+        fuses = _lerp_fuses(start, end, weight)
+        return fused_lerp(end, start, weight.gate) if fuses else method(end, value(weight))
+
+    return interpolate
+
+
+def _lerp_fuses(start: Any, end: Any, weight: Any) -> bool:
+    is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
+    return is_sigmoid and _fuses(_lerp_obstacle(weight, end, start))
 
 
 def gated(left: Any, right: Any) -> Any:

@@ -16,8 +16,9 @@ import torch
 
 from sigtorch.plugin import source
 from sigtorch.plugin.classes import original_of
-from sigtorch.plugin.find import Finder, Rewriting
+from sigtorch.plugin.find import Finder
 from sigtorch.plugin.found import Site
+from sigtorch.plugin.reading import Rewriting
 from sigtorch.plugin.recognise import (
     LEADS_TO_PRODUCTS,
     MAY_BE_ACTIVATION,

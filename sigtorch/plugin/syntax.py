@@ -21,6 +21,11 @@ def is_sigmoid_method(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and call.func.attr == "sigmoid" and not call.args
 
 
+def is_lerp_method(call: ast.Call) -> bool:
+    """Tells whether a call is ``start.lerp(end, weight)``."""
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "lerp" and len(call.args) == 2
+
+
 def file_name(function: Any) -> str:
     """Returns the name of a function's file, without its folder."""
     name: str = function.__code__.co_filename.replace("\\", "/").rsplit("/", 1)[-1]

@@ -10,13 +10,13 @@ from typing import Any
 from sigtorch.plugin import activated, products
 from sigtorch.plugin.found import Found
 from sigtorch.plugin.recognise import sigmoid_method
-from sigtorch.plugin.syntax import is_sigmoid_method
+from sigtorch.plugin.syntax import is_lerp_method, is_sigmoid_method
 
 _HELPERS = (
     activated.activated, activated.activated_at_last, activated.activated_early, activated.called, activated.deferring,
     activated.value, products.addcmul, products.Complement, products.complement_first, products.gated, products.glu,
-    products.clamped_swiglu, products.interpolation, products.lerp, products.plus, products.product, products.product_by,
-    products.product_method, products.takes_swiglu, sigmoid_method,
+    products.clamped_swiglu, products.interpolation, products.lerp, products.lerp_method, products.plus, products.product,
+    products.product_by, products.product_method, products.takes_swiglu, sigmoid_method,
 )  # fmt: skip
 HELPERS = {
     f"_sigtorch_{helper.__name__}": CellType(helper) for helper in _HELPERS
@@ -74,6 +74,10 @@ class Writer(ast.NodeTransformer):
         return node
 
     def product(self, node: ast.Call) -> ast.AST:
+        if is_lerp_method(node):
+            node.func = _call(products.lerp_method, self.visit(node.func.value), at=node)  # type: ignore[attr-defined]
+            node.args = [self.visit(a) for a in node.args]
+            return node
         if len(node.args) == 3:
             is_lerp = node in self.found.interpolations
             return _call(

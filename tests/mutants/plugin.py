@@ -3,7 +3,7 @@
 from mutants.slip import Slip
 
 PRODUCTS, RECOGNISE, SOURCE = (f"sigtorch/plugin/{name}.py" for name in ("products", "recognise", "source"))
-CHANGES, CLASSES, FIND = (f"sigtorch/plugin/{name}.py" for name in ("changes", "classes", "find"))
+CHANGES, CLASSES, FIND, READING = (f"sigtorch/plugin/{name}.py" for name in ("changes", "classes", "find", "reading"))
 ACTIVATED, FLOW, REWRITE = (f"sigtorch/plugin/{name}.py" for name in ("activated", "flow", "rewrite"))
 PATCH, FUNCTIONS = "sigtorch/plugin/patch.py", "sigtorch/plugin/functions.py"
 WATCHING, KEEPING = "sigtorch/plugin/watching.py", "sigtorch/plugin/keeping.py"
@@ -122,7 +122,7 @@ SLIPS = [
         "a write by out= is not noticed",
     ),
     Slip(
-        FIND,
+        READING,
         "        if pair is None or any(isinstance(f, ast.Starred) or is_number(f, self.kinds, self.self_name) for f in pair):",
         "        if pair is None or any(isinstance(f, ast.Starred) for f in pair):",
         "tests/plugin/test_left.py tests/plugin/test_rewrite.py",

@@ -349,6 +349,12 @@ def interpolated_otherwise(self, x):
     return torch.lerp(y, h, z)
 
 
+def interpolated_by_methods(self, x):
+    n, h = self.w3(x), self.w3(-x)
+    z = torch.sigmoid(self.w1(x))
+    return n.lerp(h, z) + h.cos().lerp(n, self.w1(-x).sigmoid()) + h.lerp(n, 0.5)
+
+
 def interpolated_by_calls(self, x):
     z = torch.sigmoid(self.w1(x))
     return z * self.w3(-x) + (1 - z) * self.w3(x)
@@ -392,8 +398,8 @@ FORMS = {
     sequence_seen_otherwise: 1, gate_of_a_module: 1, named_gate_of_a_module: 1, gate_of_a_method: 1, gate_of_a_function: 1,
     in_a_function: 2, in_a_function_with_a_choice: 1, repeated: 1, through_functions: 1, under_another_name: 1,
     in_an_object: 2, in_a_method_of_an_object: 1, inline_glu: 2, interpolated: 1, interpolated_otherwise: 2,
-    interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1, with_silu: 1, by_addcmul: 1,
-    read_by_a_guard: 0, one_part_read_by_a_closure: 0, parts_read_by_the_next_turn: 2, parts_repeated: 1,
+    interpolated_by_methods: 2, interpolated_by_calls: 0, rested: 0, with_residual: 2, with_a_number: 1, with_silu: 1,
+    by_addcmul: 1, read_by_a_guard: 0, one_part_read_by_a_closure: 0, parts_read_by_the_next_turn: 2, parts_repeated: 1,
     by_addcmul_of_silu: 1,
 }  # fmt: skip
 

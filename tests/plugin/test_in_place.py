@@ -322,9 +322,14 @@ def in_a_lerp(self, x):
     return self.w2(torch.lerp(up.cos(), up, torch.sigmoid(g).view(self.change(g).shape)))
 
 
+def in_a_method_lerp(self, x):
+    g, up = self.w1(x).detach(), self.w3(x)
+    return self.w2(up.cos().lerp(up, torch.sigmoid(g).view(self.change(g).shape)))
+
+
 RETURNED = [
     (after_its_end, Finally), (after_its_end_by_a_closure, Closing), (after_its_end, Viewing), (a_global, None),
-    (in_a_lerp, None),
+    (in_a_lerp, None), (in_a_method_lerp, None),
 ]  # fmt: skip
 
 
