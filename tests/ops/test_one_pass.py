@@ -104,24 +104,23 @@ def test_backward_is_one_launch(loss, kind, ignore, launched):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("dtype", ONE_PASS, ids=str)
+@pytest.mark.parametrize(("dtype", "factor"), [*zip(ONE_PASS, (3.7, 1.0, 3.7), strict=True)], ids=str)
 @pytest.mark.parametrize(("loss", "options"), OPTIONS)
-def test_backward_twice(loss, options, dtype):
+def test_backward_twice(loss, options, dtype, factor):
     """The first returns what forward wrote, the second a tensor of its own that is equal to the last bit."""
     given = options(SHAPE[1], lambda n: torch.rand(n, device=DEVICE, dtype=dtype))
-    for factor in (1.0, 3.7):
-        x, call = loss_of(loss, "index", dtype, **given)
-        value = call(x)
-        saved = value.grad_fn.saved_tensors
-        grad = torch.tensor(factor, dtype=dtype, device=DEVICE)
-        first = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
-        assert first.data_ptr() == saved[-1].data_ptr()
-        kept = first.clone()
-        first.fill_(torch.nan)  # as clipping a gradient changes it
-        second = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
-        third = torch.autograd.grad(value, x, grad)[0]
-        assert len({t.data_ptr() for t in (first, second, third)}) == 3
-        torch.testing.assert_close((second, third), (kept, kept), rtol=0, atol=0)
+    x, call = loss_of(loss, "index", dtype, **given)
+    value = call(x)
+    saved = value.grad_fn.saved_tensors
+    grad = torch.tensor(factor, dtype=dtype, device=DEVICE)
+    first = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
+    assert first.data_ptr() == saved[-1].data_ptr()
+    kept = first.clone()
+    first.fill_(torch.nan)  # as clipping a gradient changes it
+    second = torch.autograd.grad(value, x, grad, retain_graph=True)[0]
+    third = torch.autograd.grad(value, x, grad)[0]
+    assert len({t.data_ptr() for t in (first, second, third)}) == 3
+    torch.testing.assert_close((second, third), (kept, kept), rtol=0, atol=0)
 
 
 @pytest.mark.kernels
