@@ -11,7 +11,7 @@ from support.counting import engine_that_counts
 from support.device import DEVICE
 from support.graphs import compiled
 from support.loss_cases import DTYPES, KINDS, REDUCTIONS, every_backend, every_path, make, reduced, running, softplus
-from support.recording import Recorded
+from support.recording import BODY, WHOLE, Recorded
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -117,7 +117,7 @@ def test_other_numbers_of_dimensions(shape, dims, backend):
 
 
 @every_path
-@pytest.mark.parametrize(("shape", "dims"), [((3, 5000), 1), ((5000, 3), 0), ((2, 2500, 3), 1), ((7000,), 0)])
+@pytest.mark.parametrize(("shape", "dims"), [((3, 5000), 1), ((1000, 3), 0), ((2, 500, 3), 1), ((7000,), 0)])
 def test_many_tiles(shape, dims, backend, monkeypatch, plans):
     """Several tiles a program, and several programs a sum."""
     monkeypatch.setattr("sigtorch.kernels._reduce.GATE_PROGRAMS", 4)
@@ -208,8 +208,8 @@ def test_gradcheck(bce_weight, backend):
     call = functools.partial(sigmoid_dice_loss, reduction="none", bce_weight=bce_weight)
     with sigtorch.use_backend(backend):
         for function, inputs in ((lambda x: call(x, mask), [x]), (lambda x, t: call(x, t.sigmoid()), [x, t])):
-            assert torch.autograd.gradcheck(function, inputs)
-            assert torch.autograd.gradgradcheck(function, inputs)
+            assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+            assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_transforms():
@@ -348,14 +348,15 @@ def test_compiles_whole(bce_weight, dynamic, choice, variable):
 @with_bce
 def test_operators_as_pytorch_checks_them(bce_weight, layout, reduction, backend):
     x, target = tensors(layout=layout)
+    whole = layout == "contiguous" and backend == "triton"  # its autograd is the same for all
     with sigtorch.use_backend("triton"), Recorded() as seen:
         value = sigmoid_dice_loss(x, target, reduction=reduction, bce_weight=bce_weight)
         torch.autograd.grad(value, x, torch.ones_like(value))
     assert seen.names == ["sigmoid_dice_loss", "sigmoid_dice_loss_backward"]
     (forward, given), (backward, given_back) = seen.calls
     with sigtorch.use_backend(backend):
-        opcheck(forward, (x.detach().requires_grad_(), *given[1:]))
-        opcheck(backward, given_back, test_utils=("test_schema", "test_faketensor"))
+        opcheck(forward, (x.detach().requires_grad_(), *given[1:]), test_utils=WHOLE if whole else BODY)
+        opcheck(backward, given_back, test_utils=BODY)
 
 
 OPERATOR = torch.ops.sigtorch.sigmoid_dice_loss.default
@@ -371,8 +372,8 @@ def test_an_operator_called_as_it_is(backend):
 
     with sigtorch.use_backend(backend):
         torch.testing.assert_close(call(x, t), oracle(x, t, 0.5, -1, "none", 0.25))
-        assert torch.autograd.gradcheck(call, [x, t])
-        assert torch.autograd.gradgradcheck(call, [x, t])
+        assert torch.autograd.gradcheck(call, [x, t], fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, [x, t], fast_mode=True)
         grads = [
             torch.autograd.grad(f(x, t.detach()).sum(), x)[0]
             for f in (call, lambda x, t: oracle(x, t, 0.5, -1, "none", 0.25))

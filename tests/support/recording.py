@@ -1,9 +1,12 @@
-"""A dispatch mode that records the operators of ours."""
+"""A dispatch mode that records the operators of ours, and what PyTorch checks of them."""
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+BODY = ("test_schema", "test_faketensor")  # PyTorch's checks of what the body computes, by kernels or by a formula
+WHOLE = (*BODY, "test_autograd_registration", "test_aot_dispatch_dynamic")  # and of its autograd, whatever the body
 
 
 class Recorded(TorchDispatchMode):
