@@ -6,7 +6,7 @@ from support.cases import HALF
 
 from sigtorch.ops.chunked_losses import products, shares
 
-N, D, SEEDS = 1024, 64, 50
+N, D, SEEDS = 128, 64, 50
 DTYPES = [*HALF, torch.float32, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
