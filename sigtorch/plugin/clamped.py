@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sigtorch.plugin import products, source
 from sigtorch.plugin.recognise import RETURNS_NEW, SIGMOID, SILU, Activation, attribute_kind, is_known
+from sigtorch.plugin.syntax import blocks
 
 if TYPE_CHECKING:
     from sigtorch.plugin.find import Finder
@@ -25,7 +26,7 @@ class ClampedSwiGLU(NamedTuple):
         product: in the last statement.
         place: the product with the sigmoid or silu, where tables and tracebacks have them.
         sources: the names of the packed tensor, or of gate and up.
-        before: assignments of sources that the statements compute and clamp in one expression.
+        before: assignments of the sources, if the first statements compute and clamp them in one expression each.
         activation: what the function computes, a sigmoid of alpha times the gate, or a silu.
         function: the expression that is called.
         numbers: the expressions of interleaved, alpha, limit and offset.
@@ -40,8 +41,10 @@ class ClampedSwiGLU(NamedTuple):
     function: ast.expr
     numbers: list[ast.expr]
 
-    def written(self, call: Callable[..., ast.Call]) -> ast.If:
-        """Returns the statement that stands for these; ``call`` makes a call of a helper."""
+    def written(self, call: Callable[..., ast.Call]) -> list[ast.stmt]:
+        """Returns the statements that stand for these, which are changed; ``call`` makes a call of a helper."""
+        for name, statement in zip(self.sources, self.statements if self.before else (), strict=False):
+            statement.value.func.value = ast.Name(name, ast.Load())  # type: ignore[attr-defined]
         given = [
             self.function,
             ast.Tuple([ast.Name(name, ast.Load()) for name in self.sources], ast.Load()),
@@ -50,7 +53,8 @@ class ClampedSwiGLU(NamedTuple):
         takes = call(products.takes_swiglu, ast.Constant(self.activation), *copy.deepcopy(given), at=self.place)
         fused = call(products.clamped_swiglu, *copy.deepcopy(given[1:]), at=self.place)
         last = copy.deepcopy(self.statements[-1], {id(self.product): fused})
-        return ast.copy_location(ast.If(takes, [last], self.statements), self.statements[0])
+        branches = ast.If(takes, [last], self.statements)
+        return [*self.before, ast.copy_location(branches, self.statements[0])]
 
 
 class _Clamp(NamedTuple):
@@ -82,12 +86,7 @@ class _Split(NamedTuple):
 
 def find_clamped(finder: Finder) -> list[ClampedSwiGLU]:
     """Finds all in the blocks of a function."""
-    found: list[ClampedSwiGLU] = []
-    for node in ast.walk(finder.definition):
-        for _, block in ast.iter_fields(node):
-            if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
-                found += _in_block(finder, block)
-    return found
+    return [clamped for block in blocks(finder.definition) for clamped in _in_block(finder, block)]
 
 
 def _in_block(finder: Finder, block: list[ast.stmt]) -> Iterator[ClampedSwiGLU]:
@@ -128,9 +127,6 @@ def _match(finder: Finder, statements: list[ast.stmt]) -> ClampedSwiGLU | None:
         return None
     if any(finder.changes.affect(node, made[-1]) for node in read):
         return None
-    for clamp, statement in zip((gate, up), rest, strict=False):
-        if before:
-            statement.value.func.value = ast.Name(clamp.target, ast.Load())  # type: ignore[attr-defined]
     interleaved = ast.Constant(split is not None and split.interleaved)
     numbers: list[ast.expr] = [interleaved, activated.alpha, gate.high, offset]
     place = activated.product or product

@@ -51,6 +51,14 @@ def view_arguments(node: ast.expr) -> list[ast.expr]:
     return arguments
 
 
+def blocks(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
+    """Yields the lists of statements in a function: its own, and those of loops, branches and nested functions."""
+    for node in ast.walk(function):
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                yield value
+
+
 def complement_of(node: ast.AST) -> str:
     """Returns the name in ``1 - name``, or "" for any other expression."""
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Sub) or not isinstance(node.right, ast.Name):

@@ -10,7 +10,7 @@ from typing import Any
 from sigtorch.plugin import activated, products
 from sigtorch.plugin.found import Found
 from sigtorch.plugin.recognise import sigmoid_method
-from sigtorch.plugin.syntax import is_lerp_method, is_sigmoid_method
+from sigtorch.plugin.syntax import blocks, is_lerp_method, is_sigmoid_method
 
 _HELPERS = (
     activated.activated, activated.activated_at_last, activated.activated_early, activated.called, activated.deferring,
@@ -32,13 +32,11 @@ class Writer(ast.NodeTransformer):
 
     def write(self, definition: ast.FunctionDef) -> None:
         """Rewrites a definition; clamped SwiGLUs become branches first, whose other one is rewritten like all else."""
-        branches = {c.statements[0]: c for c in self.found.clamped}
-        for node in [*ast.walk(definition)] if branches else ():
-            for _, block in ast.iter_fields(node):
-                for statement in [*block] if isinstance(block, list) else ():
-                    if isinstance(statement, ast.stmt) and (clamped := branches.pop(statement, None)):
-                        at = block.index(statement)
-                        block[at : at + len(clamped.statements)] = [*clamped.before, clamped.written(_call)]
+        for clamped in self.found.clamped:
+            first = clamped.statements[0]
+            block = next(block for block in blocks(definition) if first in block)
+            at = block.index(first)
+            block[at : at + len(clamped.statements)] = clamped.written(_call)
         self.visit(definition)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
