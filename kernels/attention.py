@@ -72,6 +72,15 @@ class Sizes(NamedTuple):
     dv: int
 
 
+class Options(NamedTuple):
+    """The tensors that a call may have beside q, k and v, as kernels read them: a number by head, and without gaps."""
+
+    bias: torch.Tensor | None
+    slopes: torch.Tensor | None
+    cu_q: torch.Tensor | None
+    cu_k: torch.Tensor | None
+
+
 def _sizes(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_q: torch.Tensor | None, longest: tuple[int, int]
 ) -> Sizes:
@@ -101,15 +110,15 @@ def _multiplies_in_tf32() -> bool:
     return bool(matmul.allow_tf32) if precision is None else precision == "tf32"
 
 
-def _form(sizes: Sizes, tile: Tile, q: torch.Tensor, rest: tuple[Any, ...], causal: bool, number: float | None) -> Form:
-    bias, slopes, cu_q, _ = rest
-    is_float, is_packed = q.dtype == torch.float32, cu_q is not None
+def _form(sizes: Sizes, tile: Tile, q: torch.Tensor, options: Options, causal: bool, number: float | None) -> Form:
+    has_bias, has_slopes = options.bias is not None, options.slopes is not None
+    is_float, is_packed = q.dtype == torch.float32, options.cu_q is not None
     level = -math.log(max(sizes.keys, 1)) if number is None else number
-    is_usual = bias is None and slopes is None and LEAST_BIAS <= level <= LARGEST_BIAS
+    is_usual = not (has_bias or has_slopes) and LEAST_BIAS <= level <= LARGEST_BIAS
     holds_groups = tile.queries * tile.keys >= GROUPED_SCORES * 32 * tile.warps
     return Form(
-        sizes.d, sizes.dv, sizes.heads // sizes.key_heads, is_packed, causal, number is not None, bias is not None,
-        slopes is not None, not is_packed and sizes.queries % tile.queries == 0,
+        sizes.d, sizes.dv, sizes.heads // sizes.key_heads, is_packed, causal, number is not None, has_bias,
+        has_slopes, not is_packed and sizes.queries % tile.queries == 0,
         not is_packed and sizes.keys % tile.keys == 0, is_usual and holds_groups and not is_float,
         is_float and _multiplies_in_tf32(),
     )  # fmt: skip
@@ -135,21 +144,20 @@ def _options(
     cu_q: torch.Tensor | None,
     cu_k: torch.Tensor | None,
     heads: int,
-) -> tuple[torch.Tensor | None, ...]:
-    """Returns the tensors as the kernels read them: a number by head, and without gaps."""
+) -> Options:
     by_head = (t if t is None else t.float().expand(heads).contiguous() for t in (bias, slopes))
-    return *by_head, *(t if t is None else t.contiguous() for t in (cu_q, cu_k))
+    return Options(*by_head, *(t if t is None else t.contiguous() for t in (cu_q, cu_k)))
 
 
 def _launch(
     kernel: Any, blocks_of: int, heads: int, tile: Tile, sizes: Sizes, form: Form, tensors: tuple[torch.Tensor, ...],
-    rest: tuple[Any, ...], scale: float, number: float | None, outputs: tuple[torch.Tensor, ...],
+    options: Options, scale: float, number: float | None, outputs: tuple[torch.Tensor, ...],
 ) -> None:  # fmt: skip
     """Launches a program for each of so many blocks, of each head and batch."""
     programs = blocks_of * heads * sizes.batches
     if programs:
         # A 1 is not read.
-        inputs = (*tensors, *(1 if t is None else t for t in rest), scale, 0.0 if number is None else number)
+        inputs = (*tensors, *(1 if t is None else t for t in options), scale, 0.0 if number is None else number)
         ready, operands = plan(_call, kernel, inputs, outputs, (blocks_of, heads, tile, sizes, form))
         ready.launch(operands, outputs)
 
@@ -178,11 +186,11 @@ def sigmoid_attention_forward(
     q, k, v = _dense(q), _dense(k), _dense(v)
     out = _empty_like(q, (*q.shape[:-1], v.shape[-1]))
     sizes = _sizes(q, k, v, cu_q, (longest_q, longest_k))
-    rest = _options(bias, slopes, cu_q, cu_k, sizes.heads)
+    options = _options(bias, slopes, cu_q, cu_k, sizes.heads)
     tile = _tiles(q, sizes).forward
-    form = _form(sizes, tile, q, rest, causal, number)
+    form = _form(sizes, tile, q, options, causal, number)
     blocks = triton.cdiv(sizes.queries, tile.queries)
-    _launch(_forward_kernel, blocks, sizes.heads, tile, sizes, form, (q, k, v), rest, scale, number, (out,))
+    _launch(_forward_kernel, blocks, sizes.heads, tile, sizes, form, (q, k, v), options, scale, number, (out,))
     return out
 
 
@@ -194,23 +202,23 @@ def sigmoid_attention_backward(
     """Returns the gradients of q, k, v, the mask, the bias and the slopes; None for the mask and the slopes."""
     tensors = _dense(grad), _dense(q), _dense(k), _dense(v)
     sizes = _sizes(q, k, v, cu_q, (longest_q, longest_k))
-    rest = _options(bias, slopes, cu_q, cu_k, sizes.heads)
+    options = _options(bias, slopes, cu_q, cu_k, sizes.heads)
     tiles = _tiles(q, sizes)
     wants_q, wants_k, wants_v, _, wants_bias, _ = wanted
     grad_q = grad_k = grad_v = grad_bias = None
     if wants_q or wants_bias:
         tile = tiles.of_queries
-        form = _form(sizes, tile, q, rest, causal, number)
+        form = _form(sizes, tile, q, options, causal, number)
         blocks = triton.cdiv(sizes.queries, tile.queries)
         grad_q = _empty_like(q, tuple(q.shape))
         parts = q.new_empty((sizes.batches, sizes.heads, blocks), dtype=torch.float32)
         outputs = grad_q, parts.view(-1)
-        _launch(_queries_kernel, blocks, sizes.heads, tile, sizes, form, tensors, rest, scale, number, outputs)
+        _launch(_queries_kernel, blocks, sizes.heads, tile, sizes, form, tensors, options, scale, number, outputs)
         grad_bias = None if bias is None else parts.sum((0, 2)).sum_to_size(bias.shape).to(bias.dtype)
     if wants_k or wants_v:
         tile = tiles.of_keys
-        form = _form(sizes, tile, q, rest, causal, number)
+        form = _form(sizes, tile, q, options, causal, number)
         blocks = triton.cdiv(sizes.keys, tile.keys)
         outputs = grad_k, grad_v = _empty_like(k, tuple(k.shape)), _empty_like(v, tuple(v.shape))
-        _launch(_keys_kernel, blocks, sizes.key_heads, tile, sizes, form, tensors, rest, scale, number, outputs)
+        _launch(_keys_kernel, blocks, sizes.key_heads, tile, sizes, form, tensors, options, scale, number, outputs)
     return grad_q, grad_k, grad_v, None, grad_bias, None
