@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.forking import forks
 
 import sigtorch
 
@@ -137,12 +139,21 @@ def test_source_archive_contents(built):
         assert files <= names
 
 
+def import_transformers_in_the_root():
+    """Imports it first in the process, and from the folder in which Python looks first."""
+    assert "transformers" not in sys.modules
+    os.chdir(ROOT)
+    sys.path.insert(0, "")
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401
+
+
 def test_transformers_imports_in_the_root():
     """Its `kernels` is another package: a folder of that name must not pass for it."""
     pytest.importorskip("transformers")
-    code = "from transformers import LlamaConfig, LlamaForCausalLM"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = forks().Process(target=import_transformers_in_the_root)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
     assert not (ROOT / "kernels" / "__init__.py").exists()
     assert importlib.import_module("sigtorch.kernels.sigmoid").sigmoid_forward
 

@@ -1,6 +1,7 @@
 """Shared by the tests of scripts: running them as users do, and reading what they leave."""
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -36,7 +37,7 @@ IGNORED = (
     "The .grad attribute of a Tensor",
     "`torch.jit.script_method` is deprecated",
 )
-# Of a forked train_text, whose own numbers take longer than the training: bytes that it writes, and held-out windows.
+# Of a forked train_text or train_experts, whose own numbers take longer than training: bytes it writes, held-out windows.
 SAMPLED, VALIDATED = 20, 128
 
 
@@ -154,8 +155,11 @@ def _main(script, *arguments):
     for said in IGNORED:
         warnings.filterwarnings("ignore", said)
     module = importlib.import_module(Path(script).stem)
-    if script == "train_text.py":
-        module.SAMPLE, module.VALIDATION_WINDOWS = SAMPLED, VALIDATED
+    if script in ("train_text.py", "train_experts.py"):
+        text = importlib.import_module("train_text")
+        text.SAMPLE, text.VALIDATION_WINDOWS = SAMPLED, VALIDATED
+        # Inductor would write C++, which takes a compiler half a minute.
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
     module._start.escape_what_it_lacks()
     module.main()
 
