@@ -96,7 +96,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Record]]:
 def show(head: dict[str, Any], records: Sequence[Record]) -> None:
     """Print the header and a table for each kind of figures."""
     screen = console()
-    screen.print(", ".join(f"{key} {value}" for key, value in head.items() if value is not None), highlight=False)
+    conditions = ", ".join(f"{key} {value}" for key, value in head.items() if value is not None)
+    screen.print(conditions, highlight=False, soft_wrap=True)  # one line, that grep finds it whole
     for kind in dict.fromkeys(record.kind for record in records):
         screen.print(table(kind, [record for record in records if record.kind == kind]))
 

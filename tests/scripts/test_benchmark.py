@@ -75,6 +75,12 @@ def test_header_names_versions_and_hardware():
     assert {"triton", "python", "cpu", "gpu", "threads", "date"} <= set(head)
 
 
+def test_conditions_are_one_line_however_long(capsys):
+    _report.show({"cpu": "a long name " * 30, "driver": "none"}, [RECORD])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"cpu {'a long name ' * 30}, driver none"
+
+
 def test_picture_draws_only_the_metric_asked_for(tmp_path):
     records = [replace(RECORD, shape=shape, implementation=i) for shape in ("8", "4x32") for i in ("eager", "copy")]
     _report.picture(tmp_path / "a.png", records, "bandwidth", "title")
@@ -103,7 +109,7 @@ def test_bars_of_all_implementations_stand_apart(tmp_path, monkeypatch):
 def benchmark(tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
     settings = ["--ops", "sigmoid", "--sizes", 300, 4096, "--dtypes", "float32", "--device", "cpu", "--rounds", 2]
-    made = run("benchmark.py", *settings, "--machine-code", "--bytes", "--out", out, PYTHONIOENCODING="ascii")
+    made = fork("benchmark.py", *settings, "--machine-code", "--bytes", "--out", out, PYTHONIOENCODING="ascii")
     return made, out
 
 
@@ -353,7 +359,7 @@ def test_benchmark_measures_losses_in_chunks(tmp_path, monkeypatch):
     start = _chunked.in_its_own_process
     settings = ["--chunked", "--sizes", 1500, "--rounds", 1, "--device", "cpu", "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, settings)])
-    with forks().Pool(1, maxtasksperchild=1) as pool:
+    with forks().Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as pool:
 
         def in_its_own_process(op, name, *of):
             new = (op, name) == ("siglip", "eager")
