@@ -34,22 +34,35 @@ def test_two_processes_learn_what_one_does(script, options, chunk, tmp_path):
 
 
 def test_processes_that_share_labels_learn_what_one_does(tmp_path):
-    """Trains on a batch that two cannot divide, clipped by the norm of all gradients; another number of processes goes on."""
-    options = (*LABELS, "--batch", 15, "--clip", 0.5, "--parallel", "labels", "--checkpoint-every", STEPS // 2)
-    whole = tmp_path / "1"
-    trained("train_labels.py", options, whole)
-    for before, after in ((2, 3), (3, 1), (1, 2)):
-        out = tmp_path / f"{before} to {after}"
-        trained("train_labels.py", (*options, "--steps", STEPS), out, before)
-        assert losses(out, STEPS) == pytest.approx(losses(whole, STEPS), rel=1e-5)
-        same_weights(out, whole)
-        shutil.rmtree(next((out / "checkpoints").glob(f"step-*{STEPS}")))
-        trained("train_labels.py", (*options, "--resume"), out, after)
-        assert losses(out, STEPS) == pytest.approx(losses(whole, STEPS), rel=1e-5)
-        same_weights(out, whole)
-        rows = [read_csv(folder / "metrics.csv")[-1] for folder in (out, whole)]
-        # A rounding may decide which of two nearly equal logits is among the first five.
-        assert float(rows[0]["precision_at_5"]) == pytest.approx(float(rows[1]["precision_at_5"]), abs=1e-3)
+    """Trains on a batch that two cannot divide, clipped by the norm of all gradients; other numbers of processes go on."""
+    half, later = STEPS // 2, 3 * STEPS // 4
+    options = (*LABELS, "--batch", 15, "--clip", 0.5, "--parallel", "labels", "--checkpoint-every", STEPS // 4)
+
+    def goes_on(source, step, processes):
+        """Returns a training that goes on from that step of another."""
+        out = tmp_path / f"{source.name}, then {processes}"
+        name = f"step-{step:09}"
+        shutil.copytree(source / "checkpoints" / name, out / "checkpoints" / name)
+        said = trained("train_labels.py", (*options, "--resume"), out, processes)
+        assert f"Goes on after step {step}, " in said
+        assert_same_training(out, one)
+        return out
+
+    one, three = tmp_path / "1", tmp_path / "3"
+    trained("train_labels.py", options, one)
+    trained("train_labels.py", options, three, 3)
+    assert_same_training(three, one)
+    goes_on(three, half, 1)
+    two = goes_on(one, half, 2)
+    goes_on(two, later, 3)
+
+
+def assert_same_training(out, other):
+    assert losses(out, STEPS) == pytest.approx(losses(other, STEPS), rel=1e-5)
+    same_weights(out, other)
+    rows = [read_csv(folder / "metrics.csv")[-1] for folder in (out, other)]
+    # A rounding may decide which of two nearly equal logits is among the first five.
+    assert float(rows[0]["precision_at_5"]) == pytest.approx(float(rows[1]["precision_at_5"]), abs=1e-3)
 
 
 def same_weights(out, other):
