@@ -1,5 +1,6 @@
 """Runs the recipes of docs/plugin.md, unchanged, on small models and data."""
 
+import functools
 import re
 import warnings
 from pathlib import Path
@@ -74,7 +75,9 @@ def test_timm(monkeypatch, tmp_path):
 
 
 def test_torchvisions_detectors(monkeypatch, tmp_path):
-    pytest.importorskip("torchvision")
+    detection = pytest.importorskip("torchvision.models.detection")
+    small = functools.partial(detection.retinanet_resnet50_fpn, min_size=64, max_size=64)  # else it enlarges pictures
+    monkeypatch.setattr(detection, "retinanet_resnet50_fpn", small)
     boxes = [{"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}]
     calls, scope = cook("torchvision's detectors", monkeypatch, tmp_path, pictures=[torch.rand(3, 64, 64)], boxes=boxes)
     assert calls.count("sigmoid_focal_loss") == 1
