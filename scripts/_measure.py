@@ -4,6 +4,7 @@ import os
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,11 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
         step()
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
-    # Of one cycle there is nothing to accumulate, but torch 2.11 warns of what it would clear.
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        step()
+    with warnings.catch_warnings():
+        # torch 2.11 warns of what it clears after a cycle; to keep it, acc_events=True, parses each event a second time.
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events")
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -1,6 +1,7 @@
 """Fixtures of all tests. Without a GPU, kernels run in Triton's interpreter; uninitialised memory is filled with NaN."""
 
 import contextlib
+import gc
 import os
 
 import pytest
@@ -21,6 +22,12 @@ def interpreter():
         from support.interpreting import make_fast  # only now: the interpreter is chosen above
 
         make_fast()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Computes in one thread: on a busy machine several wait for each other, and that takes processors' time, too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +93,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("gpu") and DEVICE == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Has no collection of garbage look at the million objects that are alive once all tests are imported."""
+    gc.collect()
+    gc.freeze()
 
 
 def _belongs(item, ptx_arch):

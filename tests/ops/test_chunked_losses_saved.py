@@ -7,7 +7,6 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from support import collecting
 from support.chunked_cases import SIGLIP, chunked, csr, every_case, expected_of, indices, positives
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.testing import assert_close
@@ -33,12 +32,6 @@ def made(monkeypatch):
     for module in (siglip, linear):
         monkeypatch.setattr(module, "loss_and_gradients", recording)
     return refs
-
-
-@pytest.fixture(autouse=True)
-def garbage():
-    with collecting.of_its_own():
-        yield
 
 
 def alive(refs):

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from support import cases, chunked_cases, collecting, loss_cases
+from support import cases, chunked_cases, loss_cases
 from support.device import DEVICE
 from support.loss_cases import every_loss_with_options
 from support.recording import Recorded
@@ -160,7 +160,7 @@ def test_a_selective_checkpoint_names_them(name, choice):
         return POLICIES[choice] if ours else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
-    with sigtorch.use_backend("triton"), collecting.of_its_own():
+    with sigtorch.use_backend("triton"):
         expected = torch.autograd.grad(block(x).sum(), x)
         with Recorded() as seen:  # outside of the checkpoint's mode: sees what that runs
             out = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
