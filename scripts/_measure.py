@@ -1,5 +1,6 @@
 """Measurements of a training or a benchmark beside time: memory, and what a step waits for."""
 
+import gc
 import os
 import resource
 import statistics
@@ -23,6 +24,7 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()  # what a cycle of objects holds would be freed during the step
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
     with warnings.catch_warnings():
         # torch 2.11 warns of what it clears after a cycle; to keep it, acc_events=True, parses each event a second time.

@@ -21,7 +21,7 @@ def forks():
     context.set_forkserver_preload(PRELOADED)
     # Before Python 3.13 the server is not told of sys.path, and skips silently what it cannot find.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
-        # What has imported Triton to interpret can't compile; the reverse works.
+        # What has imported Triton to interpret cannot compile.
         os.environ.pop("TRITON_INTERPRET", None)
         forkserver.ensure_running()
     return context

@@ -1,5 +1,6 @@
 """Several processes that work together, over gloo."""
 
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -14,14 +15,18 @@ import torch.distributed as dist
 from support.forking import forks
 
 
-def group_of(work, processes, timeout=60, **given):
-    """Returns the answers of work(rank, **given) in each process, or the last line of what it raised; None of one that died."""
+def group_of(work, processes, timeout=60, *, interpret=False, **given):
+    """Returns the answers of work(rank, **given) in each process, or the last line of what it raised; None of one that died.
+
+    To interpret kernels, processes start anew, for those that are forked have imported Triton to compile.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn") if interpret else forks()
     with tempfile.TemporaryDirectory() as folder:
         started = [
-            forks().Process(target=_member, args=(work, rank, processes, port, timeout, folder, given), daemon=True)
+            context.Process(target=_member, args=(work, rank, processes, port, timeout, folder, given), daemon=True)
             for rank in range(processes)
         ]
         for process in started:
