@@ -9,6 +9,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from sigtorch import _backend, _checks, _eligible
 from sigtorch._once import once
@@ -44,19 +45,16 @@ class Activated:
         whole: what this is a view of, or None; ``take_view`` takes it.
     """
 
-    __slots__ = (
-        "activation", "computed", "expanded", "function", "gate", "is_read", "take_view", "version", "whole", "with_graph"
-    )  # fmt: skip
+    computed: torch.Tensor | None = None
+    is_read = False
+    expanded: torch.Size | None = None
+    whole: Activated | None = None
+    take_view: Callable[[torch.Tensor], Any] | None = None
 
-    def __init__(
-        self, activation: Activation, function: Any, gate: torch.Tensor, computed: torch.Tensor | None = None
-    ) -> None:
-        self.activation, self.function, self.gate, self.computed = activation, function, gate, computed
+    def __init__(self, activation: Activation, function: Any, gate: torch.Tensor) -> None:
+        self.activation, self.function, self.gate = activation, function, gate
         self.version = None if gate.is_inference() else gate._version
-        self.with_graph, self.is_read = torch.is_grad_enabled(), False
-        self.expanded: torch.Size | None = None
-        self.whole: Activated | None = None
-        self.take_view: Callable[[torch.Tensor], Any] | None = None
+        self.with_graph = torch.is_grad_enabled()
 
     def value(self) -> Any:
         """Computes what was written, with autograd on or off as it was there: later statements may have switched it."""
@@ -140,6 +138,8 @@ def _kept(argument: Any) -> Any:
 
 def _is_dense(t: torch.Tensor) -> bool:
     """Tells whether an elementwise function of a tensor has the tensor's strides."""
+    if t.layout != torch.strided or t.is_nested:
+        return False
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -199,8 +199,10 @@ def _put_off(function: Any, gate: torch.Tensor, is_alone: bool) -> Any:
     # A change would not be noticed without a version counter, or through a tensor that has another one, as ``x.data`` has.
     if gate.is_inference() or (shares_memory and not gate._is_view()):
         return function(gate)
-    keeps_gate = is_alone and not shares_memory
-    return Activated(activation, function, gate, None if keeps_gate else function(gate))
+    made = Activated(activation, function, gate)
+    if not is_alone or shares_memory:
+        made.computed = function(gate)
+    return made
 
 
 def _count_memory_uses(t: torch.Tensor) -> int:
@@ -210,15 +212,10 @@ def _count_memory_uses(t: torch.Tensor) -> int:
 
 
 def may_fuse(gate: Any) -> bool:
-    """Tells whether a kernel may run on a gate, by the least work: a product looks closer, at both operands."""
-    return (
-        type(gate) in _eligible.PLAIN_TYPES
-        and (gate.is_cuda or _backend.kernels_chosen())
-        and gate.is_floating_point()
-        and _eligible.have_plain_keys((gate,))
-        and not (_eligible.observed() and _eligible.reporting() is None)
-        and not _eligible.transformed()
-    )
+    """Tells whether a product with a gate may fuse, by the least work: the product looks closer, at both operands."""
+    is_plain = type(gate) in _eligible.PLAIN_TYPES and not is_compiling()
+    # A tracer would note the sizes that a product compares.
+    return is_plain and (gate.is_cuda or _backend.kernels_chosen()) and not _eligible.transformed()
 
 
 def _run_before(steps: list[torch.nn.Module], x: Any) -> Any:
@@ -284,7 +281,7 @@ def _rewrite() -> Any:
 
 def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
     """Returns a function, or a method bound to its object, as ``find`` rewrites it."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return callee
     if type(callee) is FunctionType:
         made = find(callee, object)

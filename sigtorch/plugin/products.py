@@ -66,6 +66,9 @@ class Complement:
         return self.one - value(self.held)
 
 
+_PUT_OFF = (Activated, Complement)
+
+
 def complement_first(one: Any, held: Any) -> Any:
     """Returns ``one - held`` for a sum to fuse, where other code may run before the sum."""
     return Complement(one, held) if type(held) is Activated else one - held
@@ -161,8 +164,7 @@ def addcmul(function: Any, summand: Any, left: Any, right: Any) -> Any:
 
 def _by_kind(left: Any, right: Any) -> tuple[Any, Any]:
     """Returns the factors, the one that is put off first; of two, the right one."""
-    put_off = (Activated, Complement)
-    return (left, right) if type(left) in put_off and type(right) not in put_off else (right, left)
+    return (left, right) if type(left) in _PUT_OFF and type(right) not in _PUT_OFF else (right, left)
 
 
 def _multiply(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:

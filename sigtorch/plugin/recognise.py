@@ -50,6 +50,7 @@ _SIGTORCH_FORWARD: Any = Sigmoid.forward
 _VIEW_FORWARDS = (nn.Flatten.forward, nn.Unflatten.forward, nn.Identity.forward)
 _KNOWN = (*_FUNCTIONS, *_VIEW_FORWARDS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
 _CODES = {f: getattr(f, "__code__", None) for f in _KNOWN}
+_CALL_CODE, _CALL_IMPL_CODE = _CALL.__code__, _CALL_IMPL.__code__
 _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh, nn.AdaptiveAvgPool2d,
@@ -58,6 +59,8 @@ _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
 
 def fusable_activation(function: Any) -> Activation | None:
     """Returns which activation a function or module computes from its one argument, if a kernel may compute it instead."""
+    if not isinstance(function, nn.Module):
+        return _known_function(function)
     activation = _class_activation(function)
     return activation if activation and obstacle(function) is None else None
 
@@ -153,7 +156,7 @@ def _known_function(function: Any, depth: int = 0) -> Activation | None:
         return None
     if activation is None:
         is_plain = type(function) is types.FunctionType and depth < _MAX_DEPTH
-        return _called_activation(function, "", depth) if is_plain else None
+        return _called_activation(function, depth, is_method=False) if is_plain else None
     return activation if _is_unchanged(function) else None
 
 
@@ -169,7 +172,8 @@ def own_forward(module: nn.Module) -> Any:
     """Returns the forward of a module's class if calling the module runs only that, else None."""
     cls: Any = original_of(type(module))
     calls = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL
-    return cls.forward if calls and _is_unchanged(_CALL) and _is_unchanged(_CALL_IMPL) else None
+    is_unchanged = _CALL.__code__ is _CALL_CODE and _CALL_IMPL.__code__ is _CALL_IMPL_CODE
+    return cls.forward if calls and is_unchanged else None
 
 
 class _Callee(NamedTuple):
@@ -180,6 +184,7 @@ class _Callee(NamedTuple):
 
     name: str
     attributes: tuple[str, ...]
+    is_global: bool = False
 
 
 def _forward_activation(forward: Any) -> Activation | None:
@@ -188,15 +193,18 @@ def _forward_activation(forward: Any) -> Activation | None:
         return None
     if forward is _SIGTORCH_FORWARD:
         return SIGMOID if _is_unchanged(forward) else None
-    return _called_activation(forward, forward.__code__.co_varnames[0], 0) if forward.__code__.co_argcount else None
+    return _called_activation(forward, 0, is_method=True) if forward.__code__.co_argcount else None
 
 
-def _called_activation(function: types.FunctionType, self_name: str, depth: int) -> Activation | None:
-    """Returns which activation of its argument a function returns; a method's argument is the one after ``self_name``."""
-    callee = _callee(function, self_name)
+def _called_activation(function: types.FunctionType, depth: int, *, is_method: bool) -> Activation | None:
+    """Returns which activation of its argument a function returns; a method's argument is its second."""
+    callee = _callee(function, is_method)
     if callee is None or any(function.__defaults__ or ()):  # the default of ``inplace``
         return None
-    value = source.resolve_name(callee.name, function) if callee.name else sigmoid_method
+    if callee.is_global:
+        value = function.__globals__.get(callee.name)
+    else:
+        value = source.resolve_name(callee.name, function) if callee.name else sigmoid_method
     for attribute in callee.attributes:
         value = getattr(value, attribute, None) if isinstance(value, types.ModuleType) else None
     return _known_function(value, depth + 1)
@@ -211,21 +219,30 @@ class _Read(NamedTuple):
 
 
 # By the id of a code, which the value keeps alive: a code's source never changes. Codes hold no class.
-_read: dict[tuple[int, str], _Read] = {}
+_read: dict[tuple[int, bool], _Read] = {}
 
 
-def _callee(function: types.FunctionType, self_name: str) -> _Callee | None:
+def _callee(function: types.FunctionType, is_method: bool) -> _Callee | None:
     """Returns the function whose result a one-statement function returns."""
     code = function.__code__
-    if code.co_argcount > 3 or len(code.co_code) > _STATEMENT_BYTES:
-        return None
-    known = _read.get((id(code), self_name))
+    known = _read.get((id(code), is_method))
     if known is None:
-        known = _read.setdefault((id(code), self_name), _Read(code, _read_callee(function, self_name)))
+        if code.co_argcount > 3 or len(code.co_code) > _STATEMENT_BYTES:
+            return None
+        self_name = code.co_varnames[0] if is_method else ""
+        known = _read.setdefault((id(code), is_method), _Read(code, _read_callee(function, self_name)))
     return known.callee
 
 
 def _read_callee(function: types.FunctionType, self_name: str) -> _Callee | None:
+    callee = _callee_of(function, self_name)
+    code = function.__code__
+    if callee is None or callee.name in ("", *code.co_freevars, *code.co_varnames, *code.co_cellvars):
+        return callee
+    return callee._replace(is_global=True)
+
+
+def _callee_of(function: types.FunctionType, self_name: str) -> _Callee | None:
     if function.__name__ == "<lambda>":
         read_lambda = source.read_lambda(function)
         return None if read_lambda is None else _callee_in(read_lambda.args, read_lambda.body, self_name)
