@@ -73,6 +73,13 @@ def router(logits: Tensor, bias: Tensor) -> Tensor:
     return weights
 
 
+def eager_gate(x: Tensor, gate: Tensor, residual: Tensor | None = None) -> Tensor:
+    """A gated tensor, and its sum with a residual, as people write them."""
+    if residual is None:
+        return torch.sigmoid(gate) * x
+    return torch.sigmoid(gate) * x + residual
+
+
 def eager_lerp(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """One sigmoid, as people write it."""
     s = torch.sigmoid(gate)
@@ -152,15 +159,9 @@ CASES = {
     "sigmoid-save-input": Case(
         normal(1), torch.sigmoid, lambda x: sigtorch.sigmoid(x, save="input"), lambda size: (2 * size, 3 * size)
     ),
-    "sigmoid_gate": Case(
-        normal(2), lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (3 * size, 5 * size)
-    ),
-    "sigmoid_gate-residual": Case(
-        normal(3), lambda x, g, r: torch.sigmoid(g) * x + r, sigtorch.sigmoid_gate, lambda size: (4 * size, 5 * size)
-    ),
-    "sigmoid_gate-token": Case(
-        token_gates, lambda x, g: torch.sigmoid(g) * x, sigtorch.sigmoid_gate, lambda size: (2 * size, 3 * size)
-    ),
+    "sigmoid_gate": Case(normal(2), eager_gate, sigtorch.sigmoid_gate, lambda size: (3 * size, 5 * size)),
+    "sigmoid_gate-residual": Case(normal(3), eager_gate, sigtorch.sigmoid_gate, lambda size: (4 * size, 5 * size)),
+    "sigmoid_gate-token": Case(token_gates, eager_gate, sigtorch.sigmoid_gate, lambda size: (2 * size, 3 * size)),
     "sigmoid_lerp": Case(
         normal(3),
         eager_lerp,

@@ -2,7 +2,8 @@
 
 Without a GPU, Triton's own launcher works over a driver that does nothing (``without_gpu.standin``), and eager operators are
 PyTorch's on the CPU: on a GPU each of their launches takes some 2 to 3 us more.
-"operator" is the same work by ``torch.ops.sigtorch``, with the operator's own autograd.
+"operator" is the same work by ``torch.ops.sigtorch``, with the operator's own autograd. "patched" is a model that calls the
+eager function, after ``sigtorch.patch``.
 """
 
 import time
@@ -67,6 +68,24 @@ def by_operator(function: Callable[..., Tensor], inputs: Sequence[Any]) -> Calla
     return call
 
 
+class Model(torch.nn.Module):
+    """A model that calls one function."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Call it."""
+        return self.function(*inputs)
+
+
+def by_patch(function: Callable[..., Tensor]) -> Model | None:
+    """A patched model of a function; None if nothing in it is fused."""
+    model = Model(function)
+    return model if sigtorch.patch(model).swapped else None
+
+
 def measured(ops: Sequence[str], device: torch.device) -> tuple[dict[str, Any], list[Record]]:
     """A header, and each operation's host time forward and backward: PyTorch's operators, sigtorch, and its operator."""
     torch.set_num_threads(1)
@@ -95,8 +114,10 @@ def _steps(ops: Sequence[str], device: torch.device) -> dict[tuple[str, str], St
     for op in ops:
         inputs = CASES[op].inputs(ELEMENTS, torch.bfloat16, device)
         eager, ours = CASES[op].eager, CASES[op].ours
-        for name, function in {"eager": eager, "sigtorch": ours, "operator": by_operator(ours, inputs)}.items():
-            steps[op, name] = passes_of(function, inputs)["both"]
+        ways = {"eager": eager, "sigtorch": ours, "operator": by_operator(ours, inputs), "patched": by_patch(eager)}
+        for name, function in ways.items():
+            if function is not None:
+                steps[op, name] = passes_of(function, inputs)["both"]
     for step in steps.values():
         for _ in range(3):  # compiles
             step()

@@ -6,7 +6,8 @@ are noise. On a GPU the time is the device's, the host's stands beside it, and i
 of them. Bandwidth is useful bandwidth: the bytes that the operation cannot do without, over the time; who moves more
 shows a lower one. Peak extra memory is that of one call, results included.
 --host measures instead what a call costs the host, forward and backward, without a GPU by Triton's real launcher over
-a driver that does nothing. The operators of torch.ops.sigtorch, which compiled code calls, stand beside.
+a driver that does nothing. The operators of torch.ops.sigtorch, which compiled code calls, stand beside,
+and patched models.
 --chunked measures instead the losses over a product that is never whole: SigLIP's of so many pairs, and a linear layer's
 BCE of so many labels, with memory read from a process of its own each time.
 --machine-code adds what the kernels compile to for NVIDIA architectures, and --bytes what eager operators and

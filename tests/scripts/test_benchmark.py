@@ -199,12 +199,12 @@ def test_benchmark_draws_a_picture(benchmark):
 
 @pytest.mark.skipif(DEVICE == "cpu" and not shutil.which("cc"), reason="a driver's stand-in needs a C compiler")
 def test_benchmark_tells_what_a_call_costs_the_host(tmp_path):
-    result = run("benchmark.py", "--host", "--ops", "sigmoid", "--out", tmp_path / "out")
+    result = run("benchmark.py", "--host", "--ops", "swiglu", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["host.csv", "host.json"]
     assert "threads 1," in result.stdout
     assert ("a stand-in that does nothing" in result.stdout) == (DEVICE == "cpu")
-    names = ("autograd.Function", "eager", "sigtorch", "operator")
+    names = ("autograd.Function", "eager", "sigtorch", "operator", "patched")
     rows = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
     times = {row[1]: float(row[2]) for row in rows if len(row) == 4 and row[1] in names}
     assert tuple(times) == names
