@@ -138,8 +138,6 @@ def _kept(argument: Any) -> Any:
 
 def _is_dense(t: torch.Tensor) -> bool:
     """Tells whether an elementwise function of a tensor has the tensor's strides."""
-    if t.layout != torch.strided or t.is_nested:
-        return False
     return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -213,9 +211,10 @@ def _count_memory_uses(t: torch.Tensor) -> int:
 
 def may_fuse(gate: Any) -> bool:
     """Tells whether a product with a gate may fuse, by the least work: the product looks closer, at both operands."""
-    is_plain = type(gate) in _eligible.PLAIN_TYPES and not is_compiling()
-    # A tracer would note the sizes that a product compares.
-    return is_plain and (gate.is_cuda or _backend.kernels_chosen()) and not _eligible.transformed()
+    if type(gate) not in _eligible.PLAIN_TYPES or is_compiling() or not (gate.is_cuda or _backend.kernels_chosen()):
+        return False
+    # A tracer would note the sizes that a product compares, and some layouts have none.
+    return not (_eligible.transformed() or gate.is_nested) and gate.layout is torch.strided
 
 
 def _run_before(steps: list[torch.nn.Module], x: Any) -> Any:
@@ -301,7 +300,8 @@ def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
 
 def runs_kernel(*tensors: torch.Tensor) -> bool:
     """Tells whether a kernel runs on these; during a report, whether one would without it."""
-    if not tensors[0].is_floating_point():
-        return False
+    for t in tensors:  # forced kernels refuse a dtype by an error, where PyTorch computes
+        if not t.is_floating_point():
+            return False
     runner = _backend.select(*tensors)
     return runner == "triton" or (runner == "operator" and _eligible.reporting() is not None)

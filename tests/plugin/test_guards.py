@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 from support.patching import Backwards, Switched, View, spy
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
 
@@ -49,6 +51,56 @@ def test_patched_model_agrees_with_unpatched(model, inputs, monkeypatch):
     torch.testing.assert_close(found, expected)
     assert found.requires_grad == expected.requires_grad
     assert "sigmoid_gate" not in calls
+
+
+class Product(nn.Module):
+    def forward(self, x, g):
+        return x * torch.sigmoid(g)
+
+
+ODD = {
+    "integers": lambda: (torch.randn(6), torch.arange(6)),
+    "bools": lambda: (torch.randn(6), torch.ones(6, dtype=torch.bool)),
+    "complex numbers": lambda: (torch.randn(6), torch.randn(6, dtype=torch.complex64)),
+    "integers by complex numbers": lambda: (torch.randn(6, dtype=torch.complex64), torch.arange(6)),
+    "a negative view": lambda: (torch.randn(6), torch.randn(6, dtype=torch.complex64).conj().imag),
+    "tensors without values": lambda: torch.randn(2, 6, device="meta").unbind(),
+    "doubles by floats": lambda: (torch.randn(6, dtype=torch.float64), torch.randn(6)),
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("inputs", ODD.values(), ids=ODD)
+def test_what_no_kernel_takes_is_pytorchs(inputs):
+    """Also where kernels are forced, which refuse such tensors: a product asks first."""
+    model, given = Product(), inputs()
+    expected = model(*given)
+    with sigtorch.patch(model), sigtorch.use_backend("triton"):
+        torch.testing.assert_close(model(*given), expected, rtol=0, atol=0)
+
+
+TRANSFORMS = {
+    "vmap": lambda f, x, g: torch.vmap(f)(x, g),
+    "jvp": lambda f, x, g: torch.func.jvp(f, (x, g), (g, x)),
+    "a Hessian": lambda f, x, g: torch.func.hessian(lambda x, g: f(x, g).sum(), argnums=1)(x, g),
+    "a batch of gradients": lambda f, x, g: torch.vmap(torch.func.grad(lambda x, g: f(x, g).sum()))(x, g),
+    "make_fx": lambda f, x, g: torch.fx.experimental.proxy_tensor.make_fx(f)(x, g)(x, g),
+    "a FLOP counter": lambda f, x, g: counted(f, x, g),
+}
+
+
+def counted(f, x, g):
+    with FlopCounterMode(display=False):
+        return f(x, g)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_what_a_transform_gives_is_pytorchs(transform):
+    model, (x, g) = Product(), torch.randn(2, 3, 4)
+    expected = transform(model, x, g)
+    with sigtorch.patch(model), sigtorch.use_backend("triton"):
+        torch.testing.assert_close(transform(model, x, g), expected, rtol=0, atol=0)
 
 
 def test_a_global_gate_is_a_tensor(monkeypatch):
