@@ -87,7 +87,7 @@ def by_patch(function: Callable[..., Tensor]) -> Model | None:
 
 
 def measured(ops: Sequence[str], device: torch.device) -> tuple[dict[str, Any], list[Record]]:
-    """A header, and each operation's host time forward and backward: PyTorch's operators, sigtorch, and its operator."""
+    """A header, and each operation's host time forward and backward, in all ways."""
     torch.set_num_threads(1)
     head = _report.header(device if device.type == "cuda" else None)
     if device.type != "cuda":

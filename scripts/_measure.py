@@ -27,7 +27,7 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
     gc.collect()  # what a cycle of objects holds would be freed during the step
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would report its start and a missing GPU
     with warnings.catch_warnings():
-        # torch 2.11 warns of what it clears after a cycle; to keep it, acc_events=True, parses each event a second time.
+        # torch 2.11 warns that it drops events after a cycle. acc_events=True would keep them, but parses each twice.
         warnings.filterwarnings("ignore", "Warning: Profiler clears events")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             step()

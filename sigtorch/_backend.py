@@ -127,6 +127,14 @@ def kernels_chosen() -> bool:
     return choice == "triton" or (choice == "auto" and reporting() is not None)
 
 
+def kernels_run_on(t: torch.Tensor) -> bool:
+    """Tells in eager code whether kernels run on a tensor's device, for dtypes that they take; during a report, on CUDA."""
+    choice = chosen()
+    if (choice == "auto" and not t.is_cuda) or observed():
+        return choice != "aten" and reporting() is not None
+    return choice == "triton" or (choice == "auto" and _triton_works_on(t.get_device()))
+
+
 @constant_in_graphs
 def _compiled_choice() -> Backend:
     return _named_by_variable()

@@ -210,10 +210,10 @@ def _count_memory_uses(t: torch.Tensor) -> int:
 
 
 def may_fuse(gate: Any) -> bool:
-    """Tells whether a product with a gate may fuse, by the least work: the product looks closer, at both operands."""
-    if type(gate) not in _eligible.PLAIN_TYPES or is_compiling() or not (gate.is_cuda or _backend.kernels_chosen()):
+    """Tells whether a gate is worth putting off. The product checks dtypes, keys, shapes and strides."""
+    if type(gate) not in _eligible.PLAIN_TYPES or is_compiling() or not _backend.kernels_run_on(gate):
         return False
-    # A tracer would note the sizes that a product compares, and some layouts have none.
+    # A tracer would note the sizes that a product compares. Nested and sparse tensors have no sizes or strides to compare.
     return not (_eligible.transformed() or gate.is_nested) and gate.layout is torch.strided
 
 
@@ -256,11 +256,13 @@ def value(held: Any) -> Any:
 
 def called(callee: Any) -> Any:
     """Returns what a function that holds products is rewritten to; anything else as it is."""
-    return _replaced(callee, _rewrite().rewritten_function)
+    return callee if is_compiling() else _replaced(callee, _rewrite().rewritten_function)
 
 
 def deferring(callee: Any) -> Any:
     """Returns what puts off the sigmoid or silu that a function ends in, for a product; anything else as it is."""
+    if is_compiling():
+        return callee
     if isinstance(callee, torch.nn.Module):
         forward = own_forward(callee)
         if type(forward) is not FunctionType or obstacle(callee) is not None:
@@ -280,8 +282,6 @@ def _rewrite() -> Any:
 
 def _replaced(callee: Any, find: Callable[[FunctionType, Any], Any]) -> Any:
     """Returns a function, or a method bound to its object, as ``find`` rewrites it."""
-    if is_compiling():
-        return callee
     if type(callee) is FunctionType:
         made = find(callee, object)
         return callee if made is None else made.function

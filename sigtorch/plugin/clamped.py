@@ -42,7 +42,7 @@ class ClampedSwiGLU(NamedTuple):
     numbers: list[ast.expr]
 
     def written(self, call: Callable[..., ast.Call]) -> list[ast.stmt]:
-        """Returns the statements that stand for these, which are changed; ``call`` makes a call of a helper."""
+        """Changes these statements, and returns what stands for them; ``call`` makes a call of a helper."""
         for name, statement in zip(self.sources, self.statements if self.before else (), strict=False):
             statement.value.func.value = ast.Name(name, ast.Load())  # type: ignore[attr-defined]
         given = [

@@ -274,7 +274,9 @@ class Finder(Reader):
         return self.rewriting.sites_in(source.resolve(callee, self.function), object)
 
     def note_sites(self) -> None:
-        within = {n: c for c in self.found.clamped for s in c.statements for n in ast.walk(s)}
+        # A product in the sources of a clamped SwiGLU is another one.
+        within = {n for c in self.found.clamped for s in c.statements for n in ast.walk(s)}
+        within -= {n for c in self.found.clamped for s in c.before for n in ast.walk(s)}
         nodes = [n for n in ast.walk(self.definition) if n in self.activations or n in self.refused]
         for product in sorted((n for n in nodes if not isinstance(n, ast.Return)), key=position):
             if product not in self.activations:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sigtorch import _backend, _eligible
 from sigtorch.ops import gates
 from sigtorch.plugin import activated
-from sigtorch.plugin.activated import Activated, value
+from sigtorch.plugin.activated import Activated, called, value
 from sigtorch.plugin.recognise import SIGMOID, Activation, fusable_activation
 
 PRODUCTS = (torch.mul, torch.multiply, operator.mul)
@@ -105,6 +105,8 @@ def lerp(function: Any, start: Any, end: Any, weight: Any) -> Any:
 def lerp_method(start: Any) -> Callable[[Any, Any], Any]:
     """Returns ``start.lerp``, to be called with the end and the weight."""
     method = start.lerp  # read before the others are evaluated, as it was written
+    if type(start) not in _eligible.PLAIN_TYPES:  # a method of something else
+        method = called(method)
 
     def interpolate(end: Any, weight: Any) -> Any:
         fuses = _lerp_fuses(start, end, weight)
@@ -115,7 +117,7 @@ def lerp_method(start: Any) -> Callable[[Any, Any], Any]:
 
 def _lerp_fuses(start: Any, end: Any, weight: Any) -> bool:
     is_sigmoid = type(weight) is Activated and weight.activation == SIGMOID
-    return is_sigmoid and _fuses(_lerp_obstacle(weight, end, start))
+    return is_sigmoid and isinstance(start, Tensor) and _fuses(_lerp_obstacle(weight, end, start))
 
 
 def gated(left: Any, right: Any) -> Any:

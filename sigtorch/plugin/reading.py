@@ -114,7 +114,13 @@ class Reader:
         if call.keywords or any(isinstance(a, ast.Starred) for a in call.args):
             return None
         is_function = len(call.args) == 3 and source.resolve(call.func, self.function) is torch.lerp
-        return call.args[-1] if is_function or is_lerp_method(call) else None
+        is_method = is_lerp_method(call) and self.may_be_tensor(call.func.value)  # type: ignore[attr-defined]
+        return call.args[-1] if is_function or is_method else None
+
+    def may_be_tensor(self, node: ast.expr) -> bool:
+        """Tells whether an expression may be a tensor: not the module, an attribute of it, or a global object."""
+        is_attribute = isinstance(node, ast.Attribute) and self.is_self(node.value)
+        return not (self.is_self(node) or is_attribute) and source.resolve(node, self.function) is None
 
     def activation(self, node: ast.expr) -> Activation | Unknown | None:
         """Returns which activation's result a call is, or may be."""
@@ -159,7 +165,7 @@ class Reader:
         return self.rewriting.is_deferrable(source.resolve(callee, self.function))
 
     def gate(self, core: ast.Call) -> list[ast.expr]:
-        """Returns the arguments that an activation's result may share no memory with, but is computed from."""
+        """Returns the expressions that an activation is given: its result is a new tensor, computed from these."""
         if is_sigmoid_method(core):
             return [core.func.value]  # type: ignore[attr-defined]
         return [*core.args, *(k.value for k in core.keywords)]

@@ -48,9 +48,9 @@ _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER = nn.Sequential.forward, nn.Sequential.__iter__
 _SIGTORCH_FORWARD: Any = Sigmoid.forward
 _VIEW_FORWARDS = (nn.Flatten.forward, nn.Unflatten.forward, nn.Identity.forward)
-_KNOWN = (*_FUNCTIONS, *_VIEW_FORWARDS, _CALL, _CALL_IMPL, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
+_KNOWN = (*_FUNCTIONS, *_VIEW_FORWARDS, _SEQUENTIAL_FORWARD, _SEQUENTIAL_ITER, _SIGTORCH_FORWARD)
 _CODES = {f: getattr(f, "__code__", None) for f in _KNOWN}
-_CALL_CODE, _CALL_IMPL_CODE = _CALL.__code__, _CALL_IMPL.__code__
+_CALL_CODE, _CALL_IMPL_CODE = getattr(_CALL, "__code__", None), getattr(_CALL_IMPL, "__code__", None)
 _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
     nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh, nn.AdaptiveAvgPool2d,
@@ -59,8 +59,6 @@ _NEW_TENSOR_FORWARDS = [cls.forward for cls in (
 
 def fusable_activation(function: Any) -> Activation | None:
     """Returns which activation a function or module computes from its one argument, if a kernel may compute it instead."""
-    if not isinstance(function, nn.Module):
-        return _known_function(function)
     activation = _class_activation(function)
     return activation if activation and obstacle(function) is None else None
 
@@ -172,14 +170,17 @@ def own_forward(module: nn.Module) -> Any:
     """Returns the forward of a module's class if calling the module runs only that, else None."""
     cls: Any = original_of(type(module))
     calls = cls.__call__ is _CALL and cls._call_impl is _CALL_IMPL
-    is_unchanged = _CALL.__code__ is _CALL_CODE and _CALL_IMPL.__code__ is _CALL_IMPL_CODE
+    is_unchanged = (
+        getattr(_CALL, "__code__", None) is _CALL_CODE and getattr(_CALL_IMPL, "__code__", None) is _CALL_IMPL_CODE
+    )
     return cls.forward if calls and is_unchanged else None
 
 
 class _Callee(NamedTuple):
     """The function that a one-statement function calls, as a name and attributes of its value.
 
-    An empty name stands for the method ``sigmoid`` of the function's argument.
+    An empty name stands for the method ``sigmoid`` of the function's argument. ``is_global`` tells that the name is neither
+    a local variable nor one of an enclosing function.
     """
 
     name: str
@@ -235,14 +236,14 @@ def _callee(function: types.FunctionType, is_method: bool) -> _Callee | None:
 
 
 def _read_callee(function: types.FunctionType, self_name: str) -> _Callee | None:
-    callee = _callee_of(function, self_name)
+    callee = _callee_in_source(function, self_name)
     code = function.__code__
     if callee is None or callee.name in ("", *code.co_freevars, *code.co_varnames, *code.co_cellvars):
         return callee
     return callee._replace(is_global=True)
 
 
-def _callee_of(function: types.FunctionType, self_name: str) -> _Callee | None:
+def _callee_in_source(function: types.FunctionType, self_name: str) -> _Callee | None:
     if function.__name__ == "<lambda>":
         read_lambda = source.read_lambda(function)
         return None if read_lambda is None else _callee_in(read_lambda.args, read_lambda.body, self_name)

@@ -84,6 +84,12 @@ def inline(self, x):
     return self.w2(up * self.act(gate))
 
 
+def of_a_product(self, x):
+    gate = self.w1(x * torch.sigmoid(x)).clamp(max=self.limit)
+    up = self.w3(x).clamp(min=-self.limit, max=self.limit)
+    return self.w2(up * self.act(gate))
+
+
 def interleaved(self, x):
     both = self.both(x)
     gate, up = both[..., 0::2], both[..., 1::2]
@@ -194,6 +200,15 @@ def test_other_ways_to_write_it(forward, numbers):
     sigtorch.patch(model)
     agree(before, run(model))
     assert numbers == [FUSED[forward]]
+
+
+def test_a_product_within_its_source():
+    """Both are fused, and each has its own name."""
+    model = model_of(of_a_product)
+    before = run(model)
+    with sigtorch.patch(model) as patch, sigtorch.use_backend("triton"):
+        agree(before, run(model))
+    assert [str(patch).count(f"sigtorch.{name} at") for name in ("sigmoid_gate", "swiglu")] == [1, 1]
 
 
 LEFT = (read_later, other_limits, both_sides, code_between, other_gate, in_a_loop)

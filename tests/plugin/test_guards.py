@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.fx.experimental.proxy_tensor
+import torch.nn.functional as F
 from support.patching import Backwards, Switched, View, spy
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import sigtorch
@@ -77,6 +79,66 @@ def test_what_no_kernel_takes_is_pytorchs(inputs):
     expected = model(*given)
     with sigtorch.patch(model), sigtorch.use_backend("triton"):
         torch.testing.assert_close(model(*given), expected, rtol=0, atol=0)
+
+
+class Viewed(nn.Module):
+    def forward(self, x, g):
+        return x * torch.sigmoid(g).unsqueeze(0)
+
+
+class Operators(TorchDispatchMode):
+    """Keeps the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("model", [Product, Viewed])
+def test_a_mode_sees_what_was_written(model):
+    """Operators and their order are those of the plain model: no kernel runs under a mode that watches."""
+    model, (x, g) = model(), torch.randn(2, 6)
+    with Operators() as plain:
+        model(x, g)
+    with sigtorch.patch(model), sigtorch.use_backend("triton"), Operators() as patched:
+        model(x, g)
+    assert patched.names == plain.names
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors():
+    x, g = (torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)]) for _ in range(2))
+    gated = type("Gated", (nn.Module,), {"forward": by_silu})()
+    expected = gated(x, g)
+    with sigtorch.patch(gated), sigtorch.use_backend("triton"):
+        torch.testing.assert_close(gated(x, g).unbind(), expected.unbind(), rtol=0, atol=0)
+
+
+def by_silu(self, x, g):
+    return x * F.silu(g)
+
+
+class Blend(nn.Module):
+    """Has a method named as a tensor's, whose product is its own."""
+
+    def forward(self, x, g):
+        return self.lerp(x, torch.sigmoid(g))
+
+    def lerp(self, x, s):
+        return x * s * torch.sigmoid(x)
+
+
+def test_a_lerp_of_something_else():
+    model, (x, g) = Blend(), torch.randn(2, 6)
+    expected = model(x, g)
+    with sigtorch.patch(model) as patch, sigtorch.use_backend("triton"):
+        torch.testing.assert_close(model(x, g), expected)
+        assert "sigmoid_lerp" not in str(patch)
 
 
 TRANSFORMS = {

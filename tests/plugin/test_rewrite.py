@@ -148,12 +148,20 @@ def nested(self, x):
     return self.w2(next(inner(y) for y in (x,)))
 
 
+def gated(x, g):
+    return x * torch.sigmoid(g)
+
+
+def in_a_function(self, x):
+    return self.w2(gated(self.w3(x), self.w1(x)))
+
+
 FUSED = {
     scaled: 1, clamped: 1, dropped: 1, with_options: 1, down_of_gate: 1, the_other_way_round: 1, depends_on_values: 2,
     keeps_state: 1, decorated: 1, without_autocast: 1, checkpointed: 2, by_function: 1, by_its_long_name: 1, by_torch_mul: 1,
     by_operator: 1, first_named: 1, beside_a_sum: 1, packed: 1, scaled_silu: 1, two_gates: 2, one_a_row: 1,
     one_a_row_seen_otherwise: 1, seen_by_keyword: 1, both_named: 1, autograd_switched: 1, nested: 1,
-    by_the_method: 1, by_both_methods: 2,
+    by_the_method: 1, by_both_methods: 2, in_a_function: 1,
 }  # fmt: skip
 
 
