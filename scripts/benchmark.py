@@ -161,9 +161,9 @@ def machine_code(op: str, dtype: str, passes: Sequence[str]) -> list[Record]:
                 out = case.ours(*inputs)
             with compiled(arch) as backward:
                 torch.autograd.grad(out, wanted, torch.empty_like(out))
-        once = cache(count)  # for a launch belongs to two of the passes
+        counts_of = cache(count)  # for a launch belongs to two of the passes
         for pass_, launches in {"forward": forward, "backward": backward, "both": forward + backward}.items():
-            counts = [(once(launch), launch.threads / n) for launch in launches if pass_ in passes]
+            counts = [(counts_of(launch), launch.threads / n) for launch in launches if pass_ in passes]
             if not counts:
                 continue
             figures = [

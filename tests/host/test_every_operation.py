@@ -14,13 +14,13 @@ SHAPES = {"rows of vectors": (4, 6, 16), "odd rows": (2, 3, 18), "images": (2, 3
 
 
 @pytest.mark.parametrize(("dtype", "shape"), by_release(DTYPES, SHAPES, (torch.bfloat16, "rows of vectors")), ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_dtypes(case, dtype, shape):
     assert all(launches(case.ours, *case.inputs(SHAPES[shape], dtype)))
 
 
 @pytest.mark.parametrize("strides", STRIDES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_strides(case, strides):
     inputs = [strides(t.detach()).requires_grad_() for t in case.inputs((4, 6, 16), torch.bfloat16)]
     assert all(launches(case.ours, *inputs))

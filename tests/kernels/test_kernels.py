@@ -36,7 +36,7 @@ def test_takes_any_strides(case, strides, shape, device):
     assert out.stride() == case.oracle(*[t.detach() for t in inputs]).stride()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.fused and len(c.shapes((4, 6))) > 1], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.shapes((4, 6))) > 1], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtypes", [*itertools.permutations(DTYPES, 2)], ids=str)
 def test_dtypes_promote(case, dtypes, device):
     """Kernels compute in float32, or all in float64: operands of both dtypes go to PyTorch."""
@@ -80,7 +80,7 @@ def test_takes_any_gradient_strides(case, strides, device):
     check(case, case.inputs((4, 6, 16), torch.float32, device), lambda out: strides(weights.to(out)), "triton")
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.fused], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_every_half_value(case, dtype, device):
     """All values from -86 to 24 in the first input: beyond, the oracle's own 1 - s cancels."""
@@ -156,7 +156,7 @@ def test_a_hook_may_hand_back_another_kind_of_tensor(case, device):
     """A kernel would misread its memory: here a tensor with the negative bit."""
     unpack = lambda t: torch._neg_view(-t) if t.is_floating_point() else t  # noqa: E731
     with saved_tensors_hooks(lambda t: t, unpack):  # the formula runs backward, and rounds after every operator
-        check(replace(case, fused=False), case.inputs((4, 6), torch.float32, device), backend="triton")
+        check(replace(case, rounds_once=False), case.inputs((4, 6), torch.float32, device), backend="triton")
 
 
 @every_case

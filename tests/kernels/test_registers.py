@@ -21,7 +21,7 @@ half = torch.float16  # fewer layouts: its registers are bfloat16's, but for los
 
 def many_rows(dtype):
     for shape in (vectors,) if dtype == half else (few_columns, vectors):
-        for case in (c for c in CASES if c.fused):
+        for case in CASES:
             yield f"{case.name} {shape}", case.ours, case.inputs(shape, dtype)
         for loss in LOSSES:
             for kind in ("soft", "uint8", "index"):

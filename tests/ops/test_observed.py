@@ -28,7 +28,7 @@ def flops():
 
 
 @pytest.mark.parametrize("mode", [Recorded, flops])
-@pytest.mark.parametrize("case", [c for c in cases.CASES if c.fused], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_values_are_the_same(case, mode):
     """To the bit: the operators run the kernels."""
     inputs = case.inputs((4, 6), torch.bfloat16, DEVICE)
@@ -114,7 +114,7 @@ OBSERVERS = {"plain": lambda: sigtorch.use_backend("triton"), "recorded": Record
 
 
 @pytest.mark.parametrize(("forth", "back"), [*itertools.permutations(OBSERVERS, 2)])
-@pytest.mark.parametrize("case", [c for c in cases.CASES if c.fused], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_checkpoints_whatever_observes(case, forth, back):
     inputs = case.inputs((4, 6), torch.float32, DEVICE)
     with sigtorch.use_backend("triton"):

@@ -22,7 +22,7 @@ class Case:
     ours: Callable
     oracle: Callable
     shapes: Callable = lambda s: (s,)  # the inputs' shapes, from a base shape of two axes or more
-    fused: bool = True  # by a kernel, where one is asked for
+    rounds_once: bool = True  # as kernels do; the formula rounds after every operator
     saves_output: bool = False  # gradients carry the rounding of a saved output
     cancels: bool = False  # values or gradients are sums of terms that may cancel
     farthest: float = 3e38  # where plain operators stay finite
@@ -213,7 +213,7 @@ def check(case, inputs, grad=None, backend="auto"):
     assert dtype == eager.dtype
     assert out.shape == eager.shape
     # PyTorch rounds after every operator.
-    composed = not case.fused or (backend == "auto" and sigtorch.backend_of(*inputs) == "aten")
+    composed = not case.rounds_once or (backend == "auto" and sigtorch.backend_of(*inputs) == "aten")
     cancelled = 32 * computed_in(dtype) if case.cancels else 0.0
     largest = torch.finfo(dtype).max
     expected = torch.where(expected.abs() > largest, expected * torch.inf, expected)
