@@ -63,7 +63,7 @@ class Finder(Reader):
     def find(self, *, defers_returns: bool = False) -> Found:
         """Finds all; ``defers_returns`` also puts off what the function returns."""
         for node in ast.walk(self.definition):
-            if pair := self.complemented(node):
+            if pair := self.interpolated(node):
                 self.uses |= dict.fromkeys(pair, node)
             for factor in self.factors(node) or ():
                 self.uses.setdefault(viewed(factor), node)  # an interpolation comes before its terms
@@ -283,7 +283,7 @@ class Finder(Reader):
                 self.found.sites.append(Site(self.line_of(product), "", CHANGED_REASON))
                 continue
             fused = _FUSED[self.activations[product]]
-            if sigmoids := self.complemented(product):
+            if sigmoids := self.interpolated(product):
                 fused = "sigtorch.sigmoid_lerp"
                 self.found.interpolations.add(product)
                 rests = [n for n in ast.walk(product) if isinstance(n, ast.BinOp) and n.right in sigmoids]

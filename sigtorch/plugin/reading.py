@@ -88,7 +88,7 @@ class Reader:
             return None
         return pair
 
-    def complemented(self, node: ast.AST) -> list[ast.expr]:
+    def interpolated(self, node: ast.AST) -> list[ast.expr]:
         """Returns the sigmoids of an interpolation: in ``s * x + (1 - s) * y`` both, of a ``lerp`` the weight."""
         if isinstance(node, ast.Call):
             weight = self.lerp_weight(node)

@@ -54,7 +54,7 @@ SETTINGS = {
 }
 
 
-# Kernels of these, which run under "patched", are not looked into: what a diverted torch.sigmoid saves changes nothing.
+# A patch diverts torch.sigmoid, which these do not call: what it saves changes nothing.
 WITHOUT_SIGMOID = {"router", "attention", *(c.name for c in CASES if not c.name.startswith("sigmoid"))}
 
 

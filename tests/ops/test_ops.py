@@ -127,10 +127,10 @@ def test_compiles_whole(case, compiler):
     if compiler == "inductor" and (case.name != "sigmoid" or shutil.which("g++") is None):
         pytest.skip("inductor: one operation is enough, and it needs a C++ compiler")
     torch._dynamo.reset()
-    agrees(torch.compile(case.ours, fullgraph=True, backend=compiler), case, (2, 4))
+    assert_agrees(torch.compile(case.ours, fullgraph=True, backend=compiler), case, (2, 4))
 
 
-def agrees(compiled, case, shape):
+def assert_agrees(compiled, case, shape):
     """Values and gradients of compiled code are those of eager code."""
     inputs = case.inputs(shape, torch.float32)
     weights = torch.randn_like(case.ours(*inputs))
@@ -145,7 +145,7 @@ def test_compiles_for_every_size(case):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend=counter)
     for rows in (6, 8, 10):  # neither the other axis nor, after halving, 1: these are compiled apart
-        agrees(compiled, case, (rows, 4))
+        assert_agrees(compiled, case, (rows, 4))
     assert counter.frame_count == 1
 
 

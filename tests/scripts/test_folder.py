@@ -18,7 +18,7 @@ import pytest
 import torch
 import train_digits
 from support.forking import forks
-from support.scripting import SCRIPTS, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
+from support.scripting import SCRIPTS, TINY_DATA, TINY_TEXT, Started, assert_refused, checkpoints, environment, fork
 
 PROGRAMS = sorted(
     path.name for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text() and path.name != "_chunked.py"
@@ -118,7 +118,7 @@ def test_a_training_that_was_killed_begins_again(tmp_path):
 
 @pytest.mark.parametrize("script", WRITING)
 def test_a_folder_that_cannot_be_made_ends_a_script_first(script):
-    small = TINY_TEXT[-2:] if script in ("train_text.py", "train_experts.py", "train_labels.py") else ()
+    small = TINY_DATA if script in ("train_text.py", "train_experts.py", "train_labels.py") else ()
     ended = fork(script, *small, "--out", "/proc/x")
     assert_refused(ended, "argument --out: cannot write into '/proc/x': No such file or directory")
 
