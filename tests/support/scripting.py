@@ -28,7 +28,8 @@ from support.forking import forks
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # A GPT that takes milliseconds a step, on a file that takes no time to read.
 TINY_DATA = ("--data", str(SCRIPTS / "benchmark.py"))
-TINY_TEXT = (*"--device cpu --dim 16 --layers 2 --heads 2 --context 32 --batch 8".split(), *TINY_DATA)
+TINY_MODEL = ("--dim", "16", "--layers", "2", "--heads", "2", "--context", "32", "--batch", "8")
+TINY_TEXT = ("--device", "cpu", *TINY_MODEL, *TINY_DATA)
 # Warnings are errors, but for what dependencies say of themselves: Triton and Dynamo on new Pythons, and what Dynamo hides.
 IGNORED = (
     "AnnAssign.__init__ missing",
