@@ -376,3 +376,12 @@ def test_a_product_checks_each_thing_once(device, monkeypatch):
     with sigtorch.patch(model), sigtorch.use_backend("triton"):
         torch.testing.assert_close(model(x), expected)
     assert asked == ["fuses", "select"]
+
+
+def test_a_module_that_takes_the_sigmoid_of_another_value(calls):
+    """Its sigmoid is put off with that value."""
+    model = MLP(Steep())
+    before = run(model)
+    with sigtorch.patch(model):
+        agree(before, run(model))
+    assert calls == ["sigmoid_gate"]
