@@ -1,7 +1,5 @@
 """The most memory that losses over a product that is never whole take, beside eager code's, in bytes that PyTorch allocates."""
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,18 +51,10 @@ def peaks(loss, tensors):
     return both, peak_extra_bytes(forward, device)
 
 
-@functools.cache
-def peaks_of_eager_code(make, *size):
-    """The same whatever the targets are and how they are given."""
-    tensors, eager, _ = make(*size)
-    return peaks(eager, tensors)
-
-
-def check(make, *size, small_chunks=True, **targets):
-    tensors, _, ours = make(*size, **targets)
-    for theirs, mine in zip(peaks_of_eager_code(make, *size), peaks(ours, tensors)):
+def check(tensors, eager, ours):
+    for theirs, mine in zip(peaks(eager, tensors), peaks(ours, tensors)):
         assert mine <= max(theirs, LEAST), f"{mine:,} bytes, eager {theirs:,}"
-        assert theirs < LARGE or not small_chunks or mine <= 0.03 * theirs, f"{mine:,} bytes, eager {theirs:,}"
+        assert theirs < LARGE or mine <= 0.03 * theirs, f"{mine:,} bytes, eager {theirs:,}"
 
 
 WIDE = [torch.float32, torch.float64]
@@ -78,7 +68,7 @@ LAYERS += [(1, 40_000, 256), (4, 50_000, 512), (16, 50_000, 64), (256, 30_000, 4
 def test_a_layers_loss_takes_no_more_than_eager_code(n, labels, d, dtype, csr):
     if n * labels > 2**20 and dtype == torch.float64:
         pytest.skip("as float32 does")
-    check(linear, n, labels, d, dtype, csr=csr)
+    check(*linear(n, labels, d, dtype, csr=csr))
 
 
 PAIRS = [(n, d) for n in (1, 4, 64, 256, 1024, 4096) for d in (1, 64)] + [
@@ -94,14 +84,16 @@ PAIRS = [(n, d) for n in (1, 4, 64, 256, 1024, 4096) for d in (1, 64)] + [
 def test_siglip_takes_no_more_than_eager_code(n, d, dtype):
     if n * n * 24 > 2**28 and dtype == torch.float64:
         pytest.skip("as float32 does")
-    check(siglip, n, d, dtype)
+    check(*siglip(n, d, dtype))
 
 
 @pytest.mark.parametrize("csr", [False, True], ids=["dense", "csr"])
 @pytest.mark.parametrize("share", [0.3, 1.0])
 @pytest.mark.parametrize(("n", "labels"), [(4, 1000), (64, 1000), (16, 50_000), (64, 50_000), (1024, 1000)])
 def test_positives_may_be_many(n, labels, share, csr):
-    check(linear, n, labels, 16, torch.float32, small_chunks=False, share=share, csr=csr)
+    tensors, eager, ours = linear(n, labels, 16, torch.float32, share=share, csr=csr)
+    for theirs, mine in zip(peaks(eager, tensors), peaks(ours, tensors)):
+        assert mine <= max(theirs, LEAST), f"{mine:,} bytes, eager {theirs:,}"
 
 
 @pytest.mark.parametrize("weights", [torch.tensor(2.0), torch.rand(50_000)])
@@ -120,7 +112,7 @@ def test_weights_of_positives_take_little(weights):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("n", "labels", "d"), [(4, 8000, 256), (64, 1000, 512), (1000, 64, 512), (4, 8, 40_000), (4, 40_000, 64)]
+    ("n", "labels", "d"), [(4, 20_000, 256), (64, 1000, 512), (1000, 64, 512), (4, 8, 40_000), (4, 200_000, 64)]
 )
 def test_half_types_copy_no_more_than_a_chunk(n, labels, d, dtype):
     """On a CPU they are added up in float32: copies of a chunk's features, the sum of the samples' gradient, and units."""
